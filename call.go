@@ -1,0 +1,300 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// maxRuns is how often one call runs its function at most.
+	maxRuns = 10
+
+	// maxLostClaims is how many connections one call may lose before it has run
+	// anything: after a restart of the server, every idle one is a dead one.
+	maxLostClaims = 10
+
+	// doubtBound is how long a call tries to find out how its COMMIT ended.
+	doubtBound = 15 * time.Second
+
+	// grace is how long a caller that does not want to wait asks again. A replay
+	// holds the advisory lock until its ROLLBACK has arrived, so "not got" does
+	// not prove that a call is in flight.
+	grace = 50 * time.Millisecond
+)
+
+// errEnded is what Event.Err says when a call did not return.
+var errEnded = errors.New("idempotency: the function panicked or ended its goroutine")
+
+// A call is one Do or DoTx on its way.
+type call struct {
+	store *Store
+	key   Key
+	fn    body
+	start time.Time
+	lease *lease // of a Do that leads, until it is handed on
+	event Event
+
+	inFlightSince time.Time // when the key was first found to be another call's
+	waits         backoff
+	retries       backoff
+	lostClaims    int
+}
+
+func (s *Store) newCall(operation string, key Key, fn body) *call {
+	return &call{
+		store: s, key: key, fn: fn, start: time.Now(),
+		event: Event{Operation: operation, Err: errEnded},
+	}
+}
+
+// do is Do on stored values.
+func (s *Store) do(ctx context.Context, key Key, fn body) (*record, bool, error) {
+	c := s.newCall("Do", key, fn)
+	defer c.observe(ctx)
+	return c.end(c.do(ctx))
+}
+
+func (c *call) observe(ctx context.Context) {
+	c.store.observe(ctx, &c.event, c.start)
+}
+
+// end checks that the record is the answer to this request, and notes how the
+// call went.
+func (c *call) end(rec *record, err error) (*record, bool, error) {
+	if err == nil && rec != nil && rec.fingerprint != c.key.Fingerprint {
+		err = ErrKeyReused
+	}
+	c.event.Replayed, c.event.Err = rec != nil && err == nil, err
+	return rec, c.event.Replayed, err
+}
+
+// do returns the record that it found, or neither record nor error when its own
+// COMMIT was acknowledged.
+func (c *call) do(ctx context.Context) (*record, error) {
+	if err := c.admit(ctx); err != nil {
+		return nil, err
+	}
+	lease, rec, err := c.store.gate.enter(ctx, c.key, c.store.cfg.Wait)
+	c.event.Waited = time.Since(c.start)
+	if lease == nil {
+		return rec, err
+	}
+	c.lease = lease
+	defer c.leave()
+	return c.lead(ctx)
+}
+
+// admit refuses a call before anything is acquired for it.
+func (c *call) admit(ctx context.Context) error {
+	if err := c.key.validate(); err != nil {
+		return err
+	}
+	if c.heldBy(ctx) {
+		return fmt.Errorf("%w: it is the function that made this call", ErrInProgress)
+	}
+	return ctx.Err()
+}
+
+// leave lets the next call for the key in, unless that was handed on.
+func (c *call) leave() {
+	if c.lease != nil {
+		c.lease.leave()
+	}
+}
+
+func (c *call) lead(ctx context.Context) (*record, error) {
+	x, rec, err := c.claim(ctx)
+	for x != nil {
+		failed := c.attempt(ctx, x)
+		switch {
+		case failed == nil:
+			return nil, nil
+		case failed.inDoubt:
+			x, rec, err = c.resolve(ctx, failed)
+		case c.mayRunAgain(ctx, failed) && c.retries.pause(ctx) == nil:
+			x, rec, err = c.claim(ctx)
+		default:
+			return nil, failed.err
+		}
+	}
+	return rec, err
+}
+
+func (c *call) mayRunAgain(ctx context.Context, failed *failure) bool {
+	return failed.transient && c.event.Runs < maxRuns && ctx.Err() == nil
+}
+
+// claim returns a session that owns the key, or the record that it found. It
+// waits for calls elsewhere, between its questions without a connection.
+func (c *call) claim(ctx context.Context) (*session, *record, error) {
+	for {
+		c.lease.seal()
+		x, f, err := c.store.begin(ctx, c.key)
+		switch {
+		case err == nil && f.state == claimed:
+			c.lease.stand(owning)
+			return x, nil, nil
+		case err == nil && f.state == recorded:
+			c.replay(x, f.rec)
+			return nil, f.rec, nil
+		case err == nil && f.state == abandoned:
+			x.rollback()
+			return nil, nil, errAbandoned
+		case err == nil:
+			x.rollback()
+			err = c.wait(ctx)
+		case lostClaim(err):
+			err = c.wait(ctx)
+		case c.mayReconnect(ctx, err):
+			err = c.retries.pause(ctx)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+func (c *call) mayReconnect(ctx context.Context, err error) bool {
+	c.lostClaims++
+	return lostConnection(err) && ctx.Err() == nil && c.lostClaims < maxLostClaims
+}
+
+// replay gives the record to everyone that waits here for it, and ends the
+// session in the background: the answer need not wait for a ROLLBACK. The next
+// call for the key is let in afterwards, since it would find the advisory lock
+// taken.
+func (c *call) replay(x *session, rec *record) {
+	c.lease.share(rec)
+	lease := c.lease
+	c.lease = nil
+	go func() {
+		x.rollback() // within rollbackBound
+		lease.leave()
+	}()
+}
+
+// wait pauses before the key is asked for again, up to Config.Wait.
+func (c *call) wait(ctx context.Context) error {
+	if c.lease != nil {
+		c.lease.stand(elsewhere)
+	}
+	now := time.Now()
+	if c.inFlightSince.IsZero() {
+		c.inFlightSince = now
+	}
+	end := c.start.Add(c.store.cfg.Wait)
+	if c.store.cfg.Wait < 0 {
+		end = c.inFlightSince.Add(grace)
+	}
+	if !now.Before(end) {
+		return ErrInProgress
+	}
+	err := sleep(ctx, min(c.waits.next(), end.Sub(now)))
+	c.event.Waited += time.Since(now)
+	if err != nil {
+		return leftWaiting(ctx)
+	}
+	return nil
+}
+
+// attempt runs the function in a session that owns the key, commits, and ends
+// the session. Nothing remains of a failure, unless it is in doubt.
+func (c *call) attempt(ctx context.Context, x *session) *failure {
+	committed := false
+	defer func() { // also when the function panics or calls runtime.Goexit
+		if !committed {
+			x.rollback()
+			c.lease.stand(asking)
+		}
+	}()
+	stored, failed := x.run(c.hold(ctx), c.countRun)
+	if failed != nil {
+		return failed
+	}
+	c.lease.seal()
+	if failed := x.commit(stored); failed != nil {
+		return failed
+	}
+	committed = true
+	c.lease.share(&record{fingerprint: c.key.Fingerprint, result: stored})
+	return nil
+}
+
+func (c *call) countRun(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+	c.event.Runs++
+	return c.fn(ctx, tx)
+}
+
+// resolve finds out what became of a COMMIT whose answer was lost, by claiming
+// the key again: that waits for the old transaction to end. To look for the
+// record would be unsound, for "not there" can mean "still committing". The
+// caller's context and Config.Wait do not apply.
+//
+// It returns the record; or, when nothing was committed, a session for another
+// run or the failure's error; or ErrOutcomeUnknown.
+func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record, error) {
+	c.event.InDoubt = true
+	c.lease.stand(elsewhere)
+	unknown := fmt.Errorf("%w: %w", ErrOutcomeUnknown, failed.err)
+	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), doubtBound)
+	defer cancel()
+	var waits backoff
+	for {
+		c.lease.seal()
+		x, f, err := c.store.begin(ask, c.key)
+		// Near the end of the retention, our own record can have come and gone.
+		conclusive := time.Since(failed.sent) < c.store.cfg.Retention/10*9
+		switch {
+		case err != nil:
+		case f.state == recorded && (conclusive || f.rec.fingerprint == c.key.Fingerprint):
+			if x.settle(ask) == nil {
+				c.lease.share(f.rec)
+				return nil, f.rec, nil
+			}
+		case f.state == claimed && conclusive && c.mayRunAgain(ctx, failed):
+			c.lease.stand(owning)
+			return x, nil, nil
+		case f.state == claimed && conclusive:
+			x.rollback()
+			return nil, nil, failed.err
+		case f.state == inFlight || f.state == expired:
+			x.rollback()
+		default:
+			x.rollback()
+			return nil, nil, unknown
+		}
+		if waits.pause(ask) != nil {
+			return nil, nil, unknown
+		}
+	}
+}
+
+// A hold marks the context of a function with the key that it runs under.
+type hold struct {
+	store *Store
+	at    gateKey
+	outer *hold
+}
+
+type holdKey struct{}
+
+func (c *call) hold(ctx context.Context) context.Context {
+	outer, _ := ctx.Value(holdKey{}).(*hold)
+	return context.WithValue(ctx, holdKey{}, &hold{c.store, gateKey{c.key.Scope, c.key.ID}, outer})
+}
+
+// heldBy reports whether ctx is of a function that runs under the same key: to
+// wait for that would be to wait for ourselves.
+func (c *call) heldBy(ctx context.Context) bool {
+	h, _ := ctx.Value(holdKey{}).(*hold)
+	for ; h != nil; h = h.outer {
+		if h.store == c.store && h.at == (gateKey{c.key.Scope, c.key.ID}) {
+			return true
+		}
+	}
+	return false
+}

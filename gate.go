@@ -1,0 +1,212 @@
+package idempotency
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// A gate is the mutex per key of this process. For each key one goroutine, the
+// leader, talks to PostgreSQL; the others wait here, in order of arrival and
+// without a connection, and get the leader's answer without a query. It stands
+// before the pool: duplicates that wait for a connection, even only to be
+// turned away, make every other caller of the pool wait behind them.
+//
+// The gate saves work and decides nothing: between processes, and between
+// Stores, the unique index is the judge.
+type gate struct {
+	mu      sync.Mutex
+	flights map[gateKey]*flight
+}
+
+type gateKey struct{ scope, id string }
+
+// standing is what the leader knows about its key.
+type standing int
+
+const (
+	asking    standing = iota // nothing yet, or it is replaying
+	owning                    // it holds the key's row
+	elsewhere                 // a call outside this gate holds the key
+)
+
+// A flight is a key at which somebody is at work. Guarded by gate.mu.
+type flight struct {
+	standing    standing
+	fingerprint Fingerprint // the leader's
+	waiters     list.List   // of *waiter, first come first served
+	arrivals    uint64      // waiters that ever joined
+	sealed      uint64      // arrivals when the leader's statement was sent
+}
+
+type waiter struct {
+	fingerprint Fingerprint
+	impatient   bool
+	arrival     uint64
+	place       *list.Element // nil once the verdict is sent; guarded by gate.mu
+	verdict     chan verdict  // holds one, so that sending never blocks
+}
+
+// A verdict ends a wait: with a record, an error, or the lead.
+type verdict struct {
+	lead *lease
+	rec  *record
+	err  error
+}
+
+// enter returns the lease of key's leader, or what a leader found while the
+// caller waited. Patience bounds the wait with ErrInProgress; when it is
+// negative, the caller is turned away as soon as somebody is known to hold the
+// key, and waits only for a leader that is still asking.
+func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lease, *record, error) {
+	g.mu.Lock()
+	at := gateKey{key.Scope, key.ID}
+	f := g.flights[at]
+	if f == nil {
+		if g.flights == nil {
+			g.flights = make(map[gateKey]*flight)
+		}
+		f = &flight{fingerprint: key.Fingerprint}
+		g.flights[at] = f
+		g.mu.Unlock()
+		return &lease{gate: g, at: at, flight: f}, nil, nil
+	}
+	w := &waiter{fingerprint: key.Fingerprint, impatient: patience < 0, verdict: make(chan verdict, 1)}
+	if err := f.refusal(w); err != nil {
+		g.mu.Unlock()
+		return nil, nil, err
+	}
+	f.join(w)
+	g.mu.Unlock()
+
+	v := g.wait(ctx, f, w, patience)
+	if v.lead != nil && ctx.Err() != nil {
+		v.lead.leave()
+		return nil, nil, leftWaiting(ctx)
+	}
+	return v.lead, v.rec, v.err
+}
+
+func (g *gate) wait(ctx context.Context, f *flight, w *waiter, patience time.Duration) verdict {
+	var bound <-chan time.Time
+	if !w.impatient {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		bound = timer.C
+	}
+	var err error
+	select {
+	case v := <-w.verdict:
+		return v
+	case <-ctx.Done():
+		err = leftWaiting(ctx)
+	case <-bound:
+		err = ErrInProgress
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if w.place == nil {
+		// The verdict came first. It may be the lead, which must not be lost.
+		return <-w.verdict
+	}
+	f.dismiss(w, verdict{})
+	return verdict{err: err}
+}
+
+func leftWaiting(ctx context.Context) error {
+	return fmt.Errorf("idempotency: waiting for the call in flight: %w", ctx.Err())
+}
+
+func (f *flight) join(w *waiter) {
+	f.arrivals++
+	w.arrival = f.arrivals
+	w.place = f.waiters.PushBack(w)
+}
+
+func (f *flight) dismiss(w *waiter, v verdict) {
+	f.waiters.Remove(w.place)
+	w.place = nil
+	w.verdict <- v
+}
+
+// refusal says why w cannot wait for what the leader is doing. A fingerprint is
+// compared only with a leader that owns the row: one that is itself replaying,
+// or was sent with the wrong request, must not answer for the key.
+func (f *flight) refusal(w *waiter) error {
+	switch {
+	case f.standing == owning && f.fingerprint != w.fingerprint:
+		return ErrKeyReused
+	case f.standing != asking && w.impatient:
+		return ErrInProgress
+	}
+	return nil
+}
+
+// A lease is the right to talk to PostgreSQL about one key. It ends with leave.
+type lease struct {
+	gate   *gate
+	at     gateKey
+	flight *flight
+}
+
+// seal is called right before a statement whose answer is to be shared is
+// sent. Waiters that come later ask for themselves, else they could be given a
+// value that was deleted before they called.
+func (l *lease) seal() {
+	l.gate.mu.Lock()
+	defer l.gate.mu.Unlock()
+	l.flight.sealed = l.flight.arrivals
+}
+
+// stand makes known what the leader has learned, and turns away the waiters
+// that will not wait for that.
+func (l *lease) stand(s standing) {
+	l.gate.mu.Lock()
+	defer l.gate.mu.Unlock()
+	if l.flight.standing == s {
+		return
+	}
+	l.flight.standing = s
+	l.flight.each(func(w *waiter) {
+		if err := l.flight.refusal(w); err != nil {
+			l.flight.dismiss(w, verdict{err: err})
+		}
+	})
+}
+
+// share gives rec to the waiters that came before the seal.
+func (l *lease) share(rec *record) {
+	l.gate.mu.Lock()
+	defer l.gate.mu.Unlock()
+	l.flight.each(func(w *waiter) {
+		if w.arrival <= l.flight.sealed {
+			l.flight.dismiss(w, verdict{rec: rec})
+		}
+	})
+}
+
+// leave hands the lead to the waiter that has waited longest.
+func (l *lease) leave() {
+	l.gate.mu.Lock()
+	defer l.gate.mu.Unlock()
+	f := l.flight
+	first := f.waiters.Front()
+	if first == nil {
+		delete(l.gate.flights, l.at)
+		return
+	}
+	w := first.Value.(*waiter)
+	f.standing = asking
+	f.fingerprint = w.fingerprint
+	f.dismiss(w, verdict{lead: &lease{gate: l.gate, at: l.at, flight: f}})
+}
+
+func (f *flight) each(visit func(*waiter)) {
+	for e := f.waiters.Front(); e != nil; {
+		next := e.Next()
+		visit(e.Value.(*waiter))
+		e = next
+	}
+}

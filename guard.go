@@ -1,0 +1,114 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var errNotYours = errors.New("idempotency: Do ends the transaction, not the function: return nil to commit, an error to roll back")
+
+// A guardedTx is the transaction as the caller's function sees it. Commit and
+// Rollback are refused without any effect, so that a habitual
+// "defer tx.Rollback(ctx)" is harmless. Once the function has returned
+// everything is refused: the connection may be another call's by then.
+type guardedTx struct {
+	pgx.Tx
+	ended     *atomic.Bool
+	savepoint bool // of the function's own, which it may end
+}
+
+func guardTx(tx pgx.Tx) *guardedTx {
+	return &guardedTx{Tx: tx, ended: new(atomic.Bool)}
+}
+
+func (g *guardedTx) end() { g.ended.Store(true) }
+
+func (g *guardedTx) usable() error {
+	if g.ended.Load() {
+		return pgx.ErrTxClosed
+	}
+	return nil
+}
+
+func (g *guardedTx) endable() error {
+	if !g.savepoint && !g.ended.Load() {
+		return errNotYours
+	}
+	return g.usable()
+}
+
+func (g *guardedTx) Commit(ctx context.Context) error {
+	if err := g.endable(); err != nil {
+		return err
+	}
+	return g.Tx.Commit(ctx)
+}
+
+func (g *guardedTx) Rollback(ctx context.Context) error {
+	if err := g.endable(); err != nil {
+		return err
+	}
+	return g.Tx.Rollback(ctx)
+}
+
+func (g *guardedTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	if err := g.usable(); err != nil {
+		return nil, err
+	}
+	tx, err := g.Tx.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &guardedTx{Tx: tx, ended: g.ended, savepoint: true}, nil
+}
+
+func (g *guardedTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if err := g.usable(); err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	return g.Tx.Exec(ctx, sql, args...)
+}
+
+func (g *guardedTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if err := g.usable(); err != nil {
+		return refused(err).Query()
+	}
+	return g.Tx.Query(ctx, sql, args...)
+}
+
+func (g *guardedTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if err := g.usable(); err != nil {
+		return refused(err).QueryRow()
+	}
+	return g.Tx.QueryRow(ctx, sql, args...)
+}
+
+func (g *guardedTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	if err := g.usable(); err != nil {
+		return pgx.FailedBatchResults(b, err)
+	}
+	return g.Tx.SendBatch(ctx, b)
+}
+
+func (g *guardedTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
+	if err := g.usable(); err != nil {
+		return 0, err
+	}
+	return g.Tx.CopyFrom(ctx, table, columns, src)
+}
+
+func (g *guardedTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	if err := g.usable(); err != nil {
+		return nil, err
+	}
+	return g.Tx.Prepare(ctx, name, sql)
+}
+
+// refused makes the Rows and Row of a query that is not sent.
+func refused(err error) pgx.BatchResults {
+	return pgx.FailedBatchResults(&pgx.Batch{}, err)
+}

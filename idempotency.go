@@ -1,0 +1,352 @@
+// Package idempotency runs a business transaction at most once per idempotency
+// key and gives every retry the first result. The key's record and the business
+// writes commit in the same PostgreSQL transaction, so there is no moment, crash
+// or lost connection in which one is durable without the other.
+//
+// For most uses, [New] and [Do] are all you need:
+//
+//	store := idempotency.New(pool)
+//	key := idempotency.Key{Scope: customerID, ID: r.Header.Get("Idempotency-Key")}
+//	charge, replayed, err := idempotency.Do(ctx, store, key,
+//		func(ctx context.Context, tx pgx.Tx) (Charge, error) {
+//			return createCharge(ctx, tx, request)
+//		})
+//
+// The client makes the key, a new one for each operation, and sends the same
+// one with every retry. Calling again is always safe, whatever happened before.
+//
+// A nil error is recorded; an error is not, and leaves nothing behind. So a
+// final refusal, such as a declined card, is a value returned with a nil error;
+// to undo its partial writes the function uses a savepoint ([pgx.BeginFunc] on
+// its transaction) and then returns the refusal.
+//
+// The table is made by the package
+// [github.com/pgidem/idempotency/migrations].
+package idempotency
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// The errors a caller can decide on, with [errors.Is].
+var (
+	// ErrInProgress: another call for the key is running, and [Config.Wait] is
+	// over. Nothing was executed by this call; call again later.
+	ErrInProgress = errors.New("idempotency: a call with this key is in progress: retry later")
+
+	// ErrKeyReused: the key belongs to a request with another fingerprint.
+	// Nothing was executed. Calling again does not help: a new operation needs
+	// a new key.
+	ErrKeyReused = errors.New("idempotency: key was used for another request: use a new key for a new operation")
+
+	// ErrInvalidKey: a field of the [Key] is empty, too long, or no text that
+	// PostgreSQL can store. The error names it.
+	ErrInvalidKey = errors.New("idempotency: invalid key")
+
+	// ErrNotFound: there is no result for the key, or it has expired.
+	ErrNotFound = errors.New("idempotency: no result for this key")
+
+	// ErrOutcomeUnknown: the connection was lost during COMMIT, and PostgreSQL
+	// could not be asked within 15 seconds which way it went. The effect and
+	// the record are there, both, or neither. Calling again with the same key
+	// finds out, and is safe.
+	ErrOutcomeUnknown = errors.New("idempotency: the outcome is unknown: call again with the same key")
+
+	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
+	// Everything was rolled back.
+	ErrTooLarge = errors.New("idempotency: result too large to record")
+
+	// ErrUndecodable: the result does not survive storage as JSON in the
+	// caller's type. When the function has just run, everything was rolled
+	// back; when a record is replayed, nothing was executed.
+	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
+)
+
+// A Key names one operation.
+type Key struct {
+	// Scope separates those who make keys, such as tenants or customers, and
+	// operations that must not meet. The same ID in two scopes is two keys.
+	// Required, 1 to 255 bytes of UTF-8 without NUL.
+	Scope string
+
+	// ID is the idempotency key that the client sent. Time-ordered ids
+	// (UUIDv7) are the cheapest. Required, 1 to 255 bytes of UTF-8 without NUL.
+	ID string
+
+	// Fingerprint, where it is set, is what the operation was asked to do, so
+	// that a key sent with another request gets ErrKeyReused, and not the
+	// result of this one. See FingerprintOf.
+	Fingerprint Fingerprint
+}
+
+func (k Key) validate() error {
+	if err := validateText("Scope", k.Scope); err != nil {
+		return err
+	}
+	return validateText("ID", k.ID)
+}
+
+// maxKeyBytes keeps an index entry small.
+const maxKeyBytes = 255
+
+func validateText(field, text string) error {
+	problem := ""
+	switch {
+	case text == "":
+		problem = "is empty"
+	case len(text) > maxKeyBytes:
+		problem = fmt.Sprintf("has %d bytes, more than %d", len(text), maxKeyBytes)
+	case !utf8.ValidString(text):
+		problem = "is not valid UTF-8"
+	case strings.IndexByte(text, 0) >= 0:
+		problem = "contains a NUL byte"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%w: Key.%s %s", ErrInvalidKey, field, problem)
+}
+
+// lockID is the key's place among PostgreSQL's advisory locks.
+func (k Key) lockID() int64 {
+	h := fnv.New64a()
+	h.Write([]byte(k.Scope))
+	h.Write([]byte{0}) // no text has a NUL: ("a", "bc") is not ("ab", "c")
+	h.Write([]byte(k.ID))
+	return int64(h.Sum64())
+}
+
+// A Fingerprint identifies what a request asks for. The zero value is a
+// fingerprint as any other: it equals only itself.
+type Fingerprint [sha256.Size]byte
+
+// FingerprintOf is a SHA-256 of the parts, each with its length, so that
+// ("ab", "c") is not ("a", "bc").
+func FingerprintOf(parts ...[]byte) Fingerprint {
+	h := sha256.New()
+	var length [8]byte
+	for _, part := range parts {
+		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+		h.Write(length[:])
+		h.Write(part)
+	}
+	var f Fingerprint
+	h.Sum(f[:0])
+	return f
+}
+
+// Config is the configuration of a Store. The zero value of each field means
+// its default.
+type Config struct {
+	// Schema of the table. Default: where the connection's search_path finds it.
+	Schema string
+
+	// Retention is how long a result can be replayed, by the database's clock,
+	// from the moment it is recorded; afterwards the key is free again. It has
+	// to be longer than the time over which clients retry. Default: 24 hours.
+	Retention time.Duration
+
+	// Wait is how long a call waits for another one with the same key before it
+	// fails with ErrInProgress. Negative: not at all. Default: 10 seconds.
+	Wait time.Duration
+
+	// MaxIdle is the longest silence between two statements of Do's
+	// transaction. PostgreSQL then ends it (idle_in_transaction_session_timeout),
+	// so that a frozen process frees its key and can never commit afterwards.
+	// Negative: no limit. Default: 1 minute.
+	MaxIdle time.Duration
+
+	// MaxResult is the size of the largest result, in bytes of JSON, that is
+	// recorded; a larger one is ErrTooLarge. At most 256 MiB. Default: 1 MiB.
+	MaxResult int
+
+	// TxOptions are the isolation level and the other modes of Do's
+	// transaction; it cannot be read-only. Default: those of the connection.
+	TxOptions pgx.TxOptions
+
+	// Observe is called after every operation on the goroutine of the caller,
+	// outside any transaction of the Store (DoTx: before its caller commits).
+	// Default: nobody is told.
+	Observe func(context.Context, Event)
+}
+
+const maxResultLimit = 256 << 20
+
+func (c Config) withDefaults() Config {
+	c.Retention = cmp.Or(c.Retention, 24*time.Hour)
+	c.Wait = cmp.Or(c.Wait, 10*time.Second)
+	c.MaxIdle = cmp.Or(c.MaxIdle, time.Minute)
+	c.MaxResult = cmp.Or(c.MaxResult, 1<<20)
+	return c
+}
+
+func (c Config) validate() error {
+	problem := ""
+	switch {
+	case strings.IndexByte(c.Schema, 0) >= 0 || !utf8.ValidString(c.Schema):
+		problem = "Schema is not a name: it has a NUL byte or is not valid UTF-8"
+	case c.Retention < time.Millisecond:
+		problem = fmt.Sprintf("Retention is %v: it has to be a millisecond or more", c.Retention)
+	case c.MaxIdle > 0 && c.MaxIdle < time.Millisecond:
+		problem = fmt.Sprintf("MaxIdle is %v: it has to be a millisecond or more, or negative for no limit", c.MaxIdle)
+	case c.MaxIdle > maxServerTimeout:
+		problem = fmt.Sprintf("MaxIdle is %v: PostgreSQL takes at most %v; negative means no limit", c.MaxIdle, maxServerTimeout)
+	case c.MaxResult < 0 || c.MaxResult > maxResultLimit:
+		problem = fmt.Sprintf("MaxResult is %d: it has to be 1 to %d bytes", c.MaxResult, maxResultLimit)
+	case c.TxOptions.AccessMode == pgx.ReadOnly:
+		problem = "TxOptions.AccessMode is read only: the record could not be written"
+	default:
+		return nil
+	}
+	return errors.New("idempotency: Config." + problem)
+}
+
+// An Event says how one operation of a Store went. It holds no text of the key
+// and no result.
+type Event struct {
+	// Operation is "Do", "DoTx", "Get", "All", "Delete" or "Purge".
+	Operation string
+
+	// Duration of the whole operation, waiting included.
+	Duration time.Duration
+
+	// Waited is the part of Duration spent on waiting for another call.
+	Waited time.Duration
+
+	// Runs is how often the function was run: 0 for a replay, more than 1 after
+	// a serialization failure, a deadlock or a lost connection.
+	Runs int
+
+	// Replayed, as returned by Do and DoTx.
+	Replayed bool
+
+	// InDoubt: the answer to a COMMIT was lost, and the operation found out
+	// whether it had taken effect.
+	InDoubt bool
+
+	// Deleted is the number of records removed by Delete or Purge.
+	Deleted int64
+
+	// Err is what the operation returned. When the function panicked or ended
+	// its goroutine it is an error that says so.
+	Err error
+}
+
+// A Store keeps the results of one table. It is safe for concurrent use, and
+// holds no connection and no goroutine between calls. Callers in one process
+// should share one: its in-process gate lets duplicates wait for each other
+// without a connection.
+type Store struct {
+	pool *pgxpool.Pool
+	cfg  Config
+	sql  statements
+	gate gate
+}
+
+// New returns a Store with the default configuration.
+func New(pool *pgxpool.Pool) *Store {
+	s, err := NewWithConfig(pool, Config{})
+	if err != nil {
+		panic(err) // the defaults are valid
+	}
+	return s
+}
+
+// NewWithConfig returns a Store, or an error that names the field of cfg that
+// cannot be used. It does not connect.
+func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
+	if pool == nil {
+		return nil, errors.New("idempotency: pool is nil")
+	}
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return &Store{pool: pool, cfg: cfg, sql: newStatements(cfg)}, nil
+}
+
+// Do runs fn in a transaction of its own, once per key within the retention,
+// and returns its value; every later call with the key returns the recorded
+// value without running fn. Replayed is true when the value does not come from
+// this call's own acknowledged COMMIT.
+//
+// The value is stored as JSON and decoded again before COMMIT, and that decoded
+// value is what the first call returns: what JSON does not keep is missing at
+// once, not only in the first replay.
+//
+// What Do does, by what happens:
+//   - fn returns a nil error: the value is recorded and everything commits, also
+//     when ctx has ended meanwhile.
+//   - fn returns an error, panics or calls [runtime.Goexit]: everything is rolled
+//     back, the key included, and the error comes back unchanged. The next
+//     call runs fn.
+//   - a duplicate runs at the same time, in any process: this call waits for it,
+//     then returns its value, or takes over if it failed. After [Config.Wait]
+//     it fails with [ErrInProgress]; when ctx ends, with its error.
+//   - PostgreSQL reports a serialization failure or a deadlock (40001, 40P01), or
+//     the connection is lost before COMMIT: fn is run again in a new transaction,
+//     after a short random pause, 10 times at most; then the last error.
+//   - the answer to COMMIT is lost: Do finds out by claiming the key again, which
+//     waits for the old transaction to end. It returns the recorded value, or
+//     runs fn once more. When it cannot find out within 15 seconds, whatever ctx
+//     says, it fails with [ErrOutcomeUnknown].
+//   - the process dies or freezes: nothing is committed, and the key is free as
+//     soon as PostgreSQL notices, after [Config.MaxIdle] at the latest.
+//
+// So fn must have no effects except through tx, and may be run more than once.
+// It must not end tx: Commit and Rollback are refused without any effect.
+// Statements sent through the pool instead of tx are not protected. An fn that
+// swallows an SQL error and returns nil has a broken transaction: Do returns an
+// error that wraps [pgx.ErrTxCommitRollback], and nothing is kept.
+//
+// A call for the same key from inside fn, with its ctx, fails with
+// ErrInProgress instead of waiting for itself.
+//
+// See also [ErrKeyReused], [ErrInvalidKey], [ErrTooLarge] and [ErrUndecodable].
+func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
+	r := result[T]{limit: s.cfg.MaxResult}
+	rec, replayed, err := s.do(ctx, key, r.recorder(fn))
+	return r.answer(rec, replayed, err)
+}
+
+// DoTx is Do inside the caller's transaction: the claim, fn's writes and the
+// record become durable when the caller commits tx, and vanish when the caller
+// rolls it back. DoTx neither commits nor retries.
+//
+// After an error the transaction is usable, and neither the claim nor fn's
+// writes remain in it (they are in a savepoint); only a lost connection ends it.
+// An error of PostgreSQL, such as 40001, comes back as it is, for the caller's
+// own retry loop.
+//
+// Until the caller's transaction ends, other calls with the key wait for it, as
+// they do for Do. Transactions that use several keys should take them in the
+// same order; else they wait for each other until Config.Wait is over. Each key
+// holds one advisory lock: thousands in one transaction can exhaust the server's
+// lock table (max_locks_per_transaction). Config.MaxIdle and Config.TxOptions
+// do not apply: the transaction is the caller's.
+func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
+	r := result[T]{limit: s.cfg.MaxResult}
+	rec, replayed, err := s.doTx(ctx, tx, key, r.recorder(fn))
+	return r.answer(rec, replayed, err)
+}
+
+// observe reports an operation that began at start. It is deferred with
+// event.Err preset, so that a panic is reported too.
+func (s *Store) observe(ctx context.Context, event *Event, start time.Time) {
+	if s.cfg.Observe == nil {
+		return
+	}
+	event.Duration = time.Since(start)
+	s.cfg.Observe(ctx, *event)
+}

@@ -1,0 +1,342 @@
+package idempotency
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// Every statement is whole, and one constant, so that it can be read, explained
+// and exchanged by itself. None depends on session state.
+
+// claimSQL takes a key that has no row. The unique index decides who gets it;
+// the advisory lock only lets a duplicate see, without waiting on the index and
+// without an error, that somebody is at work. Its number is mixed with the
+// table's oid, so that the same key in two schemas does not meet. PostgreSQL
+// frees it with the transaction.
+//
+// An existing row is found before anything is written: no transaction id, no
+// write-ahead log.
+const claimSQL = `
+insert into idempotency_keys (id, scope)
+select $1::text, $2::text
+where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
+on conflict (id, scope) do nothing
+returning ctid`
+
+// readSQL reads the row of a key that claimSQL, in the same transaction, did
+// not get. It is a statement of its own because it needs a newer snapshot: the
+// insert can have waited for the row to be committed.
+//
+// The last condition keeps it from running after a claim that succeeded (only
+// that one has a transaction id by then). Without it the read takes a predicate
+// lock that makes distinct keys fail each other under SERIALIZABLE.
+const readSQL = `
+select fingerprint, result, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+from idempotency_keys
+where id = $1 and scope = $2 and pg_current_xact_id_if_assigned() is null`
+
+// readInTxSQL is readSQL for a transaction that may have written before. It is
+// sent only when the claim failed.
+const readInTxSQL = `
+select fingerprint, result, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+from idempotency_keys
+where id = $1 and scope = $2`
+
+// takeOverSQL locks an expired row. PostgreSQL checks the condition once more
+// on the row it has locked, so a row that was renewed meanwhile is not returned;
+// one that is locked belongs to a call that is taking it over.
+const takeOverSQL = `
+select ctid
+from idempotency_keys
+where id = $1 and scope = $2 and expires_at <= clock_timestamp()
+for update skip locked`
+
+// recordSQL completes the row that the transaction owns, and fails by a
+// division by zero if that is not exactly one row: COMMIT is already on its way
+// behind it. The ctid finds the row without the index (a scan of the index
+// makes distinct keys conflict under SERIALIZABLE); id and scope keep the
+// statement on one shard where the table is distributed, and make sure.
+//
+// The retention begins at clock_timestamp(): now() is the transaction's start.
+const recordSQL = `
+with recorded as (
+	update idempotency_keys
+	set fingerprint = $4, result = $5, created_at = now(), completed_at = clock_timestamp(),
+		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond'
+	where id = $1 and scope = $2 and ctid = $3
+	returning 1
+)
+select 1 / count(*) from recorded`
+
+// settleSQL is a small transactional write. Its COMMIT waits for the write-ahead
+// log, and for the synchronous standbys, up to and with every commit that was
+// visible to it.
+const settleSQL = `select pg_logical_emit_message(true, 'idempotency', '')`
+
+const getSQL = `
+select fingerprint, result, created_at, completed_at, expires_at
+from idempotency_keys
+where id = $1 and scope = $2 and (expires_at is null or expires_at > clock_timestamp())`
+
+// listSQL is one page of a scope, after the id $2. The primary key leads with
+// the id: this reads past the rows of all other scopes.
+const listSQL = `
+select id, fingerprint, result, created_at, completed_at, expires_at
+from idempotency_keys
+where scope = $1 and id > $2 and (expires_at is null or expires_at > clock_timestamp())
+order by id
+limit $3`
+
+// lockSQL is the advisory lock of claimSQL.
+const lockSQL = `select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)`
+
+// deleteSQL passes over a row that a call has locked to take it over, and
+// existsSQL then tells such a row from none.
+const deleteSQL = `
+delete from idempotency_keys
+where id = $1 and scope = $2 and ctid = any(array(
+	select ctid from idempotency_keys where id = $1 and scope = $2 for update skip locked))`
+
+const existsSQL = `select exists (select from idempotency_keys where id = $1 and scope = $2)`
+
+// purgeSQL deletes one batch, oldest first. The lock re-checks the condition on
+// the newest version of each row, and the delete checks it again: a row that
+// was taken over since it was selected stays.
+const purgeSQL = `
+delete from idempotency_keys
+where ctid = any(array(
+	select ctid from idempotency_keys
+	where expires_at <= now()
+	order by expires_at
+	limit $1
+	for update skip locked))
+and expires_at <= now()`
+
+// statements are the constants above on the table of one schema.
+type statements struct {
+	settings []string // of Do's transaction, before the claim
+
+	claim, read, readInTx, takeOver, record, settle string
+	get, list, lock, delete, exists, purge          string
+}
+
+func newStatements(cfg Config) statements {
+	table := pgx.Identifier{"idempotency_keys"}
+	if cfg.Schema != "" {
+		table = pgx.Identifier{cfg.Schema, "idempotency_keys"}
+	}
+	name := table.Sanitize()
+	on := strings.NewReplacer(
+		"'idempotency_keys'", "'"+strings.ReplaceAll(name, "'", "''")+"'",
+		"idempotency_keys", name,
+	).Replace
+	return statements{
+		settings: settings(cfg),
+		settle:   settleSQL,
+		claim:    on(claimSQL),
+		read:     on(readSQL),
+		readInTx: on(readInTxSQL),
+		takeOver: on(takeOverSQL),
+		record:   on(recordSQL),
+		get:      on(getSQL),
+		list:     on(listSQL),
+		lock:     on(lockSQL),
+		delete:   on(deleteSQL),
+		exists:   on(existsSQL),
+		purge:    on(purgeSQL),
+	}
+}
+
+// maxServerTimeout is the largest value of a timeout setting of PostgreSQL.
+const maxServerTimeout = (1<<31 - 1) * time.Millisecond
+
+// settings free the key of a client that is gone or frozen: PostgreSQL ends a
+// transaction that is silent for MaxIdle, and looks once a second, while a
+// statement runs, whether the client is still there.
+func settings(cfg Config) []string {
+	idle := int64(0)
+	if cfg.MaxIdle > 0 {
+		idle = cfg.MaxIdle.Milliseconds()
+	}
+	return []string{
+		"set local idle_in_transaction_session_timeout = " + strconv.FormatInt(idle, 10),
+		"set local client_connection_check_interval = 1000",
+	}
+}
+
+// A record is a result as it stands in the table.
+type record struct {
+	fingerprint Fingerprint
+	result      []byte
+}
+
+// A finding is what a claim met.
+type finding struct {
+	state state
+	row   pgtype.TID // claimed: the row this transaction owns
+	rec   *record    // recorded
+}
+
+type state int
+
+const (
+	inFlight  state = iota // another transaction has the key, or the row was purged just now
+	claimed                // this transaction owns the key's row
+	recorded               // there is a result
+	expired                // there is a result that can be taken over
+	abandoned              // a row without a result was committed: see errAbandoned
+)
+
+// readClaim reads the answer to claimSQL.
+func readClaim(row pgx.Row) (finding, error) {
+	var f finding
+	err := row.Scan(&f.row)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return finding{state: inFlight}, nil
+	case err != nil:
+		return finding{}, err
+	}
+	f.state = claimed
+	return f, nil
+}
+
+// readFound reads the answer to readSQL. No row is no answer: the claim has
+// succeeded, or the key is in flight, or its row has just been purged. Never
+// does a call run without owning a row.
+func readFound(row pgx.Row) (finding, error) {
+	var (
+		rec                  record
+		fingerprint          []byte
+		incomplete, outdated bool
+	)
+	err := row.Scan(&fingerprint, &rec.result, &incomplete, &outdated)
+	copy(rec.fingerprint[:], fingerprint)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return finding{state: inFlight}, nil
+	case err != nil:
+		return finding{}, err
+	case incomplete:
+		return finding{state: abandoned}, nil
+	case outdated:
+		return finding{state: expired}, nil
+	}
+	return finding{state: recorded, rec: &rec}, nil
+}
+
+// recordArgs are the arguments of recordSQL.
+func recordArgs(key Key, row pgtype.TID, stored []byte, retention time.Duration) []any {
+	return []any{key.ID, key.Scope, row, fingerprintColumn(key.Fingerprint), stored, retention.Microseconds()}
+}
+
+// fingerprintColumn stores the zero fingerprint as null, in no space.
+func fingerprintColumn(f Fingerprint) []byte {
+	if f == (Fingerprint{}) {
+		return nil
+	}
+	return f[:]
+}
+
+// SQLSTATEs, from appendix A of the PostgreSQL manual.
+const (
+	codeSerializationFailure = "40001"
+	codeDeadlock             = "40P01"
+	codeLockNotAvailable     = "55P03"
+	codeUndefinedTable       = "42P01"
+	codeInvalidSchema        = "3F000"
+	codeUndefinedColumn      = "42703"
+	codeNoSuchConstraint     = "42P10"
+	codeReadOnly             = "25006"
+	codeNoPrivilege          = "42501"
+	codeIdleInTransaction    = "25P03"
+	codeDivisionByZero       = "22012" // raised by recordSQL
+	classIntegrity           = "23"
+)
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// conflicted: PostgreSQL rolled the transaction back because of another one,
+// and asks for it to be run again.
+func conflicted(err error) bool {
+	code := sqlState(err)
+	return code == codeSerializationFailure || code == codeDeadlock
+}
+
+// lostClaim: another transaction was first to the key. Above READ COMMITTED the
+// loser of an insert gets 40001, even with "do nothing"; a lock_timeout of the
+// role can end a wait on the unique index.
+func lostClaim(err error) bool {
+	return conflicted(err) || sqlState(err) == codeLockNotAvailable
+}
+
+// provesAbort reports whether err, the answer to a COMMIT, proves that nothing
+// was committed. Nothing else does: a FATAL error can follow a COMMIT that took
+// effect, pgconn.SafeToRetry is true for some that did, and a distributed
+// engine can report an ERROR for them.
+func provesAbort(err error) bool {
+	return errors.Is(err, pgx.ErrTxCommitRollback) || conflicted(err) ||
+		strings.HasPrefix(sqlState(err), classIntegrity)
+}
+
+// lostConnection reports whether err says that the connection is gone. Where no
+// COMMIT was sent, nothing of its transaction remains.
+func lostConnection(err error) bool {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code != codeIdleInTransaction &&
+			(pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
+	}
+	var connectErr *pgconn.ConnectError
+	if errors.As(err, &connectErr) {
+		return false // it was never there
+	}
+	var netErr net.Error
+	return errors.As(err, &netErr) || errors.Is(err, pgconn.ErrConnClosed) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// explain wraps an error of one of our own statements with what to do about it.
+func explain(doing string, err error) error {
+	remedy := ""
+	switch sqlState(err) {
+	case codeUndefinedTable, codeInvalidSchema:
+		remedy = `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema, or the search_path)`
+	case codeUndefinedColumn, codeNoSuchConstraint:
+		remedy = `the table "idempotency_keys" is not of this version: run migrations.Up, or the command "idempotency migrate up"`
+	case codeReadOnly:
+		remedy = "the server or the transaction is read-only: connect to the primary, for example with target_session_attrs=read-write"
+	case codeNoPrivilege:
+		remedy = `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema`
+	default:
+		return fmt.Errorf("idempotency: %s: %w", doing, err)
+	}
+	return fmt.Errorf("idempotency: %s: %s: %w", doing, remedy, err)
+}
+
+// explainCommit leaves an error of the caller's own constraints as it is: they
+// can be deferred to COMMIT.
+func explainCommit(err error) error {
+	switch code := sqlState(err); {
+	case err == nil || strings.HasPrefix(code, classIntegrity):
+		return err
+	case code == codeDivisionByZero:
+		return fmt.Errorf("idempotency: record the result: the function removed or changed the row of its own key: %w", err)
+	}
+	return explain("record the result and commit", err)
+}

@@ -1,0 +1,201 @@
+package idempotency
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A Record is the result of an operation that has taken effect. All times are
+// of the database's clock.
+type Record struct {
+	Key         Key
+	Result      json.RawMessage // the value as it was stored
+	CreatedAt   time.Time       // the start of the transaction that made it
+	CompletedAt time.Time       // when the result was recorded
+	ExpiresAt   time.Time       // when the key becomes free again
+}
+
+// Get returns the record of key, whatever its fingerprint. It is ErrNotFound
+// when there is none: never called, failed, still running, or expired. It does
+// not wait.
+func (s *Store) Get(ctx context.Context, key Key) (rec Record, err error) {
+	event := Event{Operation: "Get", Err: errEnded}
+	defer func(start time.Time) { event.Err = err; s.observe(ctx, &event, start) }(time.Now())
+	if err := key.validate(); err != nil {
+		return Record{}, err
+	}
+	rec.Key.Scope, rec.Key.ID = key.Scope, key.ID
+	err = scanRecord(s.pool.QueryRow(ctx, s.sql.get, key.ID, key.Scope), &rec)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Record{}, ErrNotFound
+	case err != nil:
+		return Record{}, explain("get the record", err)
+	case rec.CompletedAt.IsZero():
+		return Record{}, errAbandoned
+	}
+	return rec, nil
+}
+
+// listPage is the number of records that All reads at a time.
+const listPage = 200
+
+// All returns the records of scope, in the order of their ids. Expired ones are
+// left out. It holds no connection while the caller looks at a record, so it
+// shows each record as it was at some moment, not all at the same one.
+//
+// It reads the whole table, whose index leads with the id: it is for people,
+// not for a request path.
+func (s *Store) All(ctx context.Context, scope string) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		event := Event{Operation: "All", Err: errEnded}
+		defer func(start time.Time) { s.observe(ctx, &event, start) }(time.Now())
+		event.Err = s.each(ctx, scope, func(rec Record) bool { return yield(rec, nil) })
+		if event.Err != nil {
+			yield(Record{}, event.Err)
+		}
+	}
+}
+
+func (s *Store) each(ctx context.Context, scope string, visit func(Record) bool) error {
+	if err := validateText("Scope", scope); err != nil {
+		return err
+	}
+	after := ""
+	for {
+		page, err := s.page(ctx, scope, after)
+		if err != nil {
+			return explain("list the records", err)
+		}
+		for _, rec := range page {
+			if !visit(rec) {
+				return nil
+			}
+			after = rec.Key.ID
+		}
+		if len(page) < listPage {
+			return nil
+		}
+	}
+}
+
+func (s *Store) page(ctx context.Context, scope, after string) ([]Record, error) {
+	rows, err := s.pool.Query(ctx, s.sql.list, scope, after, listPage)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Record, error) {
+		rec := Record{Key: Key{Scope: scope}}
+		err := scanRecord(row, &rec, &rec.Key.ID)
+		return rec, err
+	})
+}
+
+// scanRecord reads the columns of getSQL, after those of first.
+func scanRecord(row pgx.Row, rec *Record, first ...any) error {
+	var fingerprint []byte
+	var completed, expires *time.Time // null in an abandoned row
+	err := row.Scan(append(first, &fingerprint, (*[]byte)(&rec.Result), &rec.CreatedAt, &completed, &expires)...)
+	copy(rec.Key.Fingerprint[:], fingerprint)
+	if completed != nil && expires != nil {
+		rec.CompletedAt, rec.ExpiresAt = *completed, *expires
+	}
+	return err
+}
+
+// Delete forgets the record of key, so that the next call with it runs again.
+// It is ErrInProgress while a call holds the key, and ErrNotFound when there is
+// no record. To delete a key that a client may still retry is to give up its
+// protection, also for a call whose commit is in doubt at this moment.
+func (s *Store) Delete(ctx context.Context, key Key) (err error) {
+	event := Event{Operation: "Delete", Err: errEnded}
+	defer func(start time.Time) { event.Err = err; s.observe(ctx, &event, start) }(time.Now())
+	if err := key.validate(); err != nil {
+		return err
+	}
+	var waits backoff
+	for start := time.Now(); ; {
+		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
+			return s.deleteIn(ctx, tx, key)
+		})
+		if errors.Is(err, ErrInProgress) && time.Since(start) < grace && waits.pause(ctx) == nil {
+			continue
+		}
+		if err == nil {
+			event.Deleted = 1
+		}
+		return err
+	}
+}
+
+// readCommitted is for the statements that look again at a row they had to wait
+// for, where a stricter default of the role would fail them.
+var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+
+func (s *Store) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
+	var free, exists bool
+	if err := tx.QueryRow(ctx, s.sql.lock, key.lockID()).Scan(&free); err != nil {
+		return explain("delete the record", err)
+	}
+	if !free {
+		return ErrInProgress
+	}
+	tag, err := tx.Exec(ctx, s.sql.delete, key.ID, key.Scope)
+	if err != nil {
+		return explain("delete the record", err)
+	}
+	if tag.RowsAffected() > 0 {
+		return nil
+	}
+	if err := tx.QueryRow(ctx, s.sql.exists, key.ID, key.Scope).Scan(&exists); err != nil {
+		return explain("delete the record", err)
+	}
+	if exists {
+		return ErrInProgress
+	}
+	return ErrNotFound
+}
+
+// purgeBatch is the number of records that one transaction of Purge deletes: few
+// enough that the calls beside it do not notice.
+const purgeBatch = 1000
+
+// Purge deletes the expired records, oldest first, in small transactions, and
+// returns how many. It can run beside calls and other purges: what they have
+// locked it passes over. When ctx ends, what was deleted stays deleted, and is
+// counted.
+func (s *Store) Purge(ctx context.Context) (deleted int64, err error) {
+	event := Event{Operation: "Purge", Err: errEnded}
+	defer func(start time.Time) {
+		event.Deleted, event.Err = deleted, err
+		s.observe(ctx, &event, start)
+	}(time.Now())
+	for {
+		n, err := s.purgeBatch(ctx)
+		deleted += n
+		if err != nil {
+			return deleted, explain(fmt.Sprintf("purge, after %d deleted records", deleted), err)
+		}
+		if n < purgeBatch {
+			return deleted, nil
+		}
+	}
+}
+
+func (s *Store) purgeBatch(ctx context.Context) (deleted int64, err error) {
+	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, s.sql.purge, purgeBatch)
+		deleted = tag.RowsAffected()
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return deleted, nil
+}

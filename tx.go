@@ -1,0 +1,328 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const (
+	// rollbackBound is how long a ROLLBACK may take before the connection is
+	// given up, which rolls back as well.
+	rollbackBound = 5 * time.Second
+
+	// commitBound is how long the answer to a COMMIT is waited for, before its
+	// outcome is in doubt. A COMMIT that waits for a synchronous standby can
+	// take long.
+	commitBound = 15 * time.Second
+)
+
+// A session is one transaction of Do on a connection of its own. It ends with
+// exactly one of record (when that succeeds), settle and rollback.
+type session struct {
+	store *Store
+	key   Key
+	conn  *pgxpool.Conn
+	tx    pgx.Tx
+	row   pgtype.TID // the row it owns, once it has claimed the key
+}
+
+// begin starts a transaction and claims key, in one round trip. There is a
+// session if and only if the error is nil.
+func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, finding{}, explain("acquire a connection", err)
+	}
+	var batch pgx.Batch
+	batch.BeginTx(s.cfg.TxOptions)
+	for _, set := range s.sql.settings {
+		batch.Queue(set)
+	}
+	batch.Queue(s.sql.claim, key.ID, key.Scope, key.lockID())
+	batch.Queue(s.sql.read, key.ID, key.Scope)
+
+	results := conn.SendBatch(ctx, &batch)
+	x := &session{store: s, key: key, conn: conn, tx: results.Tx()}
+	f, err := readBegin(results, len(s.sql.settings))
+	if err == nil && f.state == expired {
+		f, err = x.takeOver(ctx)
+	}
+	if err != nil {
+		x.rollback()
+		return nil, finding{}, explain("claim the key", err)
+	}
+	x.row = f.row
+	return x, f, nil
+}
+
+func readBegin(results pgx.BatchResults, settings int) (f finding, err error) {
+	defer func() {
+		if closeErr := results.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	for range 1 + settings { // BEGIN
+		if _, err := results.Exec(); err != nil {
+			return finding{}, err
+		}
+	}
+	f, err = readClaim(results.QueryRow())
+	if err != nil || f.state == claimed {
+		return f, err
+	}
+	return readFound(results.QueryRow())
+}
+
+// takeOver makes an expired row this transaction's own, unless another call is
+// doing so.
+func (x *session) takeOver(ctx context.Context) (finding, error) {
+	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.key.ID, x.key.Scope))
+}
+
+// A failure is an attempt that did not end with an acknowledged COMMIT.
+type failure struct {
+	err       error
+	transient bool      // the same function can succeed in a new transaction
+	inDoubt   bool      // the COMMIT was sent, and may have taken effect
+	sent      time.Time // when it was sent
+}
+
+// run calls fn on the transaction.
+func (x *session) run(ctx context.Context, fn body) ([]byte, *failure) {
+	stored, err := runGuarded(ctx, x.tx, fn)
+	if err == nil {
+		return stored, nil
+	}
+	// An error of another connection of fn's, or of its context, is its own.
+	lost := x.closed() && lostConnection(err)
+	return nil, &failure{err: err, transient: conflicted(err) || lost}
+}
+
+// commit stores the result and commits, in one round trip. When the row is not
+// there the record fails, which keeps the COMMIT behind it from being executed:
+// the batch has one Sync.
+func (x *session) commit(stored []byte) *failure {
+	// Not the caller's context: to cancel a COMMIT is to put it in doubt.
+	ctx, cancel := context.WithTimeout(context.Background(), commitBound)
+	defer cancel()
+	sent := time.Now()
+	err := x.finish(ctx, x.store.sql.record, recordArgs(x.key, x.row, stored, x.store.cfg.Retention)...)
+	if err != nil {
+		return &failure{
+			err:       explainCommit(err),
+			transient: conflicted(err) || x.closed(),
+			inDoubt:   !x.inTransaction() && !provesAbort(err),
+			sent:      sent,
+		}
+	}
+	x.conn.Release()
+	return nil
+}
+
+// settle ends a session that found a record while a commit is in doubt. The
+// record can be of a commit that the server has made visible but not yet
+// replicated, because the wait for the standby was cancelled. After a write of
+// our own that has waited in full, the record is as durable as any.
+func (x *session) settle(ctx context.Context) error {
+	if err := x.finish(ctx, x.store.sql.settle); err != nil {
+		x.rollback()
+		return err
+	}
+	x.conn.Release()
+	return nil
+}
+
+// finish sends one statement and COMMIT. A nil error is an acknowledged COMMIT.
+func (x *session) finish(ctx context.Context, sql string, args ...any) (err error) {
+	var batch pgx.Batch
+	batch.Queue(sql, args...)
+	batch.Queue(x.store.commitSQL())
+	results := x.conn.SendBatch(ctx, &batch)
+	defer func() {
+		if closeErr := results.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	if _, err := results.Exec(); err != nil {
+		return err
+	}
+	tag, err := results.Exec()
+	if err == nil && tag.String() == "ROLLBACK" {
+		return pgx.ErrTxCommitRollback
+	}
+	return err
+}
+
+// inTransaction: the server has said that the transaction is still open, so
+// its COMMIT was not executed.
+func (x *session) inTransaction() bool {
+	return !x.closed() && x.conn.Conn().PgConn().TxStatus() != 'I'
+}
+
+func (x *session) closed() bool { return x.conn.Conn().IsClosed() }
+
+// rollback ends the transaction whatever state it is in, and gives the
+// connection back; the pool destroys one that is broken.
+func (x *session) rollback() {
+	// Not the caller's context: a cancelled ROLLBACK costs the connection.
+	ctx, cancel := context.WithTimeout(context.Background(), rollbackBound)
+	defer cancel()
+	if x.inTransaction() {
+		_ = x.tx.Rollback(ctx) // on failure pgx closes the connection
+	}
+	x.conn.Release()
+}
+
+func (s *Store) commitSQL() string {
+	if query := s.cfg.TxOptions.CommitQuery; query != "" {
+		return query
+	}
+	return "commit"
+}
+
+// doTx is DoTx on stored values.
+func (s *Store) doTx(ctx context.Context, tx pgx.Tx, key Key, fn body) (*record, bool, error) {
+	c := s.newCall("DoTx", key, fn)
+	defer c.observe(ctx)
+	return c.end(c.doTx(ctx, tx))
+}
+
+// doTx returns the record that it found, or neither record nor error when the
+// function's result is recorded in tx.
+func (c *call) doTx(ctx context.Context, tx pgx.Tx) (*record, error) {
+	if err := c.admit(ctx); err != nil {
+		return nil, err
+	}
+	sp, rec, err := c.claimIn(ctx, tx)
+	if sp == nil {
+		return rec, err
+	}
+	recorded := false
+	defer func() { // also when the function panics or calls runtime.Goexit
+		if !recorded {
+			sp.rollback(ctx)
+		}
+	}()
+	stored, err := runGuarded(c.hold(ctx), tx, c.countRun)
+	if err == nil {
+		err = explainCommit(sp.record(ctx, stored))
+	}
+	recorded = err == nil
+	return nil, err
+}
+
+// claimIn returns a savepoint that owns the key, or the record that it found.
+func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, error) {
+	for {
+		sp := &savepoint{store: c.store, key: c.key, tx: tx}
+		f, err := sp.claim(ctx)
+		if err == nil && f.state == claimed {
+			return sp, nil, nil
+		}
+		sp.rollback(ctx)
+		switch {
+		case err != nil:
+			return nil, nil, explain("claim the key", err)
+		case f.state == recorded:
+			return nil, f.rec, nil
+		case f.state == abandoned:
+			return nil, nil, errAbandoned
+		}
+		if err := c.wait(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// A savepoint holds a claim inside a transaction that is the caller's. Its name
+// may be used again inside fn: PostgreSQL then means the innermost, which is
+// released before fn returns.
+type savepoint struct {
+	store *Store
+	key   Key
+	tx    pgx.Tx
+	row   pgtype.TID
+}
+
+// claim sets the savepoint and claims the key in one round trip; a duplicate
+// needs a second one, to read.
+func (sp *savepoint) claim(ctx context.Context) (finding, error) {
+	sql, key := &sp.store.sql, sp.key
+	var batch pgx.Batch
+	batch.Queue("savepoint idempotency")
+	batch.Queue(sql.claim, key.ID, key.Scope, key.lockID())
+	results := sp.tx.SendBatch(ctx, &batch)
+	_, err := results.Exec()
+	f := finding{}
+	if err == nil {
+		f, err = readClaim(results.QueryRow())
+	}
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil && f.state != claimed {
+		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, key.ID, key.Scope))
+	}
+	if err == nil && f.state == expired {
+		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, key.ID, key.Scope))
+	}
+	sp.row = f.row
+	return f, err
+}
+
+func (sp *savepoint) record(ctx context.Context, stored []byte) error {
+	// A nil error of fn is recorded, whatever the context says by now.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
+	defer cancel()
+	var batch pgx.Batch
+	batch.Queue(sp.store.sql.record, recordArgs(sp.key, sp.row, stored, sp.store.cfg.Retention)...)
+	batch.Queue("release savepoint idempotency")
+	return sp.tx.SendBatch(ctx, &batch).Close()
+}
+
+// rollback undoes everything since the savepoint, the advisory lock included.
+// An error means that the transaction or its connection is gone, and with it
+// what was to be undone; the caller's next statement will say so.
+func (sp *savepoint) rollback(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackBound)
+	defer cancel()
+	_, _ = sp.tx.Exec(ctx, "rollback to savepoint idempotency; release savepoint idempotency")
+}
+
+// runGuarded calls fn with tx behind a guard, and checks afterwards that tx can
+// still commit what fn did.
+func runGuarded(ctx context.Context, tx pgx.Tx, fn body) ([]byte, error) {
+	guard := guardTx(tx)
+	defer guard.end()
+	stored, err := fn(ctx, guard)
+	if err != nil {
+		return nil, err
+	}
+	return stored, checkOpen(tx)
+}
+
+func checkOpen(tx pgx.Tx) error {
+	conn := tx.Conn().PgConn()
+	switch {
+	case conn.IsBusy():
+		return errors.New("idempotency: the function returned with a query still open: close its rows")
+	case conn.IsClosed():
+		return fmt.Errorf("idempotency: the function returned nil although its connection was lost: %w", pgconn.ErrConnClosed)
+	case conn.TxStatus() == 'E':
+		return fmt.Errorf("idempotency: the function returned nil although one of its statements failed: %w", pgx.ErrTxCommitRollback)
+	case conn.TxStatus() == 'I':
+		return fmt.Errorf("%w: the function ended the transaction itself", ErrOutcomeUnknown)
+	}
+	return nil
+}
+
+// errAbandoned is for a row that was committed without a result, which only a
+// function that sent its own COMMIT as SQL can do.
+var errAbandoned = fmt.Errorf("%w: no: an earlier function with this key ended its transaction itself; Store.Delete makes the key usable again", ErrOutcomeUnknown)
