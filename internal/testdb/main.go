@@ -1,0 +1,109 @@
+// Testdb runs a command against a throw-away PostgreSQL and exits with its
+// exit code:
+//
+//	go -C internal/testdb run . -- go test ./...
+//
+// It takes DATABASE_URL as it is, when set. Else it starts a server of its own,
+// from PostgreSQL's binaries on this machine, in Docker, or from a download,
+// whichever works first, sets DATABASE_URL for the command, and leaves nothing
+// behind, not even when it is killed. It needs a Unix: Linux, macOS, WSL.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+)
+
+// exitFailed is the exit code of testdb's own failures, as with env and nohup.
+const exitFailed = 125
+
+func main() {
+	// Children die with the thread that started them (see dieWithParent), and
+	// the main thread lives as long as the process.
+	runtime.LockOSThread()
+	if len(os.Args) > 1 && os.Args[1] == keeperArg {
+		os.Exit(keep(os.Args[2:]))
+	}
+	code, err := run(os.Args[1:])
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "testdb:", err)
+	}
+	os.Exit(code)
+}
+
+// settings are the flags.
+type settings struct {
+	Source     string // auto, or the only one to try
+	Dir        string // of the command
+	BinDir     string // of PostgreSQL's server binaries; empty: search for them
+	Image      string // for Docker
+	Repository string // for the download; empty: the library's default
+}
+
+func parse(args []string) (set settings, command []string, err error) {
+	flags := flag.NewFlagSet("testdb", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: testdb [flags] -- command [argument ...]")
+		flags.PrintDefaults()
+	}
+	flags.StringVar(&set.Source, "source", "auto", "`where` the server comes from: auto, env, local, docker or embedded")
+	flags.StringVar(&set.Dir, "C", ".", "`folder` to run the command in, relative to the repository")
+	flags.StringVar(&set.BinDir, "bindir", os.Getenv("TESTDB_BINDIR"), "`folder` of PostgreSQL's server binaries; default $TESTDB_BINDIR, else a search")
+	flags.StringVar(&set.Image, "image", cmp.Or(os.Getenv("TESTDB_IMAGE"), "postgres:18"), "Docker `image`; default $TESTDB_IMAGE, else postgres:18")
+	flags.StringVar(&set.Repository, "repository", "", "`URL` of the Maven repository to download PostgreSQL from; default Maven Central")
+	if err := flags.Parse(args); err != nil {
+		return set, nil, err
+	}
+	if flags.NArg() == 0 {
+		return set, nil, errors.New("no command: testdb [flags] -- command [argument ...]")
+	}
+	return set, flags.Args(), set.makeAbsolute()
+}
+
+// makeAbsolute makes the folders independent of the current one. As testdb runs
+// in its own folder, the repository is two folders up.
+func (set *settings) makeAbsolute() (err error) {
+	if !filepath.IsAbs(set.Dir) {
+		set.Dir = filepath.Join("..", "..", set.Dir)
+	}
+	if set.Dir, err = filepath.Abs(set.Dir); err != nil {
+		return err
+	}
+	if set.BinDir != "" {
+		set.BinDir, err = filepath.Abs(set.BinDir)
+	}
+	return err
+}
+
+func run(args []string) (code int, err error) {
+	set, command, err := parse(args)
+	if err != nil {
+		return exitFailed, err
+	}
+	go terminateWithParent()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	db, err := open(ctx, set)
+	// From here on signals are the command's. None is lost in between.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	interrupted := ctx.Err() != nil
+	stop()
+	if err != nil {
+		return exitFailed, err
+	}
+	defer db.close()
+	if interrupted {
+		return exitFailed, context.Canceled
+	}
+	fmt.Fprintln(os.Stderr, "testdb:", db.About)
+	return runCommand(command, set.Dir, db.URL, signals)
+}
