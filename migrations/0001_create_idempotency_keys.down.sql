@@ -1,1 +1,1 @@
-drop table if exists idempotency_keys
+drop table if exists idempotency_keys;

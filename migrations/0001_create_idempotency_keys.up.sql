@@ -12,4 +12,4 @@ create table if not exists idempotency_keys (
 	fingerprint  bytea,
 	result       bytea,
 	primary key (id, scope)
-)
+);

@@ -1,1 +1,1 @@
-drop index if exists idempotency_keys_expires_at
+drop index if exists idempotency_keys_expires_at;

@@ -1,0 +1,195 @@
+package migrations
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/golang-migrate/migrate/v4/database"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// versionTable is ours alone: golang-migrate's default name, schema_migrations,
+// would collide with an application that runs golang-migrate itself.
+const versionTable = "idempotency_migrations"
+
+// A session is the one connection on which a call does all its work, and which
+// ends with the call. What the call holds on the server, the lock above all,
+// ends with the connection, however the call ended.
+type session struct {
+	conn     *stdlib.Conn
+	database string
+	schema   string
+}
+
+func within(ctx context.Context, pool *pgxpool.Pool, schema string, do func(*session, context.Context) error) error {
+	s, err := open(ctx, pool)
+	if err == nil {
+		defer s.close(ctx)
+		if err = s.enter(ctx, schema); err == nil {
+			err = do(s, ctx)
+		}
+	}
+	return named(ctx, err)
+}
+
+// named gives err its package's name, and ctx.Err() where a layer below dropped
+// it: database/sql replaces it with ErrBadConn.
+func named(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
+		return fmt.Errorf("idempotency/migrations: %w (%w)", err, ctx.Err())
+	default:
+		return fmt.Errorf("idempotency/migrations: %w", err)
+	}
+}
+
+// open connects as the pool would, but beside it: a migration must not wait for
+// a connection that the application holds.
+func open(ctx context.Context, pool *pgxpool.Pool) (*session, error) {
+	cfg := pool.Config()
+	var opts []stdlib.OptionOpenDB
+	if cfg.BeforeConnect != nil { // it may fetch the password
+		opts = append(opts, stdlib.OptionBeforeConnect(cfg.BeforeConnect))
+	}
+	// golang-migrate passes text where the server wants a bigint, so the types
+	// have to come from the server, in whatever mode the pool is.
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec
+	conn, err := stdlib.GetConnector(*cfg.ConnConfig, opts...).Connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the database: %w", err)
+	}
+	return &session{conn: conn.(*stdlib.Conn)}, nil
+}
+
+// close returns when the server has let go of the session, or after 5 s.
+func (s *session) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = s.pgx().Close(ctx)
+	select { // pgx cancels an interrupted statement in the background
+	case <-s.pgx().PgConn().CleanupDone():
+	case <-ctx.Done():
+	}
+}
+
+func (s *session) pgx() *pgx.Conn { return s.conn.Conn() }
+
+// enter makes schema the only one in the search_path. With a second one there,
+// the migrations, whose names are unqualified, could find a table in it.
+func (s *session) enter(ctx context.Context, schema string) error {
+	// The cast shortens a long name as the server does for an identifier.
+	const resolve = `select current_database(), coalesce(nullif($1::text, ''), current_schema()::text, '')::name::text`
+	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &s.schema); err != nil {
+		return fmt.Errorf("looking up schema %q: %w", schema, err)
+	}
+	if s.schema == "" {
+		return errors.New("the connection's search_path contains no existing schema: name one")
+	}
+	const setPath = `select set_config('search_path', $1, false)`
+	if _, err := s.pgx().Exec(ctx, setPath, pgx.Identifier{s.schema}.Sanitize()); err != nil {
+		return fmt.Errorf("setting the search_path: %w", err)
+	}
+	return nil
+}
+
+// lock waits until no other session migrates this schema. The lock is
+// golang-migrate's own, which also keeps its command out, and is held until the
+// session ends.
+//
+// It asks again and again instead of waiting inside pg_advisory_lock: there, the
+// connection's lock_timeout or statement_timeout would end the wait, a session
+// that waits would hold back vacuum and every create index concurrently, and a
+// cancelled one would have to be ended on the server.
+func (s *session) lock(ctx context.Context) error {
+	id, err := database.GenerateAdvisoryLockId(s.database, s.schema, versionTable)
+	if err != nil {
+		return err
+	}
+	for delay := 10 * time.Millisecond; ; delay = min(2*delay, 250*time.Millisecond) {
+		var held bool
+		if err := s.pgx().QueryRow(ctx, `select pg_try_advisory_lock($1::bigint)`, id).Scan(&held); err != nil {
+			return fmt.Errorf("locking schema %q for migrations: %w", s.schema, err)
+		}
+		if held {
+			return nil
+		}
+		select {
+		case <-time.After(delay/2 + rand.N(delay)):
+		case <-ctx.Done():
+			return fmt.Errorf("another session is migrating schema %q: gave up waiting for it: %w", s.schema, ctx.Err())
+		}
+	}
+}
+
+// createSchema asks before it creates, because "create schema if not exists"
+// needs the right to create schemas even when there is nothing to create.
+func (s *session) createSchema(ctx context.Context) error {
+	var exists bool
+	err := s.pgx().QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1)`, s.schema).Scan(&exists)
+	if err == nil && !exists {
+		_, err = s.pgx().Exec(ctx, `create schema if not exists `+pgx.Identifier{s.schema}.Sanitize())
+	}
+	if err != nil {
+		return fmt.Errorf("schema %q does not exist, and creating it failed: %w", s.schema, err)
+	}
+	return nil
+}
+
+// table returns the qualified, quoted name of a table in the session's schema.
+func (s *session) table(name string) string {
+	return pgx.Identifier{s.schema, name}.Sanitize()
+}
+
+// A state is what the version table says. While a migration runs, golang-migrate
+// records the version it leads to as dirty.
+type state struct {
+	recorded bool // there is a version table
+	version  uint // 0: none
+	dirty    bool
+}
+
+// applied is the last version that is whole for certain.
+func (at state) applied() uint {
+	if at.dirty {
+		return max(at.version, 1) - 1
+	}
+	return at.version
+}
+
+// state reads the version table with a query of its own: golang-migrate's driver
+// would lock, and create the table.
+func (s *session) state(ctx context.Context) (at state, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("reading the version of schema %q: %w", s.schema, err)
+		}
+	}()
+	table := s.table(versionTable)
+	err = s.pgx().QueryRow(ctx, `select to_regclass($1) is not null`, table).Scan(&at.recorded)
+	if err != nil || !at.recorded {
+		return state{}, err
+	}
+	version := database.NilVersion
+	err = s.pgx().QueryRow(ctx, `select version, dirty from `+table+` limit 1`).Scan(&version, &at.dirty)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows): // made, and nothing applied yet
+		err = nil
+	case undefinedTable(err): // removed just now
+		return state{}, nil
+	}
+	at.version = uint(max(version, 0))
+	return at, err
+}
+
+func undefinedTable(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.Code == "42P01"
+}
