@@ -1,0 +1,219 @@
+package idempotency_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+)
+
+// workerEnv makes the test binary a process that calls Do and prints what it
+// got; its value is a job as JSON.
+const workerEnv = "IDEMPOTENCY_TEST_WORKER"
+
+type job struct {
+	URL      string
+	Database string
+	Key      idempotency.Key
+	Amount   int
+	Callers  int
+	MaxIdle  time.Duration
+	Hang     string // "": not at all; "client": the function sleeps; "server": its statement does
+}
+
+type report struct {
+	Value    int
+	Replayed bool
+	Err      string
+}
+
+func work() int {
+	var j job
+	if err := json.Unmarshal([]byte(os.Getenv(workerEnv)), &j); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx := context.Background()
+	cfg, err := pgxpool.ParseConfig(j.URL)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cfg.ConnConfig.Database = j.Database
+	cfg.MaxConns = 4
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer pool.Close()
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{MaxIdle: j.MaxIdle})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for range j.Callers {
+		wg.Go(func() {
+			value, replayed, err := idempotency.Do(ctx, store, j.Key, j.run)
+			r := report{Value: value, Replayed: replayed}
+			if err != nil {
+				r.Err = err.Error()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			json.NewEncoder(os.Stdout).Encode(r)
+		})
+	}
+	wg.Wait()
+	return 0
+}
+
+func (j job) run(ctx context.Context, tx pgx.Tx) (int, error) {
+	if _, err := charge(j.Key.ID, j.Amount)(ctx, tx); err != nil {
+		return 0, err
+	}
+	switch j.Hang {
+	case "client":
+		fmt.Println("hanging")
+		time.Sleep(3 * time.Second)
+	case "server":
+		fmt.Println("hanging")
+		if _, err := tx.Exec(ctx, "select pg_sleep(60)"); err != nil {
+			return 0, err
+		}
+	}
+	return j.Amount, nil
+}
+
+// A process is a worker under test.
+type process struct {
+	*bundle
+	cmd *exec.Cmd
+	out *bufio.Scanner
+}
+
+func (b *bundle) spawn(j job) *process {
+	b.Helper()
+	j.URL, j.Database, j.Key = os.Getenv("DATABASE_URL"), b.pool.Config().ConnConfig.Database, b.key
+	task, err := json.Marshal(j)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), workerEnv+"="+string(task))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		cmd.Process.Kill()
+		io.Copy(io.Discard, out)
+		cmd.Wait()
+	})
+	return &process{bundle: b, cmd: cmd, out: bufio.NewScanner(out)}
+}
+
+// hangs waits until the process is inside its function.
+func (p *process) hangs() {
+	p.Helper()
+	if !p.out.Scan() || p.out.Text() != "hanging" {
+		p.Fatalf("the worker said %q", p.out.Text())
+	}
+}
+
+func (p *process) report() report {
+	p.Helper()
+	var r report
+	if !p.out.Scan() {
+		p.Fatal("the worker ended without a report")
+	}
+	if err := json.Unmarshal(p.out.Bytes(), &r); err != nil {
+		p.Fatalf("%s: %v", p.out.Text(), err)
+	}
+	return r
+}
+
+func TestEightProcessesOfTwentyFiveCallersExecuteOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var processes []*process
+	for i := range 8 {
+		processes = append(processes, b.spawn(job{Amount: i + 1, Callers: 25}))
+	}
+	executed, value := 0, 0
+	for _, p := range processes {
+		for range 25 {
+			r := p.report()
+			if value == 0 {
+				value = r.Value
+			}
+			if r.Err != "" || r.Value != value {
+				t.Errorf("got %+v, others got %d", r, value)
+			}
+			if !r.Replayed {
+				executed++
+			}
+		}
+	}
+	if executed != 1 {
+		t.Errorf("%d executions", executed)
+	}
+	b.effects(1)
+	b.replays(value)
+}
+
+func TestKilledProcessLeavesNothingAndTheNextCallRuns(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"client", "server"} {
+		t.Run("at work in the "+where, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			p := b.spawn(job{Amount: 1, Callers: 1, Hang: where})
+			p.hangs()
+			if err := p.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			b.executes(2) // waits 10 s at most
+			t.Logf("the key was free %v after the kill", time.Since(start))
+			b.effects(1)
+		})
+	}
+}
+
+func TestFrozenProcessIsFencedAfterMaxIdle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	p := b.spawn(job{Amount: 1, Callers: 1, Hang: "client", MaxIdle: 500 * time.Millisecond})
+	p.hangs()
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	b.executes(2)
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	// The thawed process finds its COMMIT refused, asks, and gets the result.
+	if r := p.report(); r.Err != "" || r.Value != 2 || !r.Replayed {
+		t.Errorf("the thawed process got %+v", r)
+	}
+	b.effects(1)
+	b.replays(2)
+}
