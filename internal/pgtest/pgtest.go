@@ -1,0 +1,150 @@
+// Package pgtest gives each test of this repository a PostgreSQL database of its
+// own, so that tests can run in parallel, and checks at the end of the test that
+// no connection was leaked and no transaction left open.
+//
+// For most tests, pool := pgtest.New(t) is enough. Each test package that uses it
+// has
+//
+//	func TestMain(m *testing.M) { pgtest.Main(m) }
+//
+// The server is the one of DATABASE_URL, which "make test" sets. Its user must
+// be allowed to create databases.
+package pgtest
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// An Option changes the configuration of a pool before it is opened.
+type Option = func(*pgxpool.Config)
+
+// MaxConns sets the size of the pool; default 8.
+func MaxConns(n int32) Option {
+	return func(cfg *pgxpool.Config) { cfg.MaxConns = n }
+}
+
+// New returns a pool on a new database in which migrations.Up has run. At the
+// end of the test the pool is checked and closed, and the database dropped.
+func New(t testing.TB, opts ...Option) *pgxpool.Pool {
+	t.Helper()
+	s := connected(t)
+	template, err := s.template()
+	if err != nil {
+		t.Fatal("pgtest: making the template database: ", err)
+	}
+	return s.open(t, s.create(t, template), opts)
+}
+
+// Empty is New without the migrations.
+func Empty(t testing.TB, opts ...Option) *pgxpool.Pool {
+	t.Helper()
+	s := connected(t)
+	return s.open(t, s.create(t, pristine), opts)
+}
+
+// Pool returns one more pool on the database of pool. It does not inherit that
+// pool's options. It too is checked and closed at the end of the test.
+func Pool(t testing.TB, pool *pgxpool.Pool, opts ...Option) *pgxpool.Pool {
+	t.Helper()
+	return connected(t).open(t, pool.Config().ConnConfig.Database, opts)
+}
+
+// URL returns what DATABASE_URL must be for a child process to use the database
+// of pool.
+func URL(pool *pgxpool.Pool) string {
+	database := pool.Config().ConnConfig.Database
+	dsn := os.Getenv("DATABASE_URL")
+	u, err := url.Parse(dsn)
+	if err != nil || u.Scheme == "" { // keywords and values, of which the last wins
+		return dsn + " dbname=" + database
+	}
+	query := u.Query()
+	query.Del("dbname")
+	query.Del("database")
+	u.Path, u.RawQuery = "/"+database, query.Encode()
+	return u.String()
+}
+
+// Main runs the tests of a package, and then removes what they shared. It lowers
+// -parallel to what the server's max_connections allow. Its caller returns
+// afterwards.
+func Main(m *testing.M) {
+	if os.Getenv("DATABASE_URL") == "" {
+		m.Run() // tests that need no server pass, the others say what to do
+		return
+	}
+	s, err := connect()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "pgtest:", err)
+		os.Exit(1)
+	}
+	defer s.close()
+	flag.Parse()
+	limitParallel(s.maxConns)
+	m.Run()
+}
+
+// limitParallel leaves 40 connections to each test that runs at a time: two full
+// pools, and as many for another package's tests.
+func limitParallel(maxConns int) {
+	parallel := flag.Lookup("test.parallel")
+	limit := max(2, maxConns/40)
+	if n, err := strconv.Atoi(parallel.Value.String()); err == nil && n > limit {
+		parallel.Value.Set(strconv.Itoa(limit))
+	}
+}
+
+func connected(t testing.TB) *server {
+	t.Helper()
+	if os.Getenv("DATABASE_URL") == "" {
+		t.Fatal("pgtest: DATABASE_URL is not set: run `make test`, which starts a PostgreSQL and sets it")
+	}
+	s, err := connect()
+	if err != nil {
+		t.Fatal("pgtest: ", err)
+	}
+	return s
+}
+
+func (s *server) open(t testing.TB, database string, opts []Option) *pgxpool.Pool {
+	t.Helper()
+	cfg := s.config.Copy()
+	cfg.ConnConfig.Database = database
+	cfg.ConnConfig.RuntimeParams["application_name"] = applicationName(t)
+	cfg.MaxConns = 8
+	for _, opt := range opts {
+		opt(cfg)
+	}
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
+	if err != nil {
+		t.Fatal("pgtest: ", err)
+	}
+	t.Cleanup(func() {
+		t.Helper()
+		if s.checkHealth(t, pool) {
+			pool.Close()
+		} else {
+			go pool.Close() // would wait for the leaked connection
+		}
+	})
+	return pool
+}
+
+// applicationName is the name of the test, in the ASCII that the server allows.
+func applicationName(t testing.TB) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, t.Name())
+}
