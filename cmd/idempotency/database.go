@@ -1,0 +1,140 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// A database is what the flags say about the one to work on.
+type database struct {
+	url     string
+	schema  string
+	timeout time.Duration
+}
+
+func databaseFlags(fs *flag.FlagSet) *database {
+	d := new(database)
+	// No default value: the help prints it, and it may contain a password.
+	fs.StringVar(&d.url, "database", "", "`URL` of the database (default: the environment variable DATABASE_URL, or else PGHOST, PGDATABASE, PGUSER and so on)")
+	schemaFlag(fs, &d.schema)
+	fs.DurationVar(&d.timeout, "timeout", time.Minute, "give up after this `time`, 0 for never")
+	return d
+}
+
+func schemaFlag(fs *flag.FlagSet, schema *string) {
+	fs.StringVar(schema, "schema", "", "`NAME` of the table's schema (default: the first one in the connection's search_path)")
+}
+
+// use calls do with a pool on the database, and says what to do when that fails.
+func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
+	cfg, err := d.config()
+	if err != nil {
+		return err
+	}
+	if d.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d.timeout)
+		defer cancel()
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	return d.explain(ctx, do(ctx, pool))
+}
+
+func (d *database) config() (*pgxpool.Config, error) {
+	cfg, err := pgxpool.ParseConfig(cmp.Or(d.url, os.Getenv("DATABASE_URL")))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %s", cmp.Or(d.source(), "the PG* environment variables"), unreadable(err))
+	}
+	return cfg, nil
+}
+
+// source names where the connection's settings came from, if they were given.
+func (d *database) source() string {
+	switch {
+	case d.url != "":
+		return "-database"
+	case os.Getenv("DATABASE_URL") != "":
+		return "DATABASE_URL"
+	default:
+		return "" // PG* variables and the defaults
+	}
+}
+
+// place names a database without its password.
+func place(cfg *pgconn.Config) string {
+	where := net.JoinHostPort(cfg.Host, fmt.Sprint(cfg.Port))
+	if strings.HasPrefix(cfg.Host, "/") {
+		where = fmt.Sprintf("socket %s, port %d", cfg.Host, cfg.Port)
+	}
+	return fmt.Sprintf("database %q at %s", cmp.Or(cfg.Database, cfg.User), where)
+}
+
+func (d *database) explain(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		err = d.unreachable(ctx, e)
+	}
+	switch ctx.Err() {
+	case context.Canceled:
+		err = fmt.Errorf("interrupted: %w", err)
+	case context.DeadlineExceeded:
+		err = fmt.Errorf("gave up after %v (-timeout): %w", d.timeout, err)
+	}
+	return errors.New(oneLine(strings.TrimPrefix(err.Error(), "idempotency/migrations: ")))
+}
+
+func (d *database) unreachable(ctx context.Context, err *pgconn.ConnectError) error {
+	hint := "set DATABASE_URL, or give -database URL"
+	if source := d.source(); source != "" {
+		hint = "check " + source
+	}
+	return fmt.Errorf("cannot connect to %s as user %q: %s: %s", place(err.Config), err.Config.User, reason(ctx, err), hint)
+}
+
+// reason is the innermost error that tells something.
+func reason(ctx context.Context, err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Message
+	}
+	if ctx.Err() != nil {
+		return "no answer"
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok {
+		return e.Error()
+	}
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return e.Err.Error()
+	}
+	return errors.Unwrap(err).Error()
+}
+
+// unreadable says what is wrong with a connection string without quoting it:
+// where it is malformed, nobody can tell the password from the rest.
+func unreadable(err error) string {
+	const form = "expected postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
+	text := err.Error() // cannot parse `STRING`: DETAIL
+	detail := text[strings.LastIndex(text, "`: ")+len("`: "):]
+	if strings.HasPrefix(detail, "failed to parse as ") {
+		return form
+	}
+	return oneLine(detail) + ": " + form
+}
+
+// oneLine joins the lines in which pgx reports several hosts.
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
