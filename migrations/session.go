@@ -124,7 +124,7 @@ func (s *session) lock(ctx context.Context) error {
 		select {
 		case <-time.After(delay/2 + rand.N(delay)):
 		case <-ctx.Done():
-			return fmt.Errorf("another session is migrating schema %q: gave up waiting for it: %w", s.schema, ctx.Err())
+			return fmt.Errorf("another session is migrating schema %q: %w", s.schema, ctx.Err())
 		}
 	}
 }
