@@ -1,0 +1,45 @@
+# Everything runs against a throw-away PostgreSQL: the one of DATABASE_URL, or
+# what internal/testdb finds on this machine, in Docker or as a download.
+TESTDB := go -C internal/testdb run .
+
+# Flags and packages for go test: make test ARGS='-run TestDo -v .'
+ARGS ?= ./...
+
+MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sort))
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.NOTPARALLEL:
+.PHONY: help demo test test-race test-modules test-docker bench-once fmt lint deps ci
+
+help: ## show this list (default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## run the example: a small payments API and clients that retry
+	$(TESTDB) -- go run ./examples/payments
+
+test: ## test the root module
+	$(TESTDB) -- go test $(ARGS)
+
+test-race: ## the same under the race detector
+	$(TESTDB) -- go test -race $(ARGS)
+
+test-modules: ## test the nested modules
+	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- go test ./...; done
+
+test-docker: ## test the root package against a PostgreSQL in Docker
+	$(TESTDB) -source docker -- go test -count=1 .
+
+bench-once: ## run each benchmark for one iteration, so that none rots
+	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
+
+fmt: ## format all Go files
+	gofmt -w .
+
+lint: ## check the format, go vet and staticcheck, in all modules
+	@test -z "$$(gofmt -l .)" || { echo "not formatted (make fmt):"; gofmt -l .; exit 1; }
+	set -e; for m in . $(MODULES); do (cd $$m && go vet ./... && $(STATICCHECK) ./...); done
+
+deps: ## check that the root package needs pgx only
+	.ci/deps
+
+ci: lint deps demo bench-once test-docker test-modules test-race ## all of it
