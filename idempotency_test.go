@@ -41,6 +41,20 @@ func setup(t testing.TB, cfg idempotency.Config, opts ...pgtest.Option) *bundle 
 	return b
 }
 
+// address makes a pool connect to another place than the server's, without
+// encryption.
+func address(host string, port uint16) pgtest.Option {
+	return func(cfg *pgxpool.Config) {
+		cfg.ConnConfig.Host, cfg.ConnConfig.Port = host, port
+		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = nil, nil
+	}
+}
+
+// param sets a parameter of the server for a pool's sessions.
+func param(name, value string) pgtest.Option {
+	return func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams[name] = value }
+}
+
 func (b *bundle) storeOn(pool *pgxpool.Pool, cfg idempotency.Config) *idempotency.Store {
 	b.Helper()
 	store, err := idempotency.NewWithConfig(pool, cfg)

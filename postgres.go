@@ -26,8 +26,8 @@ import (
 // An existing row is found before anything is written: no transaction id, no
 // write-ahead log.
 const claimSQL = `
-insert into idempotency_keys (id, scope)
-select $1::text, $2::text
+insert into idempotency_keys (id, scope, purge_after)
+select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
 where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
 on conflict (id, scope) do nothing
 returning ctid`
@@ -67,11 +67,14 @@ for update skip locked`
 // statement on one shard where the table is distributed, and make sure.
 //
 // The retention begins at clock_timestamp(): now() is the transaction's start.
+// purge_after becomes what claimSQL has set, to the bit, which keeps the update
+// out of the indexes (a heap-only tuple); only after a take-over is it new.
 const recordSQL = `
 with recorded as (
 	update idempotency_keys
 	set fingerprint = $4, result = $5, created_at = now(), completed_at = clock_timestamp(),
-		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond'
+		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
+		purge_after = now() + $6::bigint * interval '1 microsecond'
 	where id = $1 and scope = $2 and ctid = $3
 	returning 1
 )
@@ -108,15 +111,16 @@ where id = $1 and scope = $2 and ctid = any(array(
 
 const existsSQL = `select exists (select from idempotency_keys where id = $1 and scope = $2)`
 
-// purgeSQL deletes one batch, oldest first. The lock re-checks the condition on
-// the newest version of each row, and the delete checks it again: a row that
-// was taken over since it was selected stays.
+// purgeSQL deletes one batch, oldest first. The index is on purge_after, which is
+// at most one transaction's duration earlier than expires_at. The lock re-checks
+// the condition on the newest version of each row, and the delete checks it
+// again: a row that was taken over since it was selected stays.
 const purgeSQL = `
 delete from idempotency_keys
 where ctid = any(array(
 	select ctid from idempotency_keys
-	where expires_at <= now()
-	order by expires_at
+	where purge_after <= now() and expires_at <= now()
+	order by purge_after
 	limit $1
 	for update skip locked))
 and expires_at <= now()`
@@ -232,6 +236,11 @@ func readFound(row pgx.Row) (finding, error) {
 		return finding{state: expired}, nil
 	}
 	return finding{state: recorded, rec: &rec}, nil
+}
+
+// claimArgs are the arguments of claimSQL.
+func claimArgs(key Key, retention time.Duration) []any {
+	return []any{key.ID, key.Scope, key.lockID(), retention.Microseconds()}
 }
 
 // recordArgs are the arguments of recordSQL.

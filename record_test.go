@@ -48,8 +48,8 @@ func TestAllReturnsTheLiveRecordsOfOneScopeInOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	b.store = b.storeOn(pgtest.Pool(t, b.pool, pgtest.MaxConns(1)), idempotency.Config{})
-	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at)
-		select to_char(i, 'FM0000'), case when i % 2 = 0 then 'even' else 'odd' end, '1', now(), now() + interval '1 hour'
+	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select to_char(i, 'FM0000'), case when i % 2 = 0 then 'even' else 'odd' end, '1', now(), now() + interval '1 hour', now()
 		from generate_series(1, 1000) i`)
 	b.exec("update idempotency_keys set expires_at = now() where id = '0004'")
 	want := 2
@@ -137,9 +137,9 @@ func TestDeleteIsNotTurnedAwayByReplays(t *testing.T) {
 func TestPurgeDeletesWhatHasExpiredAndReturnsTheCount(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at)
-		select i::text, 'scope', '1', now(), now() + case when i <= 2500 then '-1 second' else '1 hour' end::interval
-		from generate_series(1, 3000) i`)
+	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 'scope', '1', now(), t, t
+		from generate_series(1, 3000) i, lateral (select now() + case when i <= 2500 then '-1 second' else '1 hour' end::interval) x (t)`)
 	if n, err := b.store.Purge(t.Context()); n != 2500 || err != nil {
 		t.Errorf("Purge = %d, %v", n, err)
 	}
@@ -159,7 +159,7 @@ func TestPurgePassesOverAKeyThatIsBeingTakenOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	b.executes(1)
-	b.exec("update idempotency_keys set expires_at = now()")
+	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
 	k := newBlocker()
 	call := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
 	<-k.begun
@@ -193,7 +193,7 @@ func TestPurgesBesideCallsDeleteNothingLive(t *testing.T) {
 			for j := range 50 {
 				other := *b
 				other.key.ID = fmt.Sprint("key-", i)
-				b.exec("update idempotency_keys set expires_at = now() where id = $1", other.key.ID)
+				b.exec("update idempotency_keys set expires_at = now(), purge_after = now() where id = $1", other.key.ID)
 				if got, _, err := other.do(charge(other.key.ID, j)); got != j || err != nil {
 					t.Errorf("Do = %v, %v; want %v", got, err, j)
 				}

@@ -45,7 +45,7 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	for _, set := range s.sql.settings {
 		batch.Queue(set)
 	}
-	batch.Queue(s.sql.claim, key.ID, key.Scope, key.lockID())
+	batch.Queue(s.sql.claim, claimArgs(key, s.cfg.Retention)...)
 	batch.Queue(s.sql.read, key.ID, key.Scope)
 
 	results := conn.SendBatch(ctx, &batch)
@@ -245,28 +245,18 @@ func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, err
 // may be used again inside fn: PostgreSQL then means the innermost, which is
 // released before fn returns.
 type savepoint struct {
-	store *Store
-	key   Key
-	tx    pgx.Tx
-	row   pgtype.TID
+	store  *Store
+	key    Key
+	tx     pgx.Tx
+	row    pgtype.TID
+	stands bool // else its name may mean the savepoint of an outer DoTx
 }
 
 // claim sets the savepoint and claims the key in one round trip; a duplicate
 // needs a second one, to read.
 func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	sql, key := &sp.store.sql, sp.key
-	var batch pgx.Batch
-	batch.Queue("savepoint idempotency")
-	batch.Queue(sql.claim, key.ID, key.Scope, key.lockID())
-	results := sp.tx.SendBatch(ctx, &batch)
-	_, err := results.Exec()
-	f := finding{}
-	if err == nil {
-		f, err = readClaim(results.QueryRow())
-	}
-	if closeErr := results.Close(); err == nil {
-		err = closeErr
-	}
+	f, err := sp.set(ctx, sql.claim, claimArgs(key, sp.store.cfg.Retention)...)
 	if err == nil && f.state != claimed {
 		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, key.ID, key.Scope))
 	}
@@ -275,6 +265,40 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	}
 	sp.row = f.row
 	return f, err
+}
+
+// set sends the savepoint together with the claim, except at the first claim of
+// a connection: pgx then prepares the statement ahead of the batch, and if that
+// failed (no such table) the caller's transaction would be broken, with no
+// savepoint to go back to.
+func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (f finding, err error) {
+	const savepointSQL = "savepoint idempotency"
+	prepared := sp.tx.Conn().PgConn().CustomData()
+	if prepared[claim] == nil {
+		if _, err := sp.tx.Exec(ctx, savepointSQL); err != nil {
+			return finding{}, err
+		}
+		sp.stands = true
+		f, err := readClaim(sp.tx.QueryRow(ctx, claim, args...))
+		if err == nil {
+			prepared[claim] = true
+		}
+		return f, err
+	}
+	var batch pgx.Batch
+	batch.Queue(savepointSQL)
+	batch.Queue(claim, args...)
+	results := sp.tx.SendBatch(ctx, &batch)
+	defer func() {
+		if closeErr := results.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	if _, err := results.Exec(); err != nil {
+		return finding{}, err
+	}
+	sp.stands = true
+	return readClaim(results.QueryRow())
 }
 
 func (sp *savepoint) record(ctx context.Context, stored []byte) error {
@@ -291,6 +315,10 @@ func (sp *savepoint) record(ctx context.Context, stored []byte) error {
 // An error means that the transaction or its connection is gone, and with it
 // what was to be undone; the caller's next statement will say so.
 func (sp *savepoint) rollback(ctx context.Context) {
+	if !sp.stands {
+		return
+	}
+	sp.stands = false
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackBound)
 	defer cancel()
 	_, _ = sp.tx.Exec(ctx, "rollback to savepoint idempotency; release savepoint idempotency")

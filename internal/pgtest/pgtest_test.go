@@ -21,7 +21,7 @@ func TestNewIsMigratedAndOnesOwn(t *testing.T) {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			pool := New(t)
-			insert := `insert into idempotency_keys (id, scope) values ('same id', 'same scope')`
+			insert := `insert into idempotency_keys (id, scope, purge_after) values ('same id', 'same scope', now())`
 			if _, err := pool.Exec(t.Context(), insert); err != nil {
 				t.Fatal(err)
 			}

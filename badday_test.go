@@ -1,0 +1,143 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// refuses calls every operation and expects an error with each of the words,
+// and no execution.
+func (b *bundle) refuses(words ...string) {
+	b.Helper()
+	never := func(context.Context, pgx.Tx) (int, error) {
+		b.Error("the function was run")
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, _, doErr := idempotency.Do(ctx, b.store, b.key, never)
+	_, getErr := b.store.Get(ctx, b.key)
+	_, purgeErr := b.store.Purge(ctx)
+	for name, err := range map[string]error{"Do": doErr, "Get": getErr, "Purge": purgeErr} {
+		for _, word := range words {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				b.Errorf("%s: %v\ndoes not say %q", name, err, word)
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		b.Error("the refusal took more than 5 s")
+	}
+}
+
+func TestMissingTableIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("drop table idempotency_keys")
+	b.refuses("migrations.Up", `"idempotency migrate up"`)
+	tx := b.begin(pgx.TxOptions{})
+	got := b.doTx(tx, charge(b.key.ID, 1))
+	if got.err == nil || !strings.Contains(got.err.Error(), "migrations.Up") {
+		t.Errorf("DoTx: %v", got.err)
+	}
+	b.usable(tx)
+}
+
+func TestMissingSchemaIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.store = b.storeOn(b.pool, idempotency.Config{Schema: "nowhere"})
+	b.refuses("migrations.Up")
+}
+
+func TestTableOfAnotherVersionIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("alter table idempotency_keys drop constraint idempotency_keys_pkey, drop column expires_at")
+	b.refuses("migrations.Up")
+}
+
+func TestSchemaOfAnyNameIsUsed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, schema := range []string{"plain", "My-Schema", `it's "odd"`} {
+		name := pgx.Identifier{schema}.Sanitize()
+		b.exec("create schema " + name)
+		b.exec("create table " + name + ".idempotency_keys (like idempotency_keys including all)")
+		b.store = b.storeOn(b.pool, idempotency.Config{Schema: schema})
+		b.executes(1)
+		b.replays(1)
+		if err := b.store.Delete(t.Context(), b.key); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestReadOnlyServerIsRefusedWithAClearError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.store = b.storeOn(pgtest.Pool(t, b.pool, param("default_transaction_read_only", "on")), idempotency.Config{})
+	_, _, err := b.do(charge(b.key.ID, 1))
+	if err == nil || !strings.Contains(err.Error(), "connect to the primary") {
+		t.Errorf("got %v", err)
+	}
+	b.effects(0)
+}
+
+func TestMissingPrivilegeIsNamed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := "role_" + b.pool.Config().ConnConfig.Database
+	b.exec("create role " + role)
+	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	b.store = b.storeOn(pgtest.Pool(t, b.pool, param("role", role)), idempotency.Config{})
+	_, _, err := b.do(charge(b.key.ID, 1))
+	if err == nil || !strings.Contains(err.Error(), "the role needs") {
+		t.Errorf("got %v", err)
+	}
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
+	b.executes(1)
+	b.replays(1)
+	if err := b.store.Delete(t.Context(), b.key); err != nil {
+		t.Errorf("Delete: %v", err)
+	}
+}
+
+func TestUnreachableServerIsAnErrorAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.store = b.storeOn(pgtest.Pool(t, b.pool, address("127.0.0.1", 1)), idempotency.Config{})
+	b.refuses("127.0.0.1:1")
+	var connectErr *pgconn.ConnectError
+	if _, _, err := b.do(charge(b.key.ID, 1)); !errors.As(err, &connectErr) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestExhaustedPoolIsAnErrorAtTheCallersDeadline(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pool := pgtest.Pool(t, b.pool, pgtest.MaxConns(1))
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.store = b.storeOn(pool, idempotency.Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, _, err = idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+	b.wantErr(err, context.DeadlineExceeded)
+	if !strings.Contains(err.Error(), "acquire a connection") {
+		t.Errorf("got %v", err)
+	}
+	conn.Release()
+	b.executes(1)
+}

@@ -1,0 +1,185 @@
+package idempotency_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// through makes a store whose connections pass a proxy.
+func (b *bundle) through(cfg idempotency.Config, opts ...pgtest.Option) (*idempotency.Store, *pgproxy.Proxy) {
+	b.Helper()
+	server := b.pool.Config().ConnConfig
+	network, at := "tcp", fmt.Sprintf("%s:%d", server.Host, server.Port)
+	if strings.HasPrefix(server.Host, "/") {
+		network, at = "unix", fmt.Sprintf("%s/.s.PGSQL.%d", server.Host, server.Port)
+	}
+	proxy := pgproxy.New(b, network, at)
+	opts = append(opts, address("127.0.0.1", proxy.Port()))
+	return b.storeOn(pgtest.Pool(b, b.pool, opts...), cfg), proxy
+}
+
+// roundTrips counts those of op on a warm connection, the ROLLBACK that follows
+// a replay in the background left out.
+func roundTrips(t *testing.T, proxy *pgproxy.Proxy, op func(i int)) int {
+	t.Helper()
+	for i := range 3 {
+		op(i)
+	}
+	time.Sleep(50 * time.Millisecond)
+	before := proxy.RoundTrips()
+	op(3)
+	return int(proxy.RoundTrips() - before)
+}
+
+func TestFirstCallCostsTheRoundTripsOfTheBareTransaction(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	one := pgtest.MaxConns(1)
+	store, proxy := b.through(idempotency.Config{}, one)
+	if got := roundTrips(t, proxy, func(i int) {
+		key := idempotency.Key{Scope: "s", ID: fmt.Sprint(i)}
+		if _, _, err := idempotency.Do(t.Context(), store, key, charge(key.ID, i)); err != nil {
+			t.Fatal(err)
+		}
+	}); got != 3 {
+		t.Errorf("%d round trips, want 3: begin+claim, the function's one, record+commit", got)
+	}
+}
+
+func TestReplayCostsOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
+	b.store = store
+	var claims, rollbacks atomic.Int64
+	b.replays(1)
+	time.Sleep(50 * time.Millisecond)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case m.FromServer:
+		case m.Type == 'Q' && m.SQL == "rollback":
+			rollbacks.Add(1)
+		case m.Type == 'S' || m.Type == 'Q':
+			claims.Add(1)
+		}
+		return pgproxy.Pass
+	})
+	b.replays(1)
+	time.Sleep(50 * time.Millisecond)
+	if claims.Load() != 1 || rollbacks.Load() != 1 {
+		t.Errorf("%d round trips and %d rollbacks, want one of each", claims.Load(), rollbacks.Load())
+	}
+}
+
+func TestDoTxCostsTwoRoundTripsOfItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
+	pool := pgtest.Pool(t, b.pool, pgtest.MaxConns(1), address("127.0.0.1", proxy.Port()))
+	if got := roundTrips(t, proxy, func(i int) {
+		err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+			key := idempotency.Key{Scope: "s", ID: fmt.Sprint(i)}
+			_, _, err := idempotency.DoTx(t.Context(), store, tx, key, charge(key.ID, i))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}); got != 5 {
+		t.Errorf("%d round trips, want 5: begin, savepoint+claim, the function's one, record+release, commit", got)
+	}
+}
+
+// The counters are of the whole server: this test is not parallel, and takes
+// the quietest of several tries.
+func TestReplayWritesNothing(t *testing.T) {
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.replays(1)
+	for try := range 20 {
+		xid, wal := b.counters()
+		for range 100 {
+			b.replays(1)
+		}
+		newXid, newWal := b.counters()
+		t.Logf("100 replays: %d transaction ids, %d bytes of WAL", newXid-xid, newWal-wal)
+		if newXid == xid && newWal == wal {
+			return
+		}
+		time.Sleep(time.Duration(try) * 20 * time.Millisecond)
+	}
+	t.Error("in every try, replays have used transaction ids or written to the log")
+}
+
+// The log of one call is what its transaction adds: 230 B for the business row
+// of the bare transaction, the result, and our own 420 B at most.
+func TestFirstCallWritesLittle(t *testing.T) {
+	b := setup(t, idempotency.Config{})
+	const resultBytes, calls = 300, 200
+	result := strings.Repeat("x", resultBytes-2)
+	call := func(i int) {
+		key := idempotency.Key{Scope: "customer-1", ID: fmt.Sprintf("018f4d3c-0000-7000-8000-%012d", i)}
+		_, _, err := idempotency.Do(context.Background(), b.store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			_, err := charge(key.ID, i)(ctx, tx)
+			return result, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bare := func(i int) {
+		err := pgx.BeginFunc(context.Background(), b.pool, func(tx pgx.Tx) error {
+			_, err := charge(fmt.Sprintf("018f4d3c-0000-7000-8000-%012d", i), i)(context.Background(), tx)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	call(0)
+	bare(0)
+	b.exec("checkpoint")
+	call(1) // the full page images after the checkpoint
+	bare(1)
+	least := int64(1 << 60)
+	for try := range 5 {
+		own := b.walOf(calls, func(i int) { call(1000*(try+1) + i) }) - b.walOf(calls, func(i int) { bare(1000*(try+1) + i) })
+		least = min(least, own/calls)
+	}
+	t.Logf("%d bytes of WAL a call beside the business write, with a result of %d bytes", least, resultBytes)
+	if least > resultBytes+420 {
+		t.Errorf("%d bytes of WAL a call beside the business write, want at most %d", least, resultBytes+420)
+	}
+}
+
+func (b *bundle) walOf(n int, op func(i int)) int64 {
+	_, before := b.counters()
+	for i := range n {
+		op(i)
+	}
+	_, after := b.counters()
+	return after - before
+}
+
+// counters are the server's next transaction id and its position in the
+// write-ahead log.
+func (b *bundle) counters() (xid, wal int64) {
+	b.Helper()
+	err := b.pool.QueryRow(context.Background(), `
+		select pg_snapshot_xmax(pg_current_snapshot())::text::bigint, pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint`,
+	).Scan(&xid, &wal)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return xid, wal
+}

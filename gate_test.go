@@ -1,0 +1,222 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
+
+// A gateTest drives one gate by hand; nothing here needs a database.
+type gateTest struct {
+	*testing.T
+	gate gate
+}
+
+var theKey = Key{Scope: "s", ID: "1"}
+
+func (g *gateTest) enter(key Key, patience time.Duration) (*lease, *record, error) {
+	return g.gate.enter(g.Context(), key, patience)
+}
+
+func (g *gateTest) lead() *lease {
+	g.Helper()
+	l, rec, err := g.enter(theKey, time.Hour)
+	if l == nil {
+		g.Fatalf("not the leader: %v, %v", rec, err)
+	}
+	return l
+}
+
+// follow starts a waiter and returns when it is in the queue.
+func (g *gateTest) follow(key Key, patience time.Duration) <-chan verdict {
+	g.Helper()
+	g.gate.mu.Lock()
+	before := g.gate.flights[gateKey{key.Scope, key.ID}].arrivals
+	g.gate.mu.Unlock()
+	ended := make(chan verdict, 1)
+	go func() {
+		lead, rec, err := g.enter(key, patience)
+		ended <- verdict{lead, rec, err}
+	}()
+	for {
+		g.gate.mu.Lock()
+		f := g.gate.flights[gateKey{key.Scope, key.ID}]
+		joined := f == nil || f.arrivals > before
+		g.gate.mu.Unlock()
+		if joined || len(ended) > 0 {
+			return ended
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (g *gateTest) waits(ended <-chan verdict) {
+	g.Helper()
+	select {
+	case v := <-ended:
+		g.Fatalf("does not wait: %+v", v)
+	default:
+	}
+}
+
+func (g *gateTest) empty() {
+	g.Helper()
+	g.gate.mu.Lock()
+	defer g.gate.mu.Unlock()
+	if n := len(g.gate.flights); n != 0 {
+		g.Errorf("%d entries are left", n)
+	}
+}
+
+func TestGateSharesOnlyWithThoseThatCameBeforeTheSeal(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	leader := g.lead()
+	early := g.follow(theKey, time.Hour)
+	leader.seal()
+	late := g.follow(theKey, time.Hour)
+	rec := &record{}
+	leader.share(rec)
+	if v := <-early; v.rec != rec {
+		t.Errorf("the early one got %+v", v)
+	}
+	g.waits(late)
+	leader.leave()
+	v := <-late
+	if v.lead == nil {
+		t.Fatalf("the late one got %+v, not the lead", v)
+	}
+	v.lead.leave()
+	g.empty()
+}
+
+func TestGateHandsTheLeadToTheOneThatWaitedLongest(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	leader := g.lead()
+	var queue []<-chan verdict
+	for range 5 {
+		queue = append(queue, g.follow(theKey, time.Hour))
+	}
+	for i, next := range queue {
+		leader.leave()
+		v := <-next
+		if v.lead == nil {
+			t.Fatalf("waiter %d got %+v", i, v)
+		}
+		for _, other := range queue[i+1:] {
+			g.waits(other)
+		}
+		leader = v.lead
+	}
+	leader.leave()
+	g.empty()
+}
+
+func TestGateComparesFingerprintsOnlyWithAnOwner(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	other := theKey
+	other.Fingerprint[0] = 1
+	leader := g.lead()
+	waiter := g.follow(other, time.Hour)
+	leader.stand(elsewhere)
+	g.waits(waiter)
+	leader.stand(owning)
+	if v := <-waiter; !errors.Is(v.err, ErrKeyReused) {
+		t.Errorf("got %+v", v)
+	}
+	if _, _, err := g.enter(other, time.Hour); !errors.Is(err, ErrKeyReused) {
+		t.Errorf("got %v", err)
+	}
+	leader.stand(asking) // its attempt has failed
+	waiter = g.follow(other, time.Hour)
+	g.waits(waiter)
+	leader.leave()
+	v := <-waiter
+	if v.lead == nil {
+		t.Fatalf("got %+v", v)
+	}
+	v.lead.stand(owning)
+	if _, _, err := g.enter(theKey, time.Hour); !errors.Is(err, ErrKeyReused) {
+		t.Errorf("compared with the former leader: %v", err)
+	}
+	v.lead.leave()
+	g.empty()
+}
+
+func TestGateTurnsTheImpatientAwayOnceTheKeyIsKnownToBeHeld(t *testing.T) {
+	t.Parallel()
+	for _, s := range []standing{owning, elsewhere} {
+		g := &gateTest{T: t}
+		leader := g.lead()
+		waiter := g.follow(theKey, -1)
+		g.waits(waiter)
+		leader.stand(s)
+		if v := <-waiter; !errors.Is(v.err, ErrInProgress) {
+			t.Errorf("got %+v", v)
+		}
+		if _, _, err := g.enter(theKey, -1); !errors.Is(err, ErrInProgress) {
+			t.Errorf("got %v", err)
+		}
+		leader.leave()
+		g.empty()
+	}
+}
+
+func TestGateWaiterLeavesAtItsBoundAndWithItsContext(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	leader := g.lead()
+	if v := <-g.follow(theKey, time.Millisecond); !errors.Is(v.err, ErrInProgress) {
+		t.Errorf("got %+v", v)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := g.gate.enter(ctx, theKey, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	leader.leave()
+	g.empty()
+}
+
+// The lead can reach a waiter in the moment in which it leaves.
+func TestGateNeverLosesTheLead(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	for range 200 {
+		leader := g.lead()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		for range 3 {
+			go func() {
+				defer func() { done <- struct{}{} }()
+				if l, _, _ := g.gate.enter(ctx, theKey, time.Hour); l != nil {
+					l.leave()
+				}
+			}()
+		}
+		go cancel()
+		leader.leave()
+		for range 3 {
+			<-done
+		}
+		g.empty()
+	}
+}
+
+func TestGateKeepsKeysApart(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	leader := g.lead()
+	for _, key := range []Key{{Scope: "s", ID: "2"}, {Scope: "2", ID: "1"}} {
+		l, _, err := g.enter(key, -1)
+		if l == nil {
+			t.Fatalf("%v: %v", key, err)
+		}
+		l.leave()
+	}
+	leader.leave()
+	g.empty()
+}

@@ -1,1 +1,0 @@
-drop index if exists idempotency_keys_expires_at;
