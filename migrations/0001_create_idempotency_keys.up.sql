@@ -5,18 +5,19 @@
 -- There is no other unique index, no foreign key and no sequence.
 --
 -- A call inserts its row when it claims the key, and updates it when it records
--- the result. purge_after, the time of the claim plus the retention, is all that
--- the purge's index knows: expires_at is not known before the result is, and to
--- index it would make of each call's update a new entry in every index. The
--- fillfactor leaves room for that update on the page of the claim.
+-- the result. What the claim sets comes first and stays as it is, so that the
+-- update logs only what follows. purge_after, the time of the claim plus the
+-- retention, is all that the purge's index knows: expires_at is not known before
+-- the result is, and to index it would make of every update a new entry in
+-- every index. The fillfactor leaves room for the update on the claim's page.
 create table if not exists idempotency_keys (
 	created_at   timestamptz not null default now(),
-	completed_at timestamptz,
-	expires_at   timestamptz,
 	purge_after  timestamptz not null,
 	id           text collate "C" not null,
 	scope        text collate "C" not null,
+	completed_at timestamptz,
+	expires_at   timestamptz,
 	fingerprint  bytea,
 	result       bytea,
 	primary key (id, scope)
-);
+) with (fillfactor = 90)

@@ -1,1 +1,1 @@
-drop index if exists idempotency_keys_purge_after
+drop index if exists idempotency_keys_purge_after;

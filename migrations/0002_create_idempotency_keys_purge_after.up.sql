@@ -1,1 +1,1 @@
-create index if not exists idempotency_keys_purge_after on idempotency_keys (purge_after)
+create index if not exists idempotency_keys_purge_after on idempotency_keys (purge_after);

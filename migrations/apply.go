@@ -23,23 +23,21 @@ import (
 
 func (s *session) up(ctx context.Context) error {
 	at, err := s.state(ctx)
-	if err != nil {
+	if err == nil && len(at.pending()) == 0 && s.verify(ctx) == nil {
+		return nil
+	}
+	if err := s.lock(ctx); err != nil {
 		return err
 	}
-	if len(at.pending()) > 0 {
-		if err := s.apply(ctx); err != nil {
-			return err
-		}
+	if err := s.apply(ctx); err != nil {
+		return err
 	}
 	return s.verify(ctx)
 }
 
 func (s *session) apply(ctx context.Context) error {
-	if err := s.lock(ctx); err != nil {
-		return err
-	}
-	at, err := s.state(ctx) // again: whoever held the lock may have done it all
-	if err != nil {
+	at, err := s.state(ctx) // again: whoever held the lock may have changed it
+	if err != nil || len(at.pending()) == 0 {
 		return err
 	}
 	if at.version == 0 {

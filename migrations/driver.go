@@ -17,14 +17,13 @@ import (
 // driver's own, unbounded pg_advisory_lock succeeds at once, because one session
 // can take the same advisory lock again.
 func (s *session) driver(ctx context.Context) (database.Driver, error) {
-	db := sql.OpenDB(&connector{conn: bound{s.conn, ctx}})
-	drv, err := migratepgx.WithInstance(db, &migratepgx.Config{
+	s.db = sql.OpenDB(&connector{conn: bound{s.conn, ctx}})
+	drv, err := migratepgx.WithInstance(s.db, &migratepgx.Config{
 		DatabaseName:    s.database,
 		SchemaName:      s.schema,
 		MigrationsTable: versionTable,
 	})
 	if err != nil {
-		_ = db.Close()
 		return nil, fmt.Errorf("creating table %s: %w; remove the cause and run Up again", s.table(versionTable), cause(err))
 	}
 	return drv, nil

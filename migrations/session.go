@@ -2,6 +2,7 @@ package migrations
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,6 +24,7 @@ const versionTable = "idempotency_migrations"
 // ends with the connection, however the call ended.
 type session struct {
 	conn     *stdlib.Conn
+	db       *sql.DB // golang-migrate's view of conn, once driver has made it
 	database string
 	schema   string
 }
@@ -69,11 +71,14 @@ func open(ctx context.Context, pool *pgxpool.Pool) (*session, error) {
 	return &session{conn: conn.(*stdlib.Conn)}, nil
 }
 
-// close returns when the server has let go of the session, or after 5 s.
+// close returns when the server has let go of the session, or after a second.
 func (s *session) close(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = s.pgx().Close(ctx)
+	if s.db != nil {
+		_ = s.db.Close() // ends its goroutine
+	}
 	select { // pgx cancels an interrupted statement in the background
 	case <-s.pgx().PgConn().CleanupDone():
 	case <-ctx.Done():
@@ -92,6 +97,9 @@ func (s *session) enter(ctx context.Context, schema string) error {
 	}
 	if s.schema == "" {
 		return errors.New("the connection's search_path contains no existing schema: name one")
+	}
+	if s.schema == "$user" { // means another one in a search_path, however quoted
+		return errors.New(`schema "$user" cannot be in a search_path: name another`)
 	}
 	const setPath = `select set_config('search_path', $1, false)`
 	if _, err := s.pgx().Exec(ctx, setPath, pgx.Identifier{s.schema}.Sanitize()); err != nil {

@@ -135,7 +135,8 @@ func dropRoot(cmd *exec.Cmd) error {
 		return err
 	}
 	cmd.SysProcAttr.Credential = u.credential
-	cmd.Env = append(cmd.Environ(), "USER="+u.name, "LOGNAME="+u.name)
+	// Without a home nothing is left in that of a service's account.
+	cmd.Env = append(cmd.Environ(), "USER="+u.name, "LOGNAME="+u.name, "HOME=/nonexistent")
 	if runtime.GOOS == "linux" {
 		// The path may lead through folders that are root's alone.
 		cmd.Path = "/proc/self/exe"

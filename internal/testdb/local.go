@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -43,7 +42,8 @@ func startLocal(ctx context.Context, set settings) (*database, error) {
 	s := &server{bin: bin, dir: dir, password: rand.Text(), log: log}
 	db, err := s.start(ctx)
 	if err != nil {
-		err = fmt.Errorf("%w%s", err, s.logTail())
+		output, _ := os.ReadFile(log.Name())
+		err = fmt.Errorf("%w%s", err, tail(output))
 		s.close()
 		return nil, err
 	}
@@ -154,16 +154,6 @@ func (s *server) close() {
 	if err := os.RemoveAll(s.dir); err != nil {
 		fmt.Fprintln(os.Stderr, "testdb:", err)
 	}
-}
-
-// logTail returns the end of the log, to be appended to an error.
-func (s *server) logTail() string {
-	log, err := os.ReadFile(s.log.Name())
-	if err != nil || len(log) == 0 {
-		return ""
-	}
-	lines := strings.Split(strings.TrimSpace(string(log)), "\n")
-	return "\nthe end of its log:\n\t" + strings.Join(lines[max(0, len(lines)-20):], "\n\t")
 }
 
 func freePort() (string, error) {

@@ -34,6 +34,8 @@ type source struct {
 var sources = []source{
 	{name: "env", start: useEnv},
 	{name: "local", start: startLocal, kept: true, unprivileged: true},
+	{name: "docker", start: startDocker, kept: true},
+	{name: "embedded", start: startEmbedded, kept: true, unprivileged: true},
 }
 
 func (src source) open(ctx context.Context, set settings) (*database, error) {
@@ -108,4 +110,14 @@ func waitReady(ctx context.Context, url string) (string, error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// tail returns the end of a server's log, to be appended to an error.
+func tail(log []byte) string {
+	text := strings.TrimSpace(string(log))
+	if text == "" {
+		return ""
+	}
+	lines := strings.Split(text, "\n")
+	return "\nthe end of its log:\n\t" + strings.Join(lines[max(0, len(lines)-20):], "\n\t")
 }

@@ -1,0 +1,197 @@
+package migrations_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/golang-migrate/migrate/v4/database"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/migrations"
+)
+
+func TestFiveProcessesAtOnceAllSucceed(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	five(t, pool, "up")
+	wantWhole(t, pool, "apart")
+	five(t, pool, "down")
+	wantNothing(t, pool, "apart")
+}
+
+func TestFiveProcessesAtOnceRepairTogether(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "apart")
+	do(t, pool, `update apart.idempotency_migrations set version = 1, dirty = true; drop table apart.idempotency_keys`)
+	five(t, pool, "up")
+	wantWhole(t, pool, "apart")
+}
+
+func TestFiveProcessesUpAndDownAtOnceAllSucceed(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "apart")
+	var wg sync.WaitGroup
+	for _, job := range []string{"up", "down"} {
+		wg.Go(func() { five(t, pool, job) })
+	}
+	wg.Wait()
+	up(t, pool, "apart")
+	wantWhole(t, pool, "apart")
+}
+
+// five runs five processes at once.
+func five(t *testing.T, pool *pgxpool.Pool, job string) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if out, err := process(t, pool, job, "apart", 0).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %s", job, err, out)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// golang-migrate gives up after 15 s, and a connection's timeouts would end the
+// wait inside the server.
+func TestContextAloneBoundsTheWait(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes 16 s")
+	}
+	pool := pgtest.Empty(t)
+	release := lock(t, pool, "public")
+	impatient := pgtest.Pool(t, pool, param("lock_timeout", "100ms"), param("statement_timeout", "1s"))
+	done := make(chan error, 1)
+	go func() { done <- migrations.Up(t.Context(), impatient, "") }()
+	select {
+	case err := <-done:
+		t.Fatal("did not wait: ", err)
+	case <-time.After(16 * time.Second):
+	}
+	release()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	wantWhole(t, pool, "public")
+}
+
+func TestCancelEndsTheWaitAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, job := range jobs {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			lock(t, pool, "public")
+			other := pgtest.Pool(t, pool, param("application_name", "waiting"))
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- job(ctx, other, "") }()
+			eventually(t, "the wait", func() bool {
+				return query[bool](t, pool, `select exists (
+					select from pg_stat_activity where application_name = 'waiting' and query ~ 'advisory_lock')`)
+			})
+			start := time.Now()
+			cancel()
+			err := <-done
+			if took := time.Since(start); took > 500*time.Millisecond {
+				t.Errorf("returned after %v", took)
+			}
+			if !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			wantError(t, err, `another session is migrating schema "public"`)
+			eventually(t, "the session's end", func() bool { return sessions(t, pool, "waiting") == 0 })
+			if n := query[int](t, pool, `select count(*) from pg_locks where not granted and locktype = 'advisory'
+				and database = (select oid from pg_database where datname = current_database())`); n != 0 {
+				t.Errorf("%d sessions wait for a lock", n)
+			}
+		})
+	}
+}
+
+func TestDeadlineEndsTheWait(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	lock(t, pool, "public")
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := migrations.Up(ctx, pool, ""); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+func TestCancelledBeforehand(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, job := range jobs {
+		if err := job(ctx, pool, ""); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := migrations.Version(ctx, pool, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("version: %v", err)
+	}
+}
+
+// It is not parallel: it counts the goroutines of the process.
+func TestNoGoroutineAndNoSessionIsLeft(t *testing.T) {
+	pool := pgtest.Empty(t)
+	other := pgtest.Pool(t, pool, param("application_name", "counted"))
+	release := lock(t, pool, "public")
+	before := runtime.NumGoroutine()
+	for name, job := range jobs {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if err := job(ctx, other, ""); err == nil {
+			t.Errorf("%s did not wait for the lock", name)
+		}
+		cancel()
+	}
+	release()
+	up(t, other, "")
+	do(t, pool, `update idempotency_migrations set version = 1; drop table idempotency_keys`)
+	if err := migrations.Up(t.Context(), other, ""); err == nil {
+		t.Error("no error")
+	}
+	down(t, other, "")
+	eventually(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	eventually(t, "sessions to end", func() bool { return sessions(t, pool, "counted") == 0 })
+}
+
+func sessions(t *testing.T, pool *pgxpool.Pool, name string) int {
+	t.Helper()
+	return query[int](t, pool, `select count(*) from pg_stat_activity
+		where application_name = $1 and datname = current_database()`, name)
+}
+
+// lock holds the lock that golang-migrate takes for our version table, until
+// release is called or the test ends.
+func lock(t *testing.T, pool *pgxpool.Pool, schema string) (release func()) {
+	t.Helper()
+	id, err := database.GenerateAdvisoryLockId(pool.Config().ConnConfig.Database, schema, "idempotency_migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `select pg_advisory_lock($1::bigint)`, id); err != nil {
+		t.Fatal(err)
+	}
+	release = sync.OnceFunc(func() {
+		conn.Conn().Close(context.Background())
+		conn.Release()
+	})
+	t.Cleanup(release)
+	return release
+}
