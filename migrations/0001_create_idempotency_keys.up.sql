@@ -20,4 +20,4 @@ create table if not exists idempotency_keys (
 	fingerprint  bytea,
 	result       bytea,
 	primary key (id, scope)
-) with (fillfactor = 90)
+) with (fillfactor = 90);
