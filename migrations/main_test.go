@@ -188,7 +188,7 @@ func catalog(t *testing.T, pool *pgxpool.Pool, schema string) (text string) {
 	t.Helper()
 	const query = `
 		with tables as (
-			select c.oid, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+			select c.oid, c.relname, c.reloptions from pg_class c join pg_namespace n on n.oid = c.relnamespace
 			where n.nspname = $1 and c.relkind = 'r' and c.relname not in ('idempotency_migrations', 'schema_migrations')),
 		lines as (
 			select concat_ws(' ', relname, attname, format_type(atttypid, atttypmod), nullif(collname, 'default'),
@@ -196,6 +196,8 @@ func catalog(t *testing.T, pool *pgxpool.Pool, schema string) (text string) {
 			from tables join pg_attribute a on attrelid = tables.oid and attnum > 0 and not attisdropped
 			left join pg_collation c on c.oid = attcollation
 			left join pg_attrdef on adrelid = attrelid and adnum = attnum
+			union all
+			select concat_ws(' ', relname, 'with', reloptions) from tables
 			union all
 			select replace(pg_get_indexdef(indexrelid), ' ' || quote_ident($1) || '.', ' ')
 			from tables join pg_index on indrelid = oid)

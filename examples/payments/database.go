@@ -93,20 +93,30 @@ func createTables(ctx context.Context, pool *pgxpool.Pool) error {
 	if err := migrations.Up(ctx, pool, ""); err != nil {
 		return err
 	}
+	if err := migrateUp(pool); err != nil {
+		return fmt.Errorf("creating the tables of payments: %w", err)
+	}
+	return nil
+}
+
+func migrateUp(pool *pgxpool.Pool) error {
 	files, err := iofs.New(migrationFiles, "migrations")
 	if err != nil {
 		return err
 	}
-	driver, err := migratepgx.WithInstance(stdlib.OpenDBFromPool(pool), &migratepgx.Config{MigrationsTable: "payments_migrations"})
+	db := stdlib.OpenDB(*pool.Config().ConnConfig)
+	defer db.Close()
+	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{MigrationsTable: "payments_migrations"})
 	if err != nil {
-		return fmt.Errorf("migrating: %w", err)
+		return err
 	}
+	defer driver.Close()
 	m, err := migrate.NewWithInstance("iofs", files, "pgx5", driver)
 	if err != nil {
-		return errors.Join(err, driver.Close())
+		return err
 	}
-	if err := m.Up(); err != nil && !errors.Is(err, migrate.ErrNoChange) {
-		err = fmt.Errorf("migrating: %w", err)
-	} 
+	if err := m.Up(); !errors.Is(err, migrate.ErrNoChange) {
+		return err
+	}
 	return nil
 }

@@ -31,10 +31,14 @@ type Proxy struct {
 // chapter "Message Formats").
 type Message struct {
 	FromServer bool
-	Type       byte
+	Type       byte   // CancelRequest: the one that has none
 	SQL        string // of Parse, Bind and Query: the statement's text
 	Tag        string // of CommandComplete
 }
+
+// CancelRequest is the Type of a client's wish, on a connection of its own, that
+// the server cancels what another connection waits for.
+const CancelRequest byte = 0
 
 // A Rule decides on each message before it passes. It may block, which delays
 // everything behind the message in its direction.
@@ -158,7 +162,7 @@ func (l *link) serve() {
 
 // startup passes the messages that have no type byte. Encryption is declined.
 func (l *link) startup() error {
-	const sslRequest, gssRequest = 80877103, 80877104
+	const sslRequest, gssRequest, cancelRequest = 80877103, 80877104, 80877102
 	for {
 		head := make([]byte, 8)
 		if _, err := io.ReadFull(l.client, head); err != nil {
@@ -170,6 +174,9 @@ func (l *link) startup() error {
 				return err
 			}
 			continue
+		}
+		if code == cancelRequest && l.proxy.decide(Message{Type: CancelRequest}) != Pass {
+			return errors.New("pgproxy: cancel request dropped")
 		}
 		rest := make([]byte, binary.BigEndian.Uint32(head)-8)
 		if _, err := io.ReadFull(l.client, rest); err != nil {

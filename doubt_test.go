@@ -1,0 +1,300 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
+)
+
+// A doubt is a call whose COMMIT meets a broken connection.
+type doubt struct {
+	*bundle
+	proxy *pgproxy.Proxy
+	event atomic.Pointer[idempotency.Event] // of the first call that ended
+	runs  atomic.Int64
+
+	cancels bool
+}
+
+func setupDoubt(t *testing.T) *doubt {
+	t.Helper()
+	d := &doubt{bundle: setup(t, idempotency.Config{})}
+	cfg := idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { d.event.CompareAndSwap(nil, &e) }}
+	d.store, d.proxy = d.through(cfg)
+	return d
+}
+
+// once applies a verdict to the first message that matches. The request to
+// cancel, which pgx sends when it gives a connection up, is lost too, unless
+// cancels is set.
+func (d *doubt) once(matches func(pgproxy.Message) bool, verdict pgproxy.Verdict) (hit <-chan struct{}) {
+	reached := make(chan struct{})
+	var done atomic.Bool
+	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if m.Type == pgproxy.CancelRequest && !d.cancels {
+			return pgproxy.Drop
+		}
+		if matches(m) && done.CompareAndSwap(false, true) {
+			close(reached)
+			return verdict
+		}
+		return pgproxy.Pass
+	})
+	return reached
+}
+
+// The moments of a COMMIT. It is bound last in its batch, before the Sync.
+func commitOnItsWay(m pgproxy.Message) bool { return m.Type == 'B' && m.SQL == "commit" }
+func commitAnswered(m pgproxy.Message) bool { return m.FromServer && m.Tag == "COMMIT" }
+
+func commitComplete() func(pgproxy.Message) bool {
+	var bound atomic.Bool
+	return func(m pgproxy.Message) bool {
+		if commitOnItsWay(m) {
+			bound.Store(true)
+		}
+		return m.Type == 'S' && !m.FromServer && bound.Load()
+	}
+}
+
+func (d *doubt) charge(ctx context.Context, tx pgx.Tx) (int, error) {
+	return charge(d.key.ID, int(d.runs.Add(1)))(ctx, tx)
+}
+
+func (d *doubt) expect(got outcome, want outcome, runs int64, inDoubt bool) {
+	d.Helper()
+	d.wantOutcome(got, want)
+	if e := d.event.Load(); d.runs.Load() != runs || e.Runs != int(runs) || e.InDoubt != inDoubt {
+		d.Errorf("%d runs, event %+v; want %d runs, in doubt %v", d.runs.Load(), e, runs, inDoubt)
+	}
+	d.proxy.SetRule(nil)
+}
+
+func TestConnectionCutBeforeCommitArrivesRunsAgainInTheSameCall(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.once(commitOnItsWay, pgproxy.Drop)
+	value, replayed, err := d.do(d.charge)
+	d.expect(outcome{value, replayed, err}, outcome{2, false, nil}, 2, true)
+	d.effects(1)
+	d.replays(2)
+}
+
+func TestLostCommitAnswerIsFoundOutByTheSameCall(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.once(commitAnswered, pgproxy.Drop)
+	value, replayed, err := d.do(d.charge)
+	d.expect(outcome{value, replayed, err}, outcome{1, true, nil}, 1, true)
+	d.effects(1)
+	d.replays(1)
+}
+
+func TestLostCommitAnswerReachesTheWaitersToo(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	hit := d.once(commitAnswered, pgproxy.Drop)
+	k := newBlocker()
+	first := d.start(t.Context(), d.store, k.charge(d.key.ID, 1))
+	<-k.begun
+	var waiters []<-chan outcome
+	for range 10 {
+		waiters = append(waiters, d.start(t.Context(), d.store, k.charge(d.key.ID, 2)))
+	}
+	d.stays(waiters[9])
+	k.goOn <- nil
+	<-hit
+	d.wantOutcome(<-first, outcome{1, true, nil})
+	for _, w := range waiters {
+		d.wantOutcome(<-w, outcome{1, true, nil})
+	}
+	d.effects(1)
+}
+
+// slowCommit makes the COMMIT of a charge take a while, on the server.
+func (d *doubt) slowCommit(ending string) {
+	d.exec(`create function linger() returns trigger language plpgsql as $$ begin perform pg_sleep(0.4); ` + ending + ` end $$`)
+	d.exec(`create constraint trigger linger after insert on charges deferrable initially deferred for each row execute function linger()`)
+}
+
+// A look-up says "not there" while the old transaction is still committing.
+func TestLookUpIsFooledByACommitUnderWayAndDoIsNot(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.slowCommit("return null;")
+	hit := d.once(commitComplete(), pgproxy.CutClient)
+	call := d.start(t.Context(), d.store, d.charge)
+	<-hit
+	if _, err := d.storeOn(d.pool, idempotency.Config{}).Get(t.Context(), d.key); !errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("the look-up was not fooled, so this test shows nothing: %v", err)
+	}
+	d.expect(<-call, outcome{1, true, nil}, 1, true)
+	d.effects(1)
+}
+
+func TestCommitThatFailsAfterTheConnectionIsLostRunsAgain(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.slowCommit(`if (select min(amount) from charges) = 1 then raise 'over the limit'; end if; return null;`)
+	d.once(commitComplete(), pgproxy.CutClient)
+	value, replayed, err := d.do(d.charge)
+	d.expect(outcome{value, replayed, err}, outcome{2, false, nil}, 2, true)
+	d.effects(1)
+	d.replays(2)
+}
+
+func TestCallersCancelledContextDoesNotPutACommitInDoubt(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.slowCommit("return null;")
+	ctx, cancel := context.WithCancel(t.Context())
+	hit := d.once(commitComplete(), pgproxy.Pass)
+	call := d.start(ctx, d.store, d.charge)
+	<-hit
+	cancel()
+	d.expect(<-call, outcome{1, false, nil}, 1, false)
+	d.effects(1)
+}
+
+func TestCancelledCallerInDoubtStillGetsTheRecordedResult(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.slowCommit("return null;")
+	ctx, cancel := context.WithCancel(t.Context())
+	hit := d.once(commitComplete(), pgproxy.CutClient)
+	call := d.start(ctx, d.store, d.charge)
+	<-hit
+	cancel()
+	d.expect(<-call, outcome{1, true, nil}, 1, true)
+	d.effects(1)
+}
+
+func TestCancelledCallerIsNotRunAgainAfterAProvenAbort(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	d.once(func(m pgproxy.Message) bool {
+		if commitOnItsWay(m) {
+			cancel()
+			return true
+		}
+		return false
+	}, pgproxy.Drop)
+	got := <-d.start(ctx, d.store, d.charge)
+	if got.err == nil || errors.Is(got.err, idempotency.ErrOutcomeUnknown) {
+		t.Errorf("got %+v, want the error of the lost connection", got)
+	}
+	if d.runs.Load() != 1 {
+		t.Errorf("%d runs", d.runs.Load())
+	}
+	d.effects(0)
+	d.proxy.SetRule(nil)
+	d.executes(7)
+}
+
+func TestCommitAnsweredWithRollbackIsAnError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{TxOptions: pgx.TxOptions{CommitQuery: "rollback"}})
+	_, _, err := b.do(charge(b.key.ID, 1))
+	b.wantErr(err, pgx.ErrTxCommitRollback)
+	b.effects(0)
+}
+
+// The request to cancel arrives, and aborts the COMMIT.
+func TestCommitCancelledByTheDriverRunsAgain(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.slowCommit("return null;")
+	d.cancels = true
+	d.once(commitComplete(), pgproxy.CutClient)
+	value, replayed, err := d.do(d.charge)
+	d.expect(outcome{value, replayed, err}, outcome{2, false, nil}, 2, true)
+	d.effects(1)
+}
+
+func TestServerThatStaysAwayMakesTheOutcomeUnknown(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if commitAnswered(m) {
+			d.proxy.SetRule(func(pgproxy.Message) pgproxy.Verdict { return pgproxy.Drop })
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	start := time.Now()
+	_, _, err := d.do(d.charge)
+	d.wantErr(err, idempotency.ErrOutcomeUnknown)
+	if took := time.Since(start); took < 14*time.Second || took > 20*time.Second {
+		t.Errorf("took %v", took)
+	}
+	d.proxy.SetRule(nil)
+	d.replays(1)
+	d.effects(1)
+}
+
+// Near the end of the retention the record of the lost COMMIT may have come and
+// gone: what is not there then proves nothing.
+func TestDoubtBeyondTheRetentionIsUnknown(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.store, d.proxy = d.through(idempotency.Config{Retention: 300 * time.Millisecond})
+	d.slowCommit("return null;")
+	d.once(commitComplete(), pgproxy.CutClient)
+	_, _, err := d.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		d.runs.Add(1)
+		return charge(d.key.ID, 1)(ctx, tx)
+	})
+	// The COMMIT takes 400 ms: the record has expired when it becomes visible.
+	d.wantErr(err, idempotency.ErrOutcomeUnknown)
+	if d.runs.Load() != 1 {
+		t.Errorf("%d runs", d.runs.Load())
+	}
+}
+
+func TestConnectionLostInTheFunctionRunsAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	runs := 0
+	value, replayed, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		if runs < 3 {
+			b.exec("select pg_terminate_backend($1)", tx.Conn().PgConn().PID())
+		}
+		return charge(b.key.ID, runs)(ctx, tx)
+	})
+	b.wantOutcome(outcome{value, replayed, err}, outcome{3, false, nil})
+	b.effects(1)
+}
+
+func TestConnectionLostBeforeTheClaimIsReplaced(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{})
+	b.store = store
+	b.executes(1)
+	proxy.CutAll() // the idle connections of the pool are dead now
+	b.key.ID = "key-2"
+	b.executes(2)
+}
+
+func TestFunctionsOwnNetworkErrorIsNotRetried(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	_, dialErr := pgconn.Connect(t.Context(), "postgres://127.0.0.1:1/none")
+	runs := 0
+	_, _, err := b.do(func(context.Context, pgx.Tx) (int, error) {
+		runs++
+		return 0, dialErr
+	})
+	if err != dialErr || runs != 1 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+}

@@ -1,0 +1,140 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/migrations"
+)
+
+// The program of the README.
+func Example() {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	if err := migrations.Up(ctx, pool, "readme"); err != nil {
+		log.Fatal(err)
+	}
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Schema: "readme"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	key := idempotency.Key{Scope: "customer-7", ID: "order-1", Fingerprint: idempotency.FingerprintOf([]byte("10 EUR"))}
+	for range 3 { // the client, and its retries
+		receipt, replayed, err := idempotency.Do(ctx, store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			var receipt string
+			err := tx.QueryRow(ctx, "select 'charged ' || $1", "10 EUR").Scan(&receipt) // your business writes
+			return receipt, err
+		})
+		fmt.Println(receipt, replayed, err)
+	}
+	if err := store.Delete(ctx, key); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// charged 10 EUR false <nil>
+	// charged 10 EUR true <nil>
+	// charged 10 EUR true <nil>
+}
+
+// exampleStore is on the table that Example has made.
+func exampleStore() (*pgxpool.Pool, *idempotency.Store) {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := migrations.Up(ctx, pool, "readme"); err != nil {
+		log.Fatal(err)
+	}
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Schema: "readme"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return pool, store
+}
+
+// A final refusal is a value, recorded like any other; a savepoint undoes what
+// was written before it.
+func ExampleDo_refusal() {
+	ctx := context.Background()
+	pool, store := exampleStore()
+	defer pool.Close()
+	key := idempotency.Key{Scope: "customer-7", ID: "order-2"}
+	defer store.Delete(ctx, key)
+
+	errDeclined := errors.New("card declined")
+	charge := func(ctx context.Context, tx pgx.Tx) (string, error) {
+		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+			// ... writes that must not stay ...
+			return errDeclined
+		})
+		if errors.Is(err, errDeclined) {
+			return "declined", nil
+		}
+		return "charged", err
+	}
+	for range 2 {
+		fmt.Println(idempotency.Do(ctx, store, key, charge))
+	}
+	// Output:
+	// declined false <nil>
+	// declined true <nil>
+}
+
+// DoTx joins a transaction that the caller begins and commits.
+func ExampleDoTx() {
+	ctx := context.Background()
+	pool, store := exampleStore()
+	defer pool.Close()
+	key := idempotency.Key{Scope: "queue", ID: "message-1"}
+	defer store.Delete(ctx, key)
+
+	for range 2 { // the message, and its redelivery
+		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+			handled, replayed, err := idempotency.DoTx(ctx, store, tx, key, func(ctx context.Context, tx pgx.Tx) (bool, error) {
+				return true, nil
+			})
+			fmt.Println(handled, replayed, err)
+			return err
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	// Output:
+	// true false <nil>
+	// true true <nil>
+}
+
+// A key that comes with another request is refused.
+func ExampleFingerprintOf() {
+	ctx := context.Background()
+	pool, store := exampleStore()
+	defer pool.Close()
+
+	charge := func(amount string) {
+		key := idempotency.Key{Scope: "customer-7", ID: "order-3", Fingerprint: idempotency.FingerprintOf([]byte(amount))}
+		receipt, _, err := idempotency.Do(ctx, store, key, func(context.Context, pgx.Tx) (string, error) {
+			return "charged " + amount, nil
+		})
+		fmt.Println(receipt, errors.Is(err, idempotency.ErrKeyReused))
+	}
+	charge("10 EUR")
+	charge("20 EUR")
+	charge("10 EUR")
+	store.Delete(ctx, idempotency.Key{Scope: "customer-7", ID: "order-3"})
+	// Output:
+	// charged 10 EUR false
+	//  true
+	// charged 10 EUR false
+}

@@ -1,0 +1,126 @@
+package migrations_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/migrations"
+)
+
+// An interruption ends a job after its n-th statement, and reports whether the
+// job was still at work.
+type interruption func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool
+
+func TestKilledAnywhereNeedsNoRepair(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
+		err := process(t, pool, name, schema, n).Run()
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == -1 {
+			return true // by a signal
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return false
+	})
+}
+
+func TestCancelledAnywhereNeedsNoRepair(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		tracer := &counter{after: n, then: cancel}
+		err := jobs[name](ctx, pgtest.Pool(t, pool, traced(tracer)), schema)
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s, cancelled after statement %d: %v", name, n, err)
+		}
+		return tracer.seen >= n
+	})
+}
+
+// everywhere interrupts Up and Down after each of their statements, and then
+// calls Up or Down.
+func everywhere(t *testing.T, interrupt interruption) {
+	pool := pgtest.Empty(t)
+	for _, first := range []string{"up", "down"} {
+		for _, second := range []string{"up", "down"} {
+			t.Run(first+" then "+second, func(t *testing.T) {
+				t.Parallel()
+				n := 1
+				for ; ; n++ {
+					schema := fmt.Sprintf("%s %s %d", first, second, n)
+					if first == "down" {
+						up(t, pool, schema)
+					}
+					interrupted := interrupt(t, pool, first, schema, n)
+					if second == "up" {
+						up(t, pool, schema)
+						wantWhole(t, pool, schema)
+					} else {
+						down(t, pool, schema)
+						wantNothing(t, pool, schema)
+					}
+					if !interrupted {
+						break
+					}
+				}
+				if n < 20 {
+					t.Errorf("interrupted after %d statements only", n)
+				}
+			})
+		}
+	}
+}
+
+// Each dirty version that golang-migrate can leave, with each state in which the
+// table can be at that moment.
+func TestDirtyVersionsAreRepaired(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	all := files(t)
+	for dirty := -1; dirty <= len(all); dirty++ {
+		for made := max(dirty-1, 0); made <= min(max(dirty, 0)+1, len(all)); made++ {
+			for name, job := range jobs {
+				schema := fmt.Sprintf("dirty %d made %d %s", dirty, made, name)
+				up(t, pool, schema)
+				down(t, pool, schema)
+				sql := fmt.Sprintf(`set local search_path to %q;
+					create table idempotency_migrations (version bigint not null primary key, dirty boolean not null);
+					insert into idempotency_migrations values (%d, true);`, schema, dirty)
+				for _, file := range all[:made] {
+					sql += read(t, file)
+				}
+				do(t, pool, sql)
+				if err := job(t.Context(), pool, schema); err != nil {
+					t.Errorf("%s: %v", schema, err)
+				} else if name == "up" {
+					wantWhole(t, pool, schema)
+				} else {
+					wantNothing(t, pool, schema)
+				}
+			}
+		}
+	}
+}
+
+// During a rolling deployment an old release starts on a newer database.
+func TestNewerDatabaseIsAcceptedButNotUndone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "")
+	for _, dirty := range []bool{false, true} {
+		do(t, pool, fmt.Sprintf(`update idempotency_migrations set version = 99, dirty = %v`, dirty))
+		up(t, pool, "")
+		err := migrations.Down(t.Context(), pool, "")
+		wantError(t, err, "version 99", "run Down of the release that made it")
+		if n := query[int](t, pool, `select version from idempotency_migrations`); n != 99 {
+			t.Errorf("version became %d", n)
+		}
+	}
+}
