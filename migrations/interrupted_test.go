@@ -5,9 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 	"github.com/pgidem/idempotency/migrations"
 )
@@ -75,6 +80,49 @@ func everywhere(t *testing.T, interrupt interruption) {
 				}
 			})
 		}
+	}
+}
+
+// The server hears nothing of it, so the lock stays until it finds out.
+func TestFrozenConnectionIsLeftWhenTheContextEnds(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	frozen := pgtest.Pool(t, pool, through(t, pool, "create table"))
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := migrations.Up(ctx, frozen, ""); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 3*time.Second {
+		t.Errorf("returned after %v", took)
+	}
+}
+
+// through leads a pool's connections through a network that stops at the first
+// statement with these words, for all connections and for good.
+func through(t *testing.T, pool *pgxpool.Pool, words string) pgtest.Option {
+	t.Helper()
+	network, address := pgconn.NetworkAddress(pool.Config().ConnConfig.Host, pool.Config().ConnConfig.Port)
+	proxy := pgproxy.New(t, network, address)
+	stop, end := make(chan struct{}), make(chan struct{})
+	stopped := sync.OnceFunc(func() { close(stop) })
+	t.Cleanup(func() { close(end) }) // before the proxy closes
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if strings.Contains(m.SQL, words) {
+			stopped()
+		}
+		select {
+		case <-stop:
+			<-end
+			return pgproxy.Drop
+		default:
+			return pgproxy.Pass
+		}
+	})
+	return func(cfg *pgxpool.Config) {
+		cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", proxy.Port()
+		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = nil, nil
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -46,7 +45,7 @@ func work() error {
 		return err
 	}
 	if n, _ := strconv.Atoi(os.Getenv(killEnv)); n > 0 {
-		cfg.ConnConfig.Tracer = &counter{after: n, then: func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) }}
+		cfg.ConnConfig.Tracer = &counter{after: n, then: killed}
 	}
 	ctx := context.Background()
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
@@ -55,6 +54,13 @@ func work() error {
 	}
 	defer pool.Close()
 	return jobs[os.Getenv(jobEnv)](ctx, pool, os.Getenv(schemaEnv))
+}
+
+func killed() {
+	if self, err := os.FindProcess(os.Getpid()); err != nil || self.Kill() != nil {
+		panic("cannot kill this process")
+	}
+	select {}
 }
 
 // process prepares a process that migrates.
