@@ -53,13 +53,15 @@ func candidates() []string {
 	}
 	for _, pattern := range folders {
 		found, _ := filepath.Glob(pattern) // fails on a bad pattern only
-		slices.SortFunc(found, func(a, b string) int { return cmp.Compare(major(b), major(a)) })
+		slices.SortFunc(found, newestFirst)
 		dirs = append(dirs, found...)
 	}
 	return dirs
 }
 
 var digits = regexp.MustCompile(`\d+`)
+
+func newestFirst(a, b string) int { return cmp.Compare(major(b), major(a)) }
 
 // major returns the PostgreSQL version in the name of a folder.
 func major(dir string) int {
