@@ -16,20 +16,15 @@ import (
 // in the tables, and at the end whether what the clients were told is what the
 // tables say.
 type demo struct {
-	out      io.Writer
-	pool     *pgxpool.Pool
-	service  *Service
-	receipts map[string]Receipt // what clients were told, by key
-	calls    int                // that were answered with a receipt
-	failed   []string           // what was not as expected
-}
+	out     io.Writer
+	pool    *pgxpool.Pool
+	service *Service
 
-func newDemo(out io.Writer, pool *pgxpool.Pool) (*demo, error) {
-	service, err := NewService(pool, idempotency.Config{})
-	if err != nil {
-		return nil, err
-	}
-	return &demo{out: out, pool: pool, service: service, receipts: make(map[string]Receipt)}, nil
+	receipts map[string]Receipt // what clients were told, by key
+	answers  int                // how often
+
+	stage  string   // the scene that is played
+	failed []string // what was not as expected
 }
 
 // A scene is one thing that happens to payments. It has to change the tables by
@@ -40,90 +35,113 @@ type scene struct {
 	play   func(*demo, context.Context) error
 }
 
-// An outcome is the line of a scene in the summary.
+func newDemo(out io.Writer, pool *pgxpool.Pool) (*demo, error) {
+	service, err := NewService(pool, idempotency.Config{})
+	if err != nil {
+		return nil, err
+	}
+	return &demo{out: out, pool: pool, service: service, receipts: make(map[string]Receipt)}, nil
+}
+
+// run plays the scenes, and returns an error if anything was not as expected.
+func (d *demo) run(ctx context.Context, scenes []scene) error {
+	if err := d.introduce(ctx); err != nil {
+		return err
+	}
+	var summary []outcome
+	for i, s := range scenes {
+		d.stage = fmt.Sprintf("%d. %s", i+1, s.title)
+		o, err := d.perform(ctx, s)
+		if err != nil {
+			return fmt.Errorf("scene %s: %w", d.stage, err)
+		}
+		summary = append(summary, o)
+	}
+	d.summarize(summary)
+	d.stage = "reconciliation"
+	if err := d.reconcile(ctx); err != nil {
+		return fmt.Errorf("%s: %w", d.stage, err)
+	}
+	if len(d.failed) > 0 {
+		return errors.New("not as expected:\n  " + strings.Join(d.failed, "\n  "))
+	}
+	return nil
+}
+
+// introduce opens the accounts and says where everything happens.
+func (d *demo) introduce(ctx context.Context) error {
+	const open = `insert into accounts (id, opening, balance) values ('alice', 10000, 10000), ('bob', 1000, 1000)`
+	if _, err := d.pool.Exec(ctx, open); err != nil {
+		return fmt.Errorf("opening the accounts: %w", err)
+	}
+	var version, database string
+	const look = `select split_part(current_setting('server_version'), ' ', 1), current_database()`
+	if err := d.pool.QueryRow(ctx, look).Scan(&version, &database); err != nil {
+		return fmt.Errorf("asking for the version: %w", err)
+	}
+	fmt.Fprintf(d.out, `Payments on PostgreSQL %s, in the database %s of this run.
+The tables are read before and after each scene. "written" counts every charge
+that was ever inserted, those that were undone included.
+`, version, database)
+	return nil
+}
+
+// An outcome is what the tables say after a scene, and whether all of the scene
+// was as expected.
 type outcome struct {
 	title string
 	after ledger
 	ok    bool
 }
 
-// run plays the scenes and returns an error if anything was not as expected.
-func (d *demo) run(ctx context.Context, scenes []scene) error {
-	if err := d.openAccounts(ctx); err != nil {
-		return err
-	}
-	var outcomes []outcome
-	for i, s := range scenes {
-		s.title = fmt.Sprintf("%d. %s", i+1, s.title)
-		o, err := d.perform(ctx, s)
-		if err != nil {
-			return fmt.Errorf("scene %s: %w", s.title, err)
-		}
-		outcomes = append(outcomes, o)
-	}
-	d.summarize(outcomes)
-	if err := d.reconcile(ctx); err != nil {
-		return fmt.Errorf("reconciliation: %w", err)
-	}
-	return d.verdict()
-}
-
-func (d *demo) openAccounts(ctx context.Context) error {
-	const sql = `insert into accounts (id, opening, balance) values ('alice', 100000, 100000), ('bob', 1000, 1000)`
-	if _, err := d.pool.Exec(ctx, sql); err != nil {
-		return fmt.Errorf("opening the accounts: %w", err)
-	}
-	return nil
-}
-
 func (d *demo) perform(ctx context.Context, s scene) (outcome, error) {
-	fmt.Fprintf(d.out, "\n%s\n", s.title)
+	fmt.Fprintf(d.out, "\n%s\n", d.stage)
+	failed := len(d.failed)
 	before, err := readLedger(ctx, d.pool)
 	if err != nil {
 		return outcome{}, err
 	}
-	failures := len(d.failed)
 	if err := s.play(d, ctx); err != nil {
 		return outcome{}, err
 	}
-	after, err := readLedger(ctx, d.pool)
+	after, err := d.expectChange(ctx, before, s.change)
+	return outcome{d.stage, after, len(d.failed) == failed}, err
+}
+
+// expectChange reads the tables and says what has changed in them.
+func (d *demo) expectChange(ctx context.Context, before, change ledger) (after ledger, err error) {
+	after, err = readLedger(ctx, d.pool)
 	if err != nil {
-		return outcome{}, err
+		return ledger{}, err
 	}
 	d.say("tables: %s", before.changes(after))
-	d.expectLedger(before.plus(s.change), after)
-	return outcome{s.title, after, len(d.failed) == failures}, nil
+	wanted, found := before.plus(change).values(), after.values()
+	for i, c := range columns {
+		expect(d, c.name, wanted[i], found[i])
+	}
+	return after, nil
 }
 
 // say prints a line of the scene.
 func (d *demo) say(format string, args ...any) {
-	fmt.Fprintf(d.out, "   "+format+"\n", args...)
+	fmt.Fprintf(d.out, "  "+format+"\n", args...)
 }
 
-// expect notes a difference. The demo goes on, so that the summary is whole.
+// expect prints and notes a difference. The demo goes on, so that its summary
+// is whole.
 func expect[T comparable](d *demo, what string, want, got T) {
 	if got != want {
-		d.fail(difference(what, want, got))
+		d.say("✗ %s", note(d, what, want, got))
 	}
 }
 
-func difference[T any](what string, want, got T) string {
-	return fmt.Sprintf("%s: expected %v, found %v", what, want, got)
+func note[T any](d *demo, what string, want, got T) string {
+	difference := fmt.Sprintf("%s: expected %v, found %v", what, want, got)
+	d.failed = append(d.failed, d.stage+": "+difference)
+	return difference
 }
 
-func (d *demo) fail(what string) {
-	d.say("✗ %s", what)
-	d.failed = append(d.failed, what)
-}
-
-func (d *demo) expectLedger(want, got ledger) {
-	wanted, gotten := want.values(), got.values()
-	for i, name := range ledgerColumns {
-		expect(d, name, wanted[i], gotten[i])
-	}
-}
-
-// An answer is what one call got. Workers send theirs as JSON.
+// An answer is what a call returned. A worker sends its own as JSON.
 type answer struct {
 	Receipt  Receipt
 	Replayed bool
@@ -131,78 +149,86 @@ type answer struct {
 
 func (a answer) String() string {
 	if a.Replayed {
-		return a.Receipt.String() + " (replayed)"
+		return "replayed: " + a.Receipt.String()
 	}
-	return a.Receipt.String() + " (executed)"
+	return "executed: " + a.Receipt.String()
 }
 
-// executes makes a call that has to be the first with its key.
-func (d *demo) executes(ctx context.Context, s *Service, key string, order Order) error {
-	return d.charge(ctx, s, key, order, false)
-}
-
-// replays makes a call that has to get the receipt of an earlier one.
-func (d *demo) replays(ctx context.Context, s *Service, key string, order Order) error {
-	return d.charge(ctx, s, key, order, true)
-}
-
-func (d *demo) charge(ctx context.Context, s *Service, key string, order Order, replayed bool) error {
-	a, err := call(ctx, s, key, order)
-	if err != nil {
-		return err
-	}
-	d.say("→ %v", a)
-	d.keep(key, a)
-	expect(d, "replayed", replayed, a.Replayed)
-	return nil
-}
-
-// fails makes a call that has to end with want. Any other error is about more
-// than the key, and there is no point in going on.
-func (d *demo) fails(ctx context.Context, s *Service, key string, order Order, want error) error {
-	a, err := call(ctx, s, key, order)
-	switch {
-	case errors.Is(err, want):
-		d.say("→ %v", err)
-		return nil
-	case err != nil:
-		return err
-	}
-	d.say("→ %v", a)
-	d.keep(key, a)
-	d.fail(fmt.Sprintf("the error of %s: expected %q, got none", key, want))
-	return nil
-}
-
+// call is a client's call of the service.
 func call(ctx context.Context, s *Service, key string, order Order) (answer, error) {
 	receipt, replayed, err := s.Charge(ctx, key, order)
 	return answer{receipt, replayed}, err
 }
 
-// keep remembers what a client was told. All that is said about one key has to
-// be the same.
-func (d *demo) keep(key string, a answer) {
-	d.calls++
+// executes makes a call that has to be the first with its key.
+func (d *demo) executes(ctx context.Context, s *Service, key string, order Order) error {
+	a, err := call(ctx, s, key, order)
+	if err == nil {
+		d.take(key, a, false)
+	}
+	return err
+}
+
+// replays makes a call that has to get the receipt of an earlier one.
+func (d *demo) replays(ctx context.Context, s *Service, key string, order Order) error {
+	a, err := call(ctx, s, key, order)
+	if err == nil {
+		d.take(key, a, true)
+	}
+	return err
+}
+
+// fails makes a call that has to end with want. Any other error has nothing to
+// do with the key, and there is no point in going on.
+func (d *demo) fails(ctx context.Context, s *Service, key string, order Order, want error) error {
+	a, err := call(ctx, s, key, order)
+	if err != nil && !errors.Is(err, want) {
+		return err
+	}
+	if err == nil {
+		d.take(key, a, true)
+	} else {
+		d.say("→ %v", err)
+	}
+	expect(d, "error", fmt.Sprint(want), fmt.Sprint(err))
+	return nil
+}
+
+// take prints and keeps an answer.
+func (d *demo) take(key string, a answer, replayed bool) {
+	d.say("→ %v", a)
+	d.keep(key, a.Receipt)
+	expect(d, "replayed", replayed, a.Replayed)
+}
+
+// keep remembers what a client was told. Whatever is said about a key later has
+// to be the same.
+func (d *demo) keep(key string, r Receipt) {
+	d.answers++
 	told, ok := d.receipts[key]
 	if !ok {
-		d.receipts[key] = a.Receipt
+		d.receipts[key] = r
 		return
 	}
-	expect(d, "the receipt of "+key, told, a.Receipt)
+	expect(d, "receipt of "+key, told, r)
 }
 
-func (d *demo) summarize(outcomes []outcome) {
-	fmt.Fprintf(d.out, "\n%-41s", "The tables after each scene")
-	d.row(ledgerColumns)
-	for _, o := range outcomes {
-		fmt.Fprintf(d.out, "%s %-39s", mark(o.ok), o.title)
-		d.row(o.after.values())
+func (d *demo) summarize(summary []outcome) {
+	var names []string
+	for _, c := range columns {
+		names = append(names, c.name)
+	}
+	fmt.Fprintln(d.out)
+	d.row("  scene", names)
+	for _, o := range summary {
+		d.row(mark(o.ok)+" "+o.title, o.after.values())
 	}
 }
 
-func (d *demo) row(values []string) {
-	for _, v := range values {
-		fmt.Fprintf(d.out, " %8s", v)
+func (d *demo) row(title string, values []string) {
+	fmt.Fprintf(d.out, "%-35s", title)
+	for i, c := range columns {
+		fmt.Fprintf(d.out, " %*s", c.width, values[i])
 	}
 	fmt.Fprintln(d.out)
 }
@@ -212,13 +238,6 @@ func mark(ok bool) string {
 		return "✓"
 	}
 	return "✗"
-}
-
-func (d *demo) verdict() error {
-	if len(d.failed) > 0 {
-		return errors.New("not as expected:\n  " + strings.Join(d.failed, "\n  "))
-	}
-	return nil
 }
 
 func milliseconds(d time.Duration) string {

@@ -32,7 +32,10 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A reader that goes away, as in "payments | head", must not keep the
+	// database from being dropped.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, os.Args[1:], os.Getenv("DATABASE_URL"), os.Stdin, os.Stdout)
 	stop()
 	if err != nil {
@@ -64,8 +67,8 @@ func demonstrate(ctx context.Context, server *pgxpool.Config, out io.Writer) (er
 		return err
 	}
 	defer func() {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("stopped (%w): %w", context.Cause(ctx), err)
+		if err != nil && ctx.Err() != nil {
+			err = fmt.Errorf("stopped, %w: %w", context.Cause(ctx), err)
 		}
 		err = errors.Join(err, dropDatabase(server, name))
 	}()

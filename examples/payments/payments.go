@@ -27,9 +27,9 @@ type Receipt struct {
 
 func (r Receipt) String() string {
 	if r.Refusal != "" {
-		return fmt.Sprintf("declined: %v from %s, %s (%v left)", r.Amount, r.Account, r.Refusal, r.Balance)
+		return fmt.Sprintf("%v from %s declined, %s, %v left", r.Amount, r.Account, r.Refusal, r.Balance)
 	}
-	return fmt.Sprintf("charge %d: %v from %s, %v left", r.Charge, r.Amount, r.Account, r.Balance)
+	return fmt.Sprintf("charge %d, %v from %s, %v left", r.Charge, r.Amount, r.Account, r.Balance)
 }
 
 // Charge executes an order in tx. It knows nothing of idempotency: whoever

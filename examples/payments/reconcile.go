@@ -30,7 +30,7 @@ func (d *demo) reconcile(ctx context.Context) error {
 	charges, refusals, taken := d.tally()
 	operations := int64(len(d.receipts))
 
-	fmt.Fprintf(d.out, "\n%-41s %8s %8s\n", fmt.Sprintf("The %d answers and the tables", d.calls), "expected", "found")
+	fmt.Fprintf(d.out, "\n  %-40s %8s %8s\n", fmt.Sprintf("%d answers against the tables", d.answers), "expected", "found")
 	for _, a := range accounts {
 		balance(d, a.ID+": opening = balance + charges", a.Opening, a.Balance+a.Taken)
 	}
@@ -43,11 +43,11 @@ func (d *demo) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// balance prints a line of the reconciliation, and notes a difference.
+// balance checks and prints a line of the reconciliation.
 func balance[T comparable](d *demo, what string, want, got T) {
-	fmt.Fprintf(d.out, "%s %-39s %8v %8v\n", mark(want == got), what, want, got)
+	fmt.Fprintf(d.out, "%s %-40s %8v %8v\n", mark(want == got), what, want, got)
 	if want != got {
-		d.failed = append(d.failed, difference("reconciliation: "+what, want, got))
+		note(d, what, want, got)
 	}
 }
 

@@ -12,13 +12,13 @@ import (
 
 // The scenes, in order, with what each has to change in the tables.
 var scenes = []scene{
-	{"A charge", ledger{Attempts: 1, Charges: 1, Taken: 25_00, Balances: -25_00, Keys: 1}, firstCall},
-	{"Its retry", ledger{}, retry},
-	{"200 duplicates at once", ledger{Attempts: 1, Charges: 1, Taken: 12_50, Balances: -12_50, Keys: 1}, duplicates},
-	{"The same key, another amount", ledger{}, keyReused},
-	{"A declined card", ledger{Attempts: 1, Declines: 1, Keys: 1}, declined},
-	{"A worker killed before its commit", ledger{Attempts: 2, Charges: 1, Taken: 40_00, Balances: -40_00, Keys: 1}, workerKilled},
-	{"A duplicate in another process", ledger{Attempts: 1, Charges: 1, Taken: 7_50, Balances: -7_50, Keys: 1}, otherProcess},
+	{"A charge", ledger{Written: 1, Charges: 1, Taken: 25_00, Left: -25_00, Keys: 1}, (*demo).firstCall},
+	{"Its retry", ledger{}, (*demo).retry},
+	{"200 duplicates at once", ledger{Written: 1, Charges: 1, Taken: 12_50, Left: -12_50, Keys: 1}, (*demo).duplicates},
+	{"The same key, another amount", ledger{}, (*demo).keyReused},
+	{"A declined card", ledger{Written: 1, Declines: 1, Keys: 1}, (*demo).declined},
+	{"A worker killed before COMMIT", ledger{Written: 2, Charges: 1, Taken: 40_00, Left: -40_00, Keys: 1}, (*demo).workerKilled},
+	{"A duplicate in another process", ledger{Written: 1, Charges: 1, Taken: 7_50, Left: -7_50, Keys: 1}, (*demo).otherProcess},
 }
 
 var (
@@ -29,21 +29,21 @@ var (
 	order5 = Order{"alice", 7_50}
 )
 
-func firstCall(d *demo, ctx context.Context) error {
+func (d *demo) firstCall(ctx context.Context) error {
 	d.say("alice pays %v, with the key order-1.", order1.Amount)
 	return d.executes(ctx, d.service, "order-1", order1)
 }
 
-func retry(d *demo, ctx context.Context) error {
+func (d *demo) retry(ctx context.Context) error {
 	d.say("The answer was lost on its way, so the client sends order-1 again.")
 	return d.replays(ctx, d.service, "order-1", order1)
 }
 
-func duplicates(d *demo, ctx context.Context) error {
-	const callers = 200
-	d.say("%d clients send order-2 over %v, all at the same time.", callers, order2.Amount)
+func (d *demo) duplicates(ctx context.Context) error {
+	const callers, services = 200, 4
+	d.say("%d clients send order-2 at once, to %d services that share only the database.", callers, services)
 	start := time.Now()
-	answers, err := d.atOnce(ctx, callers, "order-2", order2)
+	answers, err := d.atOnce(ctx, callers, services, "order-2", order2)
 	took := time.Since(start)
 	if err != nil {
 		return err
@@ -51,40 +51,46 @@ func duplicates(d *demo, ctx context.Context) error {
 	executed := 0
 	receipts := make(map[Receipt]int)
 	for _, a := range answers {
-		d.keep("order-2", a)
+		d.keep("order-2", a.Receipt)
 		receipts[a.Receipt]++
 		if !a.Replayed {
 			executed++
 		}
 	}
+	d.say("→ %d executed, %d replayed, in %s", executed, callers-executed, milliseconds(took))
 	for receipt, n := range receipts {
-		d.say("→ %d × %v", n, receipt)
+		d.say("→ %d times %v", n, receipt)
 	}
-	d.say("%d executed, %d replayed, in %s.", executed, len(answers)-executed, milliseconds(took))
 	expect(d, "calls that executed", 1, executed)
 	expect(d, "equal receipts", callers, receipts[answers[0].Receipt])
 	return nil
 }
 
-// atOnce makes n calls that start together.
-func (d *demo) atOnce(ctx context.Context, n int, key string, order Order) ([]answer, error) {
+// atOnce makes n calls that start together, spread over some services.
+func (d *demo) atOnce(ctx context.Context, n, services int, key string, order Order) ([]answer, error) {
 	answers, errs := make([]answer, n), make([]error, n)
 	begin := make(chan struct{})
 	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			<-begin
-			answers[i], errs[i] = call(ctx, d.service, key, order)
-		})
+	for first := range services {
+		s, err := NewService(d.pool, idempotency.Config{})
+		if err != nil {
+			return nil, err
+		}
+		for i := first; i < n; i += services {
+			wg.Go(func() {
+				<-begin
+				answers[i], errs[i] = call(ctx, s, key, order)
+			})
+		}
 	}
 	close(begin)
 	wg.Wait()
 	return answers, errors.Join(errs...)
 }
 
-func keyReused(d *demo, ctx context.Context) error {
+func (d *demo) keyReused(ctx context.Context) error {
 	wrong := Order{"alice", 99_00}
-	d.say("By mistake a client sends order-2 over %v: the fingerprint differs.", wrong.Amount)
+	d.say("By mistake a client sends order-2 over %v. The fingerprint differs: ErrKeyReused.", wrong.Amount)
 	if err := d.fails(ctx, d.service, "order-2", wrong, idempotency.ErrKeyReused); err != nil {
 		return err
 	}
@@ -92,16 +98,20 @@ func keyReused(d *demo, ctx context.Context) error {
 	return d.replays(ctx, d.service, "order-2", order2)
 }
 
-func declined(d *demo, ctx context.Context) error {
-	d.say("bob's charge is written before his balance refuses it. A savepoint undoes the")
-	d.say("charge, the refusal is recorded, and the retry gets the same one.")
+func (d *demo) declined(ctx context.Context) error {
+	d.say("bob's charge is written, and then his balance does not allow it. A savepoint")
+	d.say("undoes the charge, the refusal is recorded, and the retry gets the same one.")
 	if err := d.executes(ctx, d.service, "order-3", order3); err != nil {
 		return err
 	}
 	return d.replays(ctx, d.service, "order-3", order3)
 }
 
-func workerKilled(d *demo, ctx context.Context) error {
+func (d *demo) workerKilled(ctx context.Context) error {
+	before, err := readLedger(ctx, d.pool)
+	if err != nil {
+		return err
+	}
 	w, err := d.startWorker(ctx, "order-4", order4, "-freeze")
 	if err != nil {
 		return err
@@ -111,9 +121,13 @@ func workerKilled(d *demo, ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("Worker process %d hangs before its COMMIT. It has written", w.pid())
-	d.say("  %v", written.Receipt)
-	d.say("which nobody else sees. A duplicate that does not wait:")
+	d.say("A worker, process %d, has written order-4 and hangs before its COMMIT.", w.pid())
+	d.say("→ not committed: %v", written.Receipt)
+	if _, err := d.expectChange(ctx, before, ledger{Written: 1}); err != nil {
+		return err
+	}
+
+	d.say("The key is taken. A duplicate that does not wait gets ErrInProgress.")
 	impatient, err := NewService(d.pool, idempotency.Config{Wait: -1})
 	if err != nil {
 		return err
@@ -122,26 +136,35 @@ func workerKilled(d *demo, ctx context.Context) error {
 		return err
 	}
 
+	d.say("kill -9 %d ends the transaction with the process. The client retries.", w.pid())
+	killed := time.Now()
 	if err := w.kill(); err != nil {
 		return err
 	}
-	d.say("kill -9 %d: the transaction ends with its process. The client retries.", w.pid())
-	var event idempotency.Event
-	observed, err := NewService(d.pool, idempotency.Config{
-		Observe: func(_ context.Context, e idempotency.Event) { event = e },
-	})
+	waited, err := d.executesAfterWaiting(ctx, "order-4", order4)
 	if err != nil {
 		return err
 	}
-	if err := d.executes(ctx, observed, "order-4", order4); err != nil {
-		return err
-	}
-	d.say("It took %s, of which it waited %s for the key.", milliseconds(event.Duration), milliseconds(event.Waited))
-	return nil
+	d.say("The retry waited %s for the key, and was done %s after the kill.",
+		milliseconds(waited), milliseconds(time.Since(killed)))
+	return w.wasKilled()
 }
 
-func otherProcess(d *demo, ctx context.Context) error {
-	d.say("Process %d, this one, executes order-5.", os.Getpid())
+// executesAfterWaiting is executes, and says how long the call waited for
+// another one. The store tells that to an observer.
+func (d *demo) executesAfterWaiting(ctx context.Context, key string, order Order) (waited time.Duration, err error) {
+	observed, err := NewService(d.pool, idempotency.Config{
+		Observe: func(_ context.Context, event idempotency.Event) { waited = event.Waited },
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = d.executes(ctx, observed, key, order)
+	return waited, err
+}
+
+func (d *demo) otherProcess(ctx context.Context) error {
+	d.say("This process, %d, executes order-5.", os.Getpid())
 	if err := d.executes(ctx, d.service, "order-5", order5); err != nil {
 		return err
 	}
@@ -154,9 +177,7 @@ func otherProcess(d *demo, ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("Process %d is sent order-5, too.", w.pid())
-	d.say("→ %v", a)
-	d.keep("order-5", a)
-	expect(d, "replayed", true, a.Replayed)
+	d.say("A worker, process %d, is sent order-5 too.", w.pid())
+	d.take("order-5", a, true)
 	return nil
 }

@@ -134,13 +134,12 @@ func (w *worker) answer() (answer, error) {
 }
 
 // kill is kill -9: the process can neither roll back nor say goodbye.
-func (w *worker) kill() error {
-	if err := w.cmd.Process.Kill(); err != nil {
-		return err
-	}
-	// Now it is dead. An ordinary end would be a mistake of the demo.
+func (w *worker) kill() error { return w.cmd.Process.Kill() }
+
+// wasKilled makes sure that the worker did not come to an end by itself.
+func (w *worker) wasKilled() error {
 	if exit, ok := errors.AsType[*exec.ExitError](w.cmd.Wait()); !ok || exit.Exited() {
-		return fmt.Errorf("worker: it was to be killed, and ended with %v", w.cmd.ProcessState)
+		return fmt.Errorf("worker: it should have been killed, and ended with %v", w.cmd.ProcessState)
 	}
 	return nil
 }
