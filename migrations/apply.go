@@ -50,7 +50,7 @@ func (s *session) apply(ctx context.Context) error {
 	}
 	drv, err := s.driver(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; remove the cause and run Up again", err)
 	}
 	for _, f := range at.pending() {
 		if err := s.run(drv, f); err != nil {

@@ -103,7 +103,7 @@ func TestCancelEndsTheWaitAtOnce(t *testing.T) {
 			if !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-			wantError(t, err, `another session is migrating schema "public"`)
+			wantError(t, err, `waiting for another session that is migrating schema "public"`)
 			eventually(t, "the session's end", func() bool { return sessions(t, pool, "waiting") == 0 })
 			if n := query[int](t, pool, `select count(*) from pg_locks where not granted and locktype = 'advisory'
 				and database = (select oid from pg_database where datname = current_database())`); n != 0 {

@@ -24,7 +24,7 @@ func (s *session) driver(ctx context.Context) (database.Driver, error) {
 		MigrationsTable: versionTable,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("creating table %s: %w; remove the cause and run Up again", s.table(versionTable), cause(err))
+		return nil, fmt.Errorf("preparing table %s: %w", s.table(versionTable), cause(err))
 	}
 	return drv, nil
 }

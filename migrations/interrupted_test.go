@@ -23,7 +23,7 @@ type interruption func(t *testing.T, pool *pgxpool.Pool, name, schema string, n 
 
 func TestKilledAnywhereNeedsNoRepair(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
+	everywhere(t, 3, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
 		err := process(t, pool, name, schema, n).Run()
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == -1 {
 			return true // by a signal
@@ -37,7 +37,7 @@ func TestKilledAnywhereNeedsNoRepair(t *testing.T) {
 
 func TestCancelledAnywhereNeedsNoRepair(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
+	everywhere(t, 1, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		tracer := &counter{after: n, then: cancel}
@@ -49,16 +49,16 @@ func TestCancelledAnywhereNeedsNoRepair(t *testing.T) {
 	})
 }
 
-// everywhere interrupts Up and Down after each of their statements, and then
-// calls Up or Down.
-func everywhere(t *testing.T, interrupt interruption) {
+// everywhere interrupts Up and Down after every step-th of their statements, and
+// then calls Up or Down.
+func everywhere(t *testing.T, step int, interrupt interruption) {
 	pool := pgtest.Empty(t)
 	for _, first := range []string{"up", "down"} {
 		for _, second := range []string{"up", "down"} {
 			t.Run(first+" then "+second, func(t *testing.T) {
 				t.Parallel()
 				n := 1
-				for ; ; n++ {
+				for ; ; n += step {
 					schema := fmt.Sprintf("%s %s %d", first, second, n)
 					if first == "down" {
 						up(t, pool, schema)

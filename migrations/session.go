@@ -121,18 +121,20 @@ func (s *session) lock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	doing := "locking schema %q for migrations: %w"
 	for delay := 10 * time.Millisecond; ; delay = min(2*delay, 250*time.Millisecond) {
 		var held bool
 		if err := s.pgx().QueryRow(ctx, `select pg_try_advisory_lock($1::bigint)`, id).Scan(&held); err != nil {
-			return fmt.Errorf("locking schema %q for migrations: %w", s.schema, err)
+			return fmt.Errorf(doing, s.schema, err)
 		}
 		if held {
 			return nil
 		}
+		doing = "waiting for another session that is migrating schema %q: %w"
 		select {
 		case <-time.After(delay/2 + rand.N(delay)):
 		case <-ctx.Done():
-			return fmt.Errorf("another session is migrating schema %q: %w", s.schema, ctx.Err())
+			return fmt.Errorf(doing, s.schema, ctx.Err())
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,7 +60,18 @@ func (d *database) config() (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read %s: %s", cmp.Or(d.source(), "the PG* environment variables"), unreadable(err))
 	}
+	if misread(&cfg.ConnConfig.Config) {
+		return nil, fmt.Errorf("cannot read %s: the host contains @: in the password, write %%40 for it", d.source())
+	}
 	return cfg, nil
+}
+
+// misread reports whether the rest of a password was taken for a host, which
+// must not be printed.
+func misread(cfg *pgconn.Config) bool {
+	return strings.Contains(cfg.Host, "@") || slices.ContainsFunc(cfg.Fallbacks, func(other *pgconn.FallbackConfig) bool {
+		return strings.Contains(other.Host, "@")
+	})
 }
 
 // source names where the connection's settings came from, if they were given.

@@ -1,0 +1,166 @@
+package main_test
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/migrations"
+)
+
+// binary is the command, built once.
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "idempotency")
+	if err == nil {
+		binary = filepath.Join(dir, "idempotency")
+		if runtime.GOOS == "windows" {
+			binary += ".exe"
+		}
+		var out []byte
+		if out, err = exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "building the command:", err)
+		os.Exit(1)
+	}
+	defer os.RemoveAll(dir)
+	pgtest.Main(m)
+}
+
+// A result is how a run of the command ended.
+type result struct {
+	stdout, stderr string
+	exit           int
+}
+
+// command prepares a run. Its environment is empty but for env, so that no
+// database is reached by accident.
+func command(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd.Env = append([]string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "SystemRoot=" + os.Getenv("SystemRoot")}, env...)
+	return cmd
+}
+
+func finish(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	return start(t, cmd)()
+}
+
+func start(t *testing.T, cmd *exec.Cmd) (wait func() result) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() result {
+		_ = cmd.Wait() // the result has the exit code
+		return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	}
+}
+
+func run(t *testing.T, env []string, args ...string) result {
+	t.Helper()
+	return finish(t, command(t, env, args...))
+}
+
+// on is the environment in which the command works on pool's database.
+func on(pool *pgxpool.Pool) []string { return []string{"DATABASE_URL=" + pgtest.URL(pool)} }
+
+func (r result) want(t *testing.T, exit int, stdout, stderr string) {
+	t.Helper()
+	if r.exit != exit || r.stdout != stdout || r.stderr != stderr {
+		t.Errorf("exit %d, stdout %q, stderr %q\nwant %d, %q, %q", r.exit, r.stdout, r.stderr, exit, stdout, stderr)
+	}
+}
+
+// wantLine checks that the command failed with one line that says each of the
+// words.
+func (r result) wantLine(t *testing.T, exit int, words ...string) {
+	t.Helper()
+	if r.exit != exit || r.stdout != "" {
+		t.Errorf("exit %d, stdout %q; want exit %d and nothing", r.exit, r.stdout, exit)
+	}
+	if strings.Count(r.stderr, "\n") != 1 || !strings.HasPrefix(r.stderr, "idempotency: ") {
+		t.Errorf("stderr %q is not one line of this command", r.stderr)
+	}
+	for _, word := range words {
+		if !strings.Contains(r.stderr, word) {
+			t.Errorf("stderr %q does not say %q", r.stderr, word)
+		}
+	}
+}
+
+func TestHelpAtEachLevelGoesToStdout(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ args, says string }{
+		{"-h", "migrate "},
+		{"--help", "migrate "},
+		{"help", "migrate "},
+		{"migrate -h", "version "},
+		{"migrate help", "version "},
+		{"migrate up -h", "-schema NAME"},
+		{"migrate down -h", "-yes"},
+		{"migrate version -h", "-database URL"},
+		{"migrate sql -h", "-schema NAME"},
+	} {
+		// A password in the environment must not become a flag's default.
+		r := run(t, []string{"DATABASE_URL=postgres://u:s3cret@h/d"}, strings.Fields(row.args)...)
+		if r.exit != 0 || r.stderr != "" || !strings.Contains(r.stdout, row.says) || !strings.Contains(r.stdout, "Usage: idempotency") {
+			t.Errorf("%s: %+v", row.args, r)
+		}
+		if strings.Contains(r.stdout, "s3cret") {
+			t.Errorf("%s prints the password", row.args)
+		}
+	}
+}
+
+func TestUsageErrorsExitWith2(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ args, says string }{
+		{"", "a command is missing: see 'idempotency -h'"},
+		{"nonsense", `unknown command "nonsense": see 'idempotency -h'`},
+		{"-x", "-x: see 'idempotency -h'"},
+		{"migrate", "a command is missing: see 'idempotency migrate -h'"},
+		{"migrate nonsense", `unknown command "nonsense": see 'idempotency migrate -h'`},
+		{"migrate up extra", `unexpected argument "extra": see 'idempotency migrate up -h'`},
+		{"migrate up -x", "see 'idempotency migrate up -h'"},
+		{"migrate up -timeout soon", "see 'idempotency migrate up -h'"},
+		{"migrate sql -database x", "see 'idempotency migrate sql -h'"},
+	} {
+		run(t, nil, strings.Fields(row.args)...).wantLine(t, 2, row.says)
+	}
+}
+
+// latest is what "migrate version" prints after "migrate up".
+func latest() string {
+	files, err := fs.Glob(migrations.FS, "*.up.sql")
+	if err != nil {
+		panic(err)
+	}
+	return strconv.Itoa(len(files))
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain: ", what)
+		}
+	}
+}
