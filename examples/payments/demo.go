@@ -80,8 +80,7 @@ func (d *demo) introduce(ctx context.Context) error {
 		return fmt.Errorf("asking for the version: %w", err)
 	}
 	fmt.Fprintf(d.out, `Payments on PostgreSQL %s, in the database %s of this run.
-The tables are read before and after each scene. "written" counts every charge
-that was ever inserted, those that were undone included.
+What the tables say is read from them. "written" counts undone charges, too.
 `, version, database)
 	return nil
 }

@@ -59,20 +59,19 @@ func run(ctx context.Context, args []string, url string, in io.Reader, out io.Wr
 
 // demonstrate plays the scenes in a database that is gone afterwards, also when
 // ctx ends.
-func demonstrate(ctx context.Context, server *pgxpool.Config, out io.Writer) (err error) {
+func demonstrate(ctx context.Context, server *pgxpool.Config, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	name, err := createDatabase(ctx, server)
+	database, err := createDatabase(ctx, server)
 	if err != nil {
-		return err
+		return stopped(ctx, err)
 	}
-	defer func() {
-		if err != nil && ctx.Err() != nil {
-			err = fmt.Errorf("stopped, %w: %w", context.Cause(ctx), err)
-		}
-		err = errors.Join(err, dropDatabase(server, name))
-	}()
-	pool, err := open(ctx, server, name)
+	err = playIn(ctx, server, database, out)
+	return errors.Join(stopped(ctx, err), dropDatabase(server, database))
+}
+
+func playIn(ctx context.Context, server *pgxpool.Config, database string, out io.Writer) error {
+	pool, err := open(ctx, server, database)
 	if err != nil {
 		return err
 	}
@@ -85,4 +84,12 @@ func demonstrate(ctx context.Context, server *pgxpool.Config, out io.Writer) (er
 		return err
 	}
 	return d.run(ctx, scenes)
+}
+
+// stopped puts the signal in place of what it broke off.
+func stopped(ctx context.Context, err error) error {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("stopped: %w", context.Cause(ctx))
+	}
+	return err
 }
