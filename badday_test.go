@@ -84,7 +84,7 @@ func TestSchemaOfAnyNameIsUsed(t *testing.T) {
 func TestReadOnlyServerIsRefusedWithAClearError(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.store = b.storeOn(pgtest.Pool(t, b.pool, param("default_transaction_read_only", "on")), idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(param("default_transaction_read_only", "on")), idempotency.Config{})
 	_, _, err := b.do(charge(b.key.ID, 1))
 	if err == nil || !strings.Contains(err.Error(), "connect to the primary") {
 		t.Errorf("got %v", err)
@@ -98,7 +98,7 @@ func TestMissingPrivilegeIsNamed(t *testing.T) {
 	role := "role_" + b.pool.Config().ConnConfig.Database
 	b.exec("create role " + role)
 	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
-	b.store = b.storeOn(pgtest.Pool(t, b.pool, param("role", role)), idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{})
 	_, _, err := b.do(charge(b.key.ID, 1))
 	if err == nil || !strings.Contains(err.Error(), "the role needs") {
 		t.Errorf("got %v", err)
@@ -114,7 +114,7 @@ func TestMissingPrivilegeIsNamed(t *testing.T) {
 func TestUnreachableServerIsAnErrorAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.store = b.storeOn(pgtest.Pool(t, b.pool, address("127.0.0.1", 1)), idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(address("127.0.0.1", 1)), idempotency.Config{})
 	b.refuses("127.0.0.1:1")
 	var connectErr *pgconn.ConnectError
 	if _, _, err := b.do(charge(b.key.ID, 1)); !errors.As(err, &connectErr) {
@@ -125,7 +125,7 @@ func TestUnreachableServerIsAnErrorAtOnce(t *testing.T) {
 func TestExhaustedPoolIsAnErrorAtTheCallersDeadline(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	pool := pgtest.Pool(t, b.pool, pgtest.MaxConns(1))
+	pool := b.anotherPool(pgtest.MaxConns(1))
 	conn, err := pool.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)

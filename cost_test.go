@@ -24,7 +24,7 @@ func (b *bundle) through(cfg idempotency.Config, opts ...pgtest.Option) (*idempo
 	}
 	proxy := pgproxy.New(b, network, at)
 	opts = append(opts, address("127.0.0.1", proxy.Port()))
-	return b.storeOn(pgtest.Pool(b, b.pool, opts...), cfg), proxy
+	return b.storeOn(b.anotherPool(opts...), cfg), proxy
 }
 
 // roundTrips counts those of op on a warm connection, the ROLLBACK that follows
@@ -85,7 +85,7 @@ func TestDoTxCostsTwoRoundTripsOfItsOwn(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
-	pool := pgtest.Pool(t, b.pool, pgtest.MaxConns(1), address("127.0.0.1", proxy.Port()))
+	pool := b.anotherPool(pgtest.MaxConns(1), address("127.0.0.1", proxy.Port()))
 	if got := roundTrips(t, proxy, func(i int) {
 		err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
 			key := idempotency.Key{Scope: "s", ID: fmt.Sprint(i)}

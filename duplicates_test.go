@@ -22,7 +22,7 @@ func TestParallelDuplicatesInOneProcessExecuteOnce(t *testing.T) {
 func TestPoolOfOneFinishesFiftyDuplicates(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.store = b.storeOn(pgtest.Pool(t, b.pool, pgtest.MaxConns(1)), idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(pgtest.MaxConns(1)), idempotency.Config{})
 	b.storm(50)
 	b.effects(1)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgtest"
@@ -35,10 +36,27 @@ type bundle struct {
 // ends.
 func setup(t testing.TB, cfg idempotency.Config, opts ...pgtest.Option) *bundle {
 	t.Helper()
-	b := &bundle{TB: t, pool: pgtest.New(t, opts...), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
+	b := &bundle{TB: t, pool: pgtest.New(t, withIsolation(opts)...), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
 	b.exec(`create table charges (id bigint generated always as identity, key text not null, amount int not null)`)
 	b.store = b.storeOn(b.pool, cfg)
 	return b
+}
+
+// anotherPool is one more on the test's database.
+func (b *bundle) anotherPool(opts ...pgtest.Option) *pgxpool.Pool {
+	b.Helper()
+	return pgtest.Pool(b, b.pool, withIsolation(opts)...)
+}
+
+// isolation is the default isolation level of all connections, so that the same
+// tests show the promise on each level: make test-isolation.
+var isolation = os.Getenv("IDEMPOTENCY_TEST_ISOLATION")
+
+func withIsolation(opts []pgtest.Option) []pgtest.Option {
+	if isolation == "" {
+		return opts
+	}
+	return append([]pgtest.Option{param("default_transaction_isolation", isolation)}, opts...)
 }
 
 // address makes a pool connect to another place than the server's, without
@@ -66,9 +84,31 @@ func (b *bundle) storeOn(pool *pgxpool.Pool, cfg idempotency.Config) *idempotenc
 
 func (b *bundle) exec(sql string, args ...any) {
 	b.Helper()
-	if _, err := b.pool.Exec(context.Background(), sql, args...); err != nil {
-		b.Fatalf("%s: %v", sql, err)
+	for {
+		_, err := b.pool.Exec(context.Background(), sql, args...)
+		if err == nil {
+			return
+		}
+		if sqlState(err) != "40001" {
+			b.Fatalf("%s: %v", sql, err)
+		}
 	}
+}
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// long chooses between the size of a test in make test and in make test-long.
+func long[T any](short, long T) T {
+	if os.Getenv("IDEMPOTENCY_TEST_LONG") != "" {
+		return long
+	}
+	return short
 }
 
 func query[T any](b *bundle, sql string, args ...any) T {
@@ -190,7 +230,7 @@ func TestCommittedIsReplayedFromAnyStoreAndPool(t *testing.T) {
 	b.store = b.storeOn(b.pool, idempotency.Config{})
 	b.replays(42)
 
-	b.store = b.storeOn(pgtest.Pool(t, b.pool), idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(), idempotency.Config{})
 	b.replays(42)
 	b.effects(1)
 }

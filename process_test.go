@@ -25,6 +25,7 @@ const workerEnv = "IDEMPOTENCY_TEST_WORKER"
 type job struct {
 	URL      string
 	Database string
+	Port     uint16 // of a proxy on this machine, or 0
 	Key      idempotency.Key
 	Amount   int
 	Callers  int
@@ -52,6 +53,13 @@ func work() int {
 	}
 	cfg.ConnConfig.Database = j.Database
 	cfg.MaxConns = 4
+	opts := withIsolation(nil)
+	if j.Port != 0 {
+		opts = append(opts, address("127.0.0.1", j.Port))
+	}
+	for _, opt := range opts {
+		opt(cfg)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -47,7 +47,7 @@ func TestGetReturnsTheRecord(t *testing.T) {
 func TestAllReturnsTheLiveRecordsOfOneScopeInOrder(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.store = b.storeOn(pgtest.Pool(t, b.pool, pgtest.MaxConns(1)), idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(pgtest.MaxConns(1)), idempotency.Config{})
 	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
 		select to_char(i, 'FM0000'), case when i % 2 = 0 then 'even' else 'odd' end, '1', now(), now() + interval '1 hour', now()
 		from generate_series(1, 1000) i`)
