@@ -26,7 +26,8 @@ test-race: ## the same under the race detector
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- go test ./...; done
 
-test-docker: ## test the root package against a PostgreSQL in Docker
+test-docker: ## test internal/testdb's Docker source, and the root package on it
+	go -C internal/testdb test -count=1 -run TestDocker . -docker
 	$(TESTDB) -source docker -- go test -count=1 .
 
 bench-once: ## run each benchmark for one iteration, so that none rots
