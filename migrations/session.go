@@ -144,10 +144,13 @@ func (s *session) lock(ctx context.Context) error {
 func (s *session) createSchema(ctx context.Context) error {
 	var exists bool
 	err := s.pgx().QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1)`, s.schema).Scan(&exists)
-	if err == nil && !exists {
-		_, err = s.pgx().Exec(ctx, `create schema if not exists `+pgx.Identifier{s.schema}.Sanitize())
-	}
 	if err != nil {
+		return fmt.Errorf("looking up schema %q: %w", s.schema, err)
+	}
+	if exists {
+		return nil
+	}
+	if _, err := s.pgx().Exec(ctx, `create schema if not exists `+pgx.Identifier{s.schema}.Sanitize()); err != nil {
 		return fmt.Errorf("schema %q does not exist, and creating it failed: %w", s.schema, err)
 	}
 	return nil

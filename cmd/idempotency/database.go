@@ -108,7 +108,7 @@ func (d *database) explain(ctx context.Context, err error) error {
 	case context.DeadlineExceeded:
 		err = fmt.Errorf("gave up after %v (-timeout): %w", d.timeout, err)
 	}
-	return errors.New(oneLine(strings.TrimPrefix(err.Error(), "idempotency/migrations: ")))
+	return errors.New(oneLine(strings.Replace(err.Error(), "idempotency/migrations: ", "", 1)))
 }
 
 func (d *database) unreachable(ctx context.Context, err *pgconn.ConnectError) error {
@@ -141,11 +141,11 @@ func reason(ctx context.Context, err error) string {
 func unreadable(err error) string {
 	const form = "expected postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
 	text := err.Error() // cannot parse `STRING`: DETAIL
-	detail := text[strings.LastIndex(text, "`: ")+len("`: "):]
-	if strings.HasPrefix(detail, "failed to parse as ") {
+	i := strings.LastIndex(text, "`: ")
+	if i < 0 || strings.HasPrefix(text[i:], "`: failed to parse as ") {
 		return form
 	}
-	return oneLine(detail) + ": " + form
+	return oneLine(text[i+len("`: "):]) + ": " + form
 }
 
 // oneLine joins the lines in which pgx reports several hosts.
