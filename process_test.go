@@ -29,8 +29,9 @@ type job struct {
 	Key      idempotency.Key
 	Amount   int
 	Callers  int
+	Keys     int // that each caller calls with; 0 is Key alone
 	MaxIdle  time.Duration
-	Hang     string // "": not at all; "client": the function sleeps; "server": its statement does
+	Hang     string // "": not at all; "client": the function sleeps; "server": its statement does; "briefly": both go on
 }
 
 type report struct {
@@ -74,19 +75,29 @@ func work() int {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	for range j.Callers {
-		wg.Go(func() {
-			value, replayed, err := idempotency.Do(ctx, store, j.Key, j.run)
-			r := report{Value: value, Replayed: replayed}
-			if err != nil {
-				r.Err = err.Error()
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			json.NewEncoder(os.Stdout).Encode(r)
-		})
+		for k := range max(j.Keys, 1) {
+			wg.Go(func() {
+				r := j.call(ctx, store, k)
+				mu.Lock()
+				defer mu.Unlock()
+				json.NewEncoder(os.Stdout).Encode(r)
+			})
+		}
 	}
 	wg.Wait()
 	return 0
+}
+
+func (j job) call(ctx context.Context, store *idempotency.Store, k int) report {
+	if j.Keys > 0 {
+		j.Key.ID = fmt.Sprintf("%s-%d", j.Key.ID, k)
+	}
+	value, replayed, err := idempotency.Do(ctx, store, j.Key, j.run)
+	r := report{Value: value, Replayed: replayed}
+	if err != nil {
+		r.Err = err.Error()
+	}
+	return r
 }
 
 func (j job) run(ctx context.Context, tx pgx.Tx) (int, error) {
@@ -94,6 +105,8 @@ func (j job) run(ctx context.Context, tx pgx.Tx) (int, error) {
 		return 0, err
 	}
 	switch j.Hang {
+	case "briefly":
+		time.Sleep(50 * time.Millisecond)
 	case "client":
 		fmt.Println("hanging")
 		time.Sleep(3 * time.Second)
