@@ -11,6 +11,7 @@
 //	payments.go   the business, which knows nothing of idempotency
 //	service.go    the same, once per key
 //	scenes.go     what goes wrong in the world, and what the tables say then
+//	client.go     calls of the service, and what they have to return
 //	worker.go     a process that hangs between its write and its commit
 //	reconcile.go  what the clients were told, against the tables
 //	ledger.go     what the tables say
