@@ -83,9 +83,9 @@ func (d *demo) introduce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "PostgreSQL %s, database %s:", version, database)
+	fmt.Fprintf(d.out, "PostgreSQL %s, database %s", version, database)
 	for _, a := range accounts {
-		fmt.Fprintf(d.out, " %s has %v", a.ID, a.Balance)
+		fmt.Fprintf(d.out, ", %s has %v", a.ID, a.Balance)
 	}
 	fmt.Fprintln(d.out, "\nThe lines \"tables\" are read back. \"written\" counts undone charges, too.")
 	return nil
