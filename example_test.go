@@ -21,10 +21,10 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer pool.Close()
-	if err := migrations.Up(ctx, pool, "readme"); err != nil {
+	if err := migrations.Up(ctx, pool, "idempotency_examples"); err != nil {
 		log.Fatal(err)
 	}
-	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Schema: "readme"})
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Schema: "idempotency_examples"})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -53,10 +53,10 @@ func exampleStore() (*pgxpool.Pool, *idempotency.Store) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := migrations.Up(ctx, pool, "readme"); err != nil {
+	if err := migrations.Up(ctx, pool, "idempotency_examples"); err != nil {
 		log.Fatal(err)
 	}
-	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Schema: "readme"})
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Schema: "idempotency_examples"})
 	if err != nil {
 		log.Fatal(err)
 	}

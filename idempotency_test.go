@@ -21,6 +21,20 @@ func TestMain(m *testing.M) {
 		os.Exit(work())
 	}
 	pgtest.Main(m)
+	dropExamples()
+}
+
+// dropExamples removes what the examples leave in the database of DATABASE_URL.
+func dropExamples() {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		return // they have not run either
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, "drop schema if exists idempotency_examples cascade"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 }
 
 // A bundle is what a test starts with: a database of its own with the package's
