@@ -2,7 +2,6 @@ package idempotency
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -26,17 +25,14 @@ const (
 	grace = 50 * time.Millisecond
 )
 
-// errEnded is what Event.Err says when a call did not return.
-var errEnded = errors.New("idempotency: the function panicked or ended its goroutine")
-
 // A call is one Do or DoTx on its way.
 type call struct {
 	store *Store
 	key   Key
 	fn    body
 	start time.Time
+	event *Event
 	lease *lease // of a Do that leads, until it is handed on
-	event Event
 
 	inFlightSince time.Time // when the key was first found to be another call's
 	waits         backoff
@@ -44,32 +40,24 @@ type call struct {
 	lostClaims    int
 }
 
-func (s *Store) newCall(operation string, key Key, fn body) *call {
-	return &call{
-		store: s, key: key, fn: fn, start: time.Now(),
-		event: Event{Operation: operation, Err: errEnded},
-	}
-}
-
 // do is Do on stored values.
 func (s *Store) do(ctx context.Context, key Key, fn body) (*record, bool, error) {
-	c := s.newCall("Do", key, fn)
-	defer c.observe(ctx)
-	return c.end(c.do(ctx))
+	return s.call(ctx, "Do", key, fn, func(c *call) (*record, error) { return c.do(ctx) })
 }
 
-func (c *call) observe(ctx context.Context) {
-	c.store.observe(ctx, &c.event, c.start)
-}
-
-// end checks that the record is the answer to this request, and notes how the
-// call went.
-func (c *call) end(rec *record, err error) (*record, bool, error) {
-	if err == nil && rec != nil && rec.fingerprint != c.key.Fingerprint {
-		err = ErrKeyReused
-	}
-	c.event.Replayed, c.event.Err = rec != nil && err == nil, err
-	return rec, c.event.Replayed, err
+// call runs a Do or DoTx, and checks that the record it finds is the answer to
+// this request.
+func (s *Store) call(ctx context.Context, operation string, key Key, fn body, run func(*call) (*record, error)) (rec *record, replayed bool, err error) {
+	err = s.observed(ctx, operation, func(event *Event) (err error) {
+		c := &call{store: s, key: key, fn: fn, start: time.Now(), event: event}
+		rec, err = run(c)
+		if err == nil && rec != nil && rec.fingerprint != key.Fingerprint {
+			err = ErrKeyReused
+		}
+		event.Replayed = err == nil && rec != nil
+		return err
+	})
+	return rec, err == nil && rec != nil, err
 }
 
 // do returns the record that it found, or neither record nor error when its own

@@ -212,37 +212,6 @@ func (c Config) validate() error {
 	return errors.New("idempotency: Config." + problem)
 }
 
-// An Event says how one operation of a Store went. It holds no text of the key
-// and no result.
-type Event struct {
-	// Operation is "Do", "DoTx", "Get", "All", "Delete" or "Purge".
-	Operation string
-
-	// Duration of the whole operation, waiting included.
-	Duration time.Duration
-
-	// Waited is the part of Duration spent on waiting for another call.
-	Waited time.Duration
-
-	// Runs is how often the function was run: 0 for a replay, more than 1 after
-	// a serialization failure, a deadlock or a lost connection.
-	Runs int
-
-	// Replayed, as returned by Do and DoTx.
-	Replayed bool
-
-	// InDoubt: the answer to a COMMIT was lost, and the operation found out
-	// whether it had taken effect.
-	InDoubt bool
-
-	// Deleted is the number of records removed by Delete or Purge.
-	Deleted int64
-
-	// Err is what the operation returned. When the function panicked or ended
-	// its goroutine it is an error that says so.
-	Err error
-}
-
 // A Store keeps the results of one table. It is safe for concurrent use, and
 // holds no connection and no goroutine between calls. Callers in one process
 // should share one: its in-process gate lets duplicates wait for each other
@@ -339,14 +308,4 @@ func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx 
 	r := result[T]{limit: s.cfg.MaxResult}
 	rec, replayed, err := s.doTx(ctx, tx, key, r.recorder(fn))
 	return r.answer(rec, replayed, err)
-}
-
-// observe reports an operation that began at start. It is deferred with
-// event.Err preset, so that a panic is reported too.
-func (s *Store) observe(ctx context.Context, event *Event, start time.Time) {
-	if s.cfg.Observe == nil {
-		return
-	}
-	event.Duration = time.Since(start)
-	s.cfg.Observe(ctx, *event)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"iter"
 	"time"
 
@@ -25,13 +24,19 @@ type Record struct {
 // when there is none: never called, failed, still running, or expired. It does
 // not wait.
 func (s *Store) Get(ctx context.Context, key Key) (rec Record, err error) {
-	event := Event{Operation: "Get", Err: errEnded}
-	defer func(start time.Time) { event.Err = err; s.observe(ctx, &event, start) }(time.Now())
+	err = s.observed(ctx, "Get", func(*Event) error {
+		rec, err = s.get(ctx, key)
+		return err
+	})
+	return rec, err
+}
+
+func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 	if err := key.validate(); err != nil {
 		return Record{}, err
 	}
-	rec.Key.Scope, rec.Key.ID = key.Scope, key.ID
-	err = scanRecord(s.pool.QueryRow(ctx, s.sql.get, key.ID, key.Scope), &rec)
+	rec := Record{Key: Key{Scope: key.Scope, ID: key.ID}}
+	err := scanRecord(s.pool.QueryRow(ctx, s.sql.get, key.ID, key.Scope), &rec)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return Record{}, ErrNotFound
@@ -54,11 +59,11 @@ const listPage = 200
 // not for a request path.
 func (s *Store) All(ctx context.Context, scope string) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		event := Event{Operation: "All", Err: errEnded}
-		defer func(start time.Time) { s.observe(ctx, &event, start) }(time.Now())
-		event.Err = s.each(ctx, scope, func(rec Record) bool { return yield(rec, nil) })
-		if event.Err != nil {
-			yield(Record{}, event.Err)
+		err := s.observed(ctx, "All", func(*Event) error {
+			return s.each(ctx, scope, func(rec Record) bool { return yield(rec, nil) })
+		})
+		if err != nil {
+			yield(Record{}, err)
 		}
 	}
 }
@@ -113,24 +118,29 @@ func scanRecord(row pgx.Row, rec *Record, first ...any) error {
 // It is ErrInProgress while a call holds the key, and ErrNotFound when there is
 // no record. To delete a key that a client may still retry is to give up its
 // protection, also for a call whose commit is in doubt at this moment.
-func (s *Store) Delete(ctx context.Context, key Key) (err error) {
-	event := Event{Operation: "Delete", Err: errEnded}
-	defer func(start time.Time) { event.Err = err; s.observe(ctx, &event, start) }(time.Now())
-	if err := key.validate(); err != nil {
+func (s *Store) Delete(ctx context.Context, key Key) error {
+	return s.observed(ctx, "Delete", func(event *Event) error {
+		if err := key.validate(); err != nil {
+			return err
+		}
+		err := s.delete(ctx, key)
+		if err == nil {
+			event.Deleted = 1
+		}
 		return err
-	}
+	})
+}
+
+func (s *Store) delete(ctx context.Context, key Key) error {
 	var waits backoff
 	for start := time.Now(); ; {
 		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
 			return s.deleteIn(ctx, tx, key)
 		})
-		if errors.Is(err, ErrInProgress) && time.Since(start) < grace && waits.pause(ctx) == nil {
-			continue
+		again := errors.Is(err, ErrInProgress) && time.Since(start) < grace
+		if !again || waits.pause(ctx) != nil {
+			return err
 		}
-		if err == nil {
-			event.Deleted = 1
-		}
-		return err
 	}
 }
 
@@ -171,21 +181,20 @@ const purgeBatch = 1000
 // locked it passes over. When ctx ends, what was deleted stays deleted, and is
 // counted.
 func (s *Store) Purge(ctx context.Context) (deleted int64, err error) {
-	event := Event{Operation: "Purge", Err: errEnded}
-	defer func(start time.Time) {
-		event.Deleted, event.Err = deleted, err
-		s.observe(ctx, &event, start)
-	}(time.Now())
-	for {
-		n, err := s.purgeBatch(ctx)
-		deleted += n
-		if err != nil {
-			return deleted, explain(fmt.Sprintf("purge, after %d deleted records", deleted), err)
+	err = s.observed(ctx, "Purge", func(event *Event) error {
+		for {
+			n, err := s.purgeBatch(ctx)
+			deleted += n
+			event.Deleted = deleted
+			if err != nil {
+				return explain("purge", err)
+			}
+			if n < purgeBatch {
+				return nil
+			}
 		}
-		if n < purgeBatch {
-			return deleted, nil
-		}
-	}
+	})
+	return deleted, err
 }
 
 func (s *Store) purgeBatch(ctx context.Context) (deleted int64, err error) {

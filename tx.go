@@ -189,9 +189,7 @@ func (s *Store) commitSQL() string {
 
 // doTx is DoTx on stored values.
 func (s *Store) doTx(ctx context.Context, tx pgx.Tx, key Key, fn body) (*record, bool, error) {
-	c := s.newCall("DoTx", key, fn)
-	defer c.observe(ctx)
-	return c.end(c.doTx(ctx, tx))
+	return s.call(ctx, "DoTx", key, fn, func(c *call) (*record, error) { return c.doTx(ctx, tx) })
 }
 
 // doTx returns the record that it found, or neither record nor error when the
