@@ -9,7 +9,7 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo test test-race test-modules test-docker bench-once fmt lint deps ci
+.PHONY: help demo test test-race test-isolation test-long test-modules test-docker bench-once fmt lint deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,14 @@ test: ## test the root module
 
 test-race: ## the same under the race detector
 	$(TESTDB) -- go test -race $(ARGS)
+
+test-isolation: ## test the root package on the stricter isolation levels
+	set -e; for level in "repeatable read" serializable; do \
+		IDEMPOTENCY_TEST_ISOLATION="$$level" $(TESTDB) -- go test -count=1 .; done
+
+test-long: ## the tests under faults and storms, at full length (minutes)
+	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
+		-run 'Terminated|Storm|HotKeys|Distinct|Purge' .
 
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- go test ./...; done
@@ -43,4 +51,4 @@ lint: ## check the format, go vet and staticcheck, in all modules
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-ci: lint deps demo bench-once test-docker test-modules test-race ## all of it
+ci: lint deps demo bench-once test-docker test-modules test-isolation test-long test-race ## all of it
