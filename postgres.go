@@ -17,6 +17,14 @@ import (
 // Every statement is whole, and one constant, so that it can be read, explained
 // and exchanged by itself. None depends on session state.
 
+// settingsSQL frees the key of a client that is gone or frozen: PostgreSQL ends a
+// transaction that is silent for too long, and looks once a second, while a
+// statement runs, whether the client is still there. One select costs less than
+// two SETs, and about as much as none.
+const settingsSQL = `
+select set_config('idle_in_transaction_session_timeout', $1, true),
+	set_config('client_connection_check_interval', '1000', true)`
+
 // claimSQL takes a key that has no row. The unique index decides who gets it;
 // the advisory lock only lets a duplicate see, without waiting on the index and
 // without an error, that somebody is at work. Its number is mixed with the
@@ -127,10 +135,8 @@ and expires_at <= now()`
 
 // statements are the constants above on the table of one schema.
 type statements struct {
-	settings []string // of Do's transaction, before the claim
-
-	claim, read, readInTx, takeOver, record, settle string
-	get, list, lock, delete, exists, purge          string
+	claim, read, readInTx, takeOver, record string
+	get, list, lock, delete, exists, purge  string
 }
 
 func newStatements(cfg Config) statements {
@@ -144,8 +150,6 @@ func newStatements(cfg Config) statements {
 		"idempotency_keys", name,
 	).Replace
 	return statements{
-		settings: settings(cfg),
-		settle:   settleSQL,
 		claim:    on(claimSQL),
 		read:     on(readSQL),
 		readInTx: on(readInTxSQL),
@@ -163,18 +167,9 @@ func newStatements(cfg Config) statements {
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.
 const maxServerTimeout = (1<<31 - 1) * time.Millisecond
 
-// settings free the key of a client that is gone or frozen: PostgreSQL ends a
-// transaction that is silent for MaxIdle, and looks once a second, while a
-// statement runs, whether the client is still there.
-func settings(cfg Config) []string {
-	idle := int64(0)
-	if cfg.MaxIdle > 0 {
-		idle = cfg.MaxIdle.Milliseconds()
-	}
-	return []string{
-		"set local idle_in_transaction_session_timeout = " + strconv.FormatInt(idle, 10),
-		"set local client_connection_check_interval = 1000",
-	}
+// idleTimeout is the argument of settingsSQL.
+func idleTimeout(maxIdle time.Duration) string {
+	return strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10) // 0 is no limit
 }
 
 // A record is a result as it stands in the table.

@@ -42,15 +42,13 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	}
 	var batch pgx.Batch
 	batch.BeginTx(s.cfg.TxOptions)
-	for _, set := range s.sql.settings {
-		batch.Queue(set)
-	}
+	batch.Queue(settingsSQL, idleTimeout(s.cfg.MaxIdle))
 	batch.Queue(s.sql.claim, claimArgs(key, s.cfg.Retention)...)
 	batch.Queue(s.sql.read, key.ID, key.Scope)
 
 	results := conn.SendBatch(ctx, &batch)
 	x := &session{store: s, key: key, conn: conn, tx: results.Tx()}
-	f, err := readBegin(results, len(s.sql.settings))
+	f, err := readBegin(results)
 	if err == nil && f.state == expired {
 		f, err = x.takeOver(ctx)
 	}
@@ -62,13 +60,13 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	return x, f, nil
 }
 
-func readBegin(results pgx.BatchResults, settings int) (f finding, err error) {
+func readBegin(results pgx.BatchResults) (f finding, err error) {
 	defer func() {
 		if closeErr := results.Close(); err == nil {
 			err = closeErr
 		}
 	}()
-	for range 1 + settings { // BEGIN
+	for range 2 { // BEGIN and the settings
 		if _, err := results.Exec(); err != nil {
 			return finding{}, err
 		}
@@ -131,7 +129,7 @@ func (x *session) commit(stored []byte) *failure {
 // replicated, because the wait for the standby was cancelled. After a write of
 // our own that has waited in full, the record is as durable as any.
 func (x *session) settle(ctx context.Context) error {
-	if err := x.finish(ctx, x.store.sql.settle); err != nil {
+	if err := x.finish(ctx, settleSQL); err != nil {
 		x.rollback()
 		return err
 	}
