@@ -29,7 +29,7 @@ test-isolation: ## test the root package on the stricter isolation levels
 
 test-long: ## the tests under faults and storms, at full length (minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
-		-run 'Terminated|Storm|HotKeys|Distinct|Purge' .
+		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers' .
 
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- go test ./...; done

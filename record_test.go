@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -204,4 +206,56 @@ func TestPurgesBesideCallsDeleteNothingLive(t *testing.T) {
 	calls.Wait()
 	cancel()
 	purges.Wait()
+}
+
+// Of many expired rows the purgers delete each once, and none that a call has
+// taken over since it was selected.
+func TestThreePurgersOnManyRowsBesideTakeOvers(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	rows := long(20_000, 1_000_000)
+	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select 'key-' || i, $1, '0', t, t, t from generate_series(1, $2) i, lateral (select now() - random() * interval '1 hour') x (t)`,
+		b.key.Scope, rows)
+	ctx, cancel := context.WithCancel(t.Context())
+	var purges, calls sync.WaitGroup
+	var purged atomic.Int64
+	for range 3 {
+		purges.Go(func() {
+			n, err := b.store.Purge(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			purged.Add(n)
+		})
+	}
+	var called sync.Map
+	for range 4 {
+		calls.Go(func() {
+			for ctx.Err() == nil {
+				other := *b
+				other.key.ID = fmt.Sprint("key-", 1+rand.IntN(rows))
+				if got, _, err := other.do(charge(other.key.ID, 1)); got != 1 || err != nil {
+					t.Errorf("Do = %v, %v", got, err)
+				}
+				called.Store(other.key.ID, true)
+				other.replaysQuietly(1)
+			}
+		})
+	}
+	purges.Wait()
+	cancel()
+	calls.Wait()
+	keys := 0
+	called.Range(func(any, any) bool { keys++; return true })
+	t.Logf("%d of %d rows purged, %d keys called", purged.Load(), rows, keys)
+	if n := query[int](b, "select count(*) from charges"); n != keys {
+		t.Errorf("%d charges of %d keys", n, keys)
+	}
+	if _, err := b.store.Purge(t.Context()); err != nil { // what a caller had locked
+		t.Error(err)
+	}
+	if n := query[int](b, "select count(*) from idempotency_keys"); n != keys {
+		t.Errorf("%d records are left of %d keys called", n, keys)
+	}
 }
