@@ -86,14 +86,17 @@ func TestCancelEndsTheWaitAtOnce(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Empty(t)
 			lock(t, pool, "public")
-			other := pgtest.Pool(t, pool, param("application_name", "waiting"))
+			waiting := make(chan struct{})
+			tracer := &counter{after: 5, then: func() { close(waiting) }} // past the first refusal
+			other := pgtest.Pool(t, pool, param("application_name", "waiting"), traced(tracer))
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- job(ctx, other, "") }()
-			eventually(t, "the wait", func() bool {
-				return query[bool](t, pool, `select exists (
-					select from pg_stat_activity where application_name = 'waiting' and query ~ 'advisory_lock')`)
-			})
+			select {
+			case <-waiting:
+			case err := <-done:
+				t.Fatal("did not wait: ", err)
+			}
 			start := time.Now()
 			cancel()
 			err := <-done
