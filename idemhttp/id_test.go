@@ -1,0 +1,94 @@
+package idemhttp
+
+import (
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestIDIsAUUIDv7OfNow(t *testing.T) {
+	t.Parallel()
+	before := time.Now().UnixMilli()
+	id := NewID()
+	if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`).MatchString(id) {
+		t.Errorf("%q is not the text of a UUIDv7", id)
+	}
+	at := idMillis(t, id)
+	// Other tests of this process may have driven the ids some ticks ahead.
+	if after := time.Now().UnixMilli(); at < before || at > after+1000 {
+		t.Errorf("the id's time is %d, it was made from %d to %d", at, before, after)
+	}
+}
+
+func TestIDHasEachBitWhereRFC9562HasIt(t *testing.T) {
+	t.Parallel()
+	// The time of RFC 9562, appendix A.6, with 0xcc3 in rand_a.
+	id := uuidText(0x017F22E279B0<<12 | 0xcc3)
+	if want := "017f22e2-79b0-7cc3-"; !strings.HasPrefix(id, want) {
+		t.Errorf("id is %q, it has to begin with %q", id, want)
+	}
+}
+
+func TestIDsOfAProcessAreInOrder(t *testing.T) {
+	t.Parallel()
+	const goroutines, each = 8, 5000
+	ids := make([][]string, goroutines)
+	var wg sync.WaitGroup
+	for i := range ids {
+		wg.Go(func() {
+			for range each {
+				ids[i] = append(ids[i], NewID())
+			}
+		})
+	}
+	wg.Wait()
+	var all []string
+	for _, one := range ids {
+		if !slices.IsSorted(one) {
+			t.Error("the ids of one goroutine are not in order")
+		}
+		all = append(all, one...)
+	}
+	slices.Sort(all)
+	if n := len(slices.Compact(all)); n != goroutines*each {
+		t.Errorf("%d ids of %d are different", n, goroutines*each)
+	}
+}
+
+func TestIDsGrowWhenTheClockStandsOrGoesBack(t *testing.T) {
+	t.Parallel()
+	var last atomic.Int64
+	now := time.Date(2030, 1, 1, 0, 0, 0, 999_999_999, time.UTC)
+	previous := ""
+	for _, at := range []time.Time{now, now, now.Add(-time.Hour), now.Add(-time.Nanosecond), now.Add(time.Millisecond)} {
+		id := uuidText(tick(&last, at))
+		if id <= previous {
+			t.Errorf("%s came after %s", id, previous)
+		}
+		previous = id
+	}
+	if got, want := idMillis(t, previous), now.Add(time.Millisecond).UnixMilli(); got != want {
+		t.Errorf("when the clock has caught up, the id's time is %d, not %d", got, want)
+	}
+}
+
+func idMillis(t *testing.T, id string) int64 {
+	t.Helper()
+	ms, err := strconv.ParseInt(id[:8]+id[9:13], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ms
+}
+
+func BenchmarkNewID(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		NewID()
+	}
+}
