@@ -36,15 +36,16 @@ func TestFailureLeavesNothingAndTheNextCallRuns(t *testing.T) {
 				})
 				b.wantErr(err, idempotency.ErrUndecodable)
 			} else {
-				var got int
+				var got, runs int
 				got, _, err = b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+					runs++
 					if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
 						return 0, err
 					}
 					return fail(ctx, tx)
 				})
-				if got != 0 {
-					t.Errorf("value %d beside an error", got)
+				if got != 0 || runs != 1 {
+					t.Errorf("value %d beside an error, after %d runs", got, runs)
 				}
 			}
 			if err == nil {

@@ -37,9 +37,13 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var killer, callers sync.WaitGroup
-	var kills atomic.Int64
+	var kills, answers atomic.Int64
 	killer.Go(func() {
 		for ctx.Err() == nil {
+			time.Sleep(rand.N(4 * time.Millisecond))
+			if kills.Load() > 3*answers.Load()+10 {
+				continue // on a slow machine, calls must still get through
+			}
 			var n int64
 			err := b.pool.QueryRow(ctx, `
 				select count(pg_terminate_backend(pid)) from (
@@ -49,7 +53,6 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 			if err == nil {
 				kills.Add(n)
 			}
-			time.Sleep(rand.N(4 * time.Millisecond))
 		}
 	})
 	const workers = 4
@@ -76,6 +79,7 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 					if err := b.pool.QueryRow(t.Context(), "select id from charges where key = $1", key.ID).Scan(&id); err != nil || id != got {
 						t.Errorf("%s: answered %d, the table has %d, %v", key.ID, got, id, err)
 					}
+					answers.Add(1)
 					break
 				}
 			}

@@ -1,6 +1,7 @@
 package idempotency
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -268,8 +269,7 @@ const (
 )
 
 func sqlState(err error) string {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code
 	}
 	return ""
@@ -301,17 +301,20 @@ func provesAbort(err error) bool {
 // lostConnection reports whether err says that the connection is gone. Where no
 // COMMIT was sent, nothing of its transaction remains.
 func lostConnection(err error) bool {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	// pgx closes the connection of a context that ends, and context errors are
+	// net.Errors, but the caller has wanted that.
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return false
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code != codeIdleInTransaction &&
 			(pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
 	}
-	var connectErr *pgconn.ConnectError
-	if errors.As(err, &connectErr) {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return false // it was never there
 	}
-	var netErr net.Error
-	return errors.As(err, &netErr) || errors.Is(err, pgconn.ErrConnClosed) ||
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
