@@ -5,6 +5,9 @@ TESTDB := go -C internal/testdb run .
 # Flags and packages for go test: make test ARGS='-run TestDo -v .'
 ARGS ?= ./...
 
+# One package at a time: some tests count what the server writes.
+GOTEST := go test -p 1
+
 MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sort))
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -18,10 +21,10 @@ demo: ## run the example: a small payments API and clients that retry
 	$(TESTDB) -- go run ./examples/payments
 
 test: ## test the root module
-	$(TESTDB) -- go test $(ARGS)
+	$(TESTDB) -- $(GOTEST) $(ARGS)
 
 test-race: ## the same under the race detector
-	$(TESTDB) -- go test -race $(ARGS)
+	$(TESTDB) -- $(GOTEST) -race $(ARGS)
 
 test-isolation: ## test the root package on the stricter isolation levels
 	set -e; for level in "repeatable read" serializable; do \
@@ -32,7 +35,7 @@ test-long: ## the tests under faults and storms, at full length (minutes)
 		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers' .
 
 test-modules: ## test the nested modules
-	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- go test ./...; done
+	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) ./...; done
 
 test-docker: ## test internal/testdb's Docker source, and the root package on it
 	go -C internal/testdb test -count=1 -run TestDocker . -docker
