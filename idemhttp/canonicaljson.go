@@ -1,0 +1,209 @@
+package idemhttp
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// maxJSONDepth bounds what a hostile document costs.
+const maxJSONDepth = 128
+
+var errNotJSON = errors.New("idemhttp: not one JSON document, or nested too deeply")
+
+// canonicalJSON returns one text for all documents that say the same: without
+// white space, the members of objects in the order of their names, and every
+// string with the same escapes.
+//
+// Numbers stay as they are written, so 1, 1.0 and 1e0 are three numbers:
+// whoever reads them decides which are equal, and a retry sends the same bytes.
+// As floats, 9007199254740993 and 9007199254740992 would be one. Members of the
+// same name all stay, in their order, since readers disagree on which counts.
+func canonicalJSON(doc []byte) ([]byte, error) {
+	if !json.Valid(doc) {
+		return nil, errNotJSON
+	}
+	c := canonicalizer{in: doc, out: make([]byte, 0, len(doc))}
+	if err := c.value(0); err != nil {
+		return nil, err
+	}
+	return c.out, nil
+}
+
+// A canonicalizer copies a document that is known to be valid.
+type canonicalizer struct {
+	in  []byte
+	out []byte
+}
+
+func (c *canonicalizer) value(depth int) error {
+	if depth > maxJSONDepth {
+		return errNotJSON
+	}
+	switch c.peek() {
+	case '{':
+		return c.object(depth)
+	case '[':
+		return c.array(depth)
+	case '"':
+		c.string()
+	default:
+		c.literal()
+	}
+	return nil
+}
+
+// peek skips white space.
+func (c *canonicalizer) peek() byte {
+	c.in = bytes.TrimLeft(c.in, " \t\r\n")
+	return c.in[0]
+}
+
+// copy takes the next byte that is no white space.
+func (c *canonicalizer) copy() byte {
+	b := c.peek()
+	c.in = c.in[1:]
+	c.out = append(c.out, b)
+	return b
+}
+
+func (c *canonicalizer) array(depth int) error {
+	c.copy()
+	if c.peek() == ']' {
+		c.copy()
+		return nil
+	}
+	for {
+		if err := c.value(depth + 1); err != nil {
+			return err
+		}
+		if c.copy() == ']' {
+			return nil
+		}
+	}
+}
+
+// A member is a place in the output: the name and its value.
+type member struct{ start, colon, end int }
+
+func (c *canonicalizer) object(depth int) error {
+	c.copy()
+	if c.peek() == '}' {
+		c.copy()
+		return nil
+	}
+	first := len(c.out)
+	var members []member
+	for {
+		m := member{start: len(c.out)}
+		c.peek()
+		c.string()
+		m.colon = len(c.out)
+		c.copy()
+		if err := c.value(depth + 1); err != nil {
+			return err
+		}
+		m.end = len(c.out)
+		members = append(members, m)
+		if c.copy() == '}' {
+			c.sort(first, members)
+			return nil
+		}
+	}
+}
+
+// sort puts the members, which begin at first, in the order of their names.
+func (c *canonicalizer) sort(first int, members []member) {
+	byName := func(a, b member) int {
+		return bytes.Compare(c.out[a.start:a.colon], c.out[b.start:b.colon])
+	}
+	if slices.IsSortedFunc(members, byName) {
+		return
+	}
+	unsorted := bytes.Clone(c.out[first:])
+	slices.SortStableFunc(members, byName)
+	c.out = c.out[:first]
+	for i, m := range members {
+		if i > 0 {
+			c.out = append(c.out, ',')
+		}
+		c.out = append(c.out, unsorted[m.start-first:m.end-first]...)
+	}
+	c.out = append(c.out, '}')
+}
+
+// literal copies a number, true, false or null.
+func (c *canonicalizer) literal() {
+	end := bytes.IndexAny(c.in, ",]} \t\r\n")
+	if end < 0 {
+		end = len(c.in)
+	}
+	c.out = append(c.out, c.in[:end]...)
+	c.in = c.in[end:]
+}
+
+// string copies a string with the fewest escapes. What no UTF-8 can say stays
+// apart: half a surrogate pair as an escape, and bytes that are not UTF-8 as
+// they are.
+func (c *canonicalizer) string() {
+	c.out = append(c.out, '"')
+	i := 1
+	for c.in[i] != '"' {
+		if c.in[i] != '\\' {
+			c.out = append(c.out, c.in[i])
+			i++
+			continue
+		}
+		r, length := unescape(c.in[i:])
+		c.out = appendRune(c.out, r)
+		i += length
+	}
+	c.out = append(c.out, '"')
+	c.in = c.in[i+1:]
+}
+
+// unescape returns the character of an escape and the length of the escape.
+func unescape(s []byte) (rune, int) {
+	switch s[1] {
+	case 'b':
+		return '\b', 2
+	case 'f':
+		return '\f', 2
+	case 'n':
+		return '\n', 2
+	case 'r':
+		return '\r', 2
+	case 't':
+		return '\t', 2
+	case 'u':
+	default:
+		return rune(s[1]), 2
+	}
+	r := hex4(s[2:])
+	if utf16.IsSurrogate(r) && len(s) >= 12 && s[6] == '\\' && s[7] == 'u' {
+		if pair := utf16.DecodeRune(r, hex4(s[8:])); pair != utf8.RuneError {
+			return pair, 12
+		}
+	}
+	return r, 6
+}
+
+func hex4(s []byte) rune {
+	n, _ := strconv.ParseUint(string(s[:4]), 16, 32) // valid JSON has four digits
+	return rune(n)
+}
+
+func appendRune(out []byte, r rune) []byte {
+	const digits = "0123456789abcdef"
+	switch {
+	case r == '"' || r == '\\':
+		return append(out, '\\', byte(r))
+	case r < ' ' || utf16.IsSurrogate(r):
+		return append(out, '\\', 'u', digits[r>>12&15], digits[r>>8&15], digits[r>>4&15], digits[r&15])
+	}
+	return utf8.AppendRune(out, r)
+}

@@ -1,0 +1,281 @@
+// Package idemhttp gives an HTTP API idempotency keys: a request that is sent
+// again with the same key has one effect, and gets the response of the first.
+// The response is recorded in the transaction that the handler writes in, so
+// there is no crash after which one of the two is missing.
+//
+// For most servers, [New] and [Middleware.Atomic] are all you need:
+//
+//	idem, err := idemhttp.New(store, idemhttp.Config{Scope: accountOf})
+//	mux.Handle("POST /charges", idem.Atomic(
+//		func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
+//			...
+//		}))
+//
+// The key comes in the Idempotency-Key header field as in
+// draft-ietf-httpapi-idempotency-key-header-07. That is an expired draft, and
+// no standard.
+package idemhttp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
+)
+
+// Config is the configuration of a Middleware. Only Scope is required; the zero
+// value of each other field means its default.
+type Config struct {
+	// Scope says whose key it is: the account, tenant or user that sends the
+	// request, 1 to 255 bytes. It has no default, because in a key space that
+	// clients share each can be given the responses of the others.
+	//
+	// An empty scope is refused with 403: authentication, and its 401 with the
+	// challenge that only it knows, belong in front of the Middleware. An error
+	// is reported, and answered with 500.
+	Scope func(*http.Request) (string, error)
+
+	// Header is the request header field that carries the key. Default:
+	// Idempotency-Key.
+	Header string
+
+	// Optional lets requests without a key through. They are executed as the
+	// others are, under a key of their own that nobody can send again. For
+	// other routes, make another Middleware. Default: 400.
+	Optional bool
+
+	// Methods that are executed under a key; others pass through. GET, HEAD,
+	// OPTIONS and TRACE always do. Default: POST and PATCH, which are not
+	// idempotent by definition (RFC 9110, section 9.2.2).
+	Methods []string
+
+	// MaxKeyLength is how many characters a key can have, at most 255, which is
+	// the default.
+	MaxKeyLength int
+
+	// MaxRequestBody is the size of the largest request body, in bytes; a
+	// larger one is 413. The body is read, whole, before the key is claimed.
+	// Default: 1 MiB.
+	MaxRequestBody int64
+
+	// MaxRecord is the size of the largest response that is recorded whole, in
+	// bytes of the JSON that it is stored as. Of a larger one the status and
+	// the header are recorded, and a replay says so with
+	// "Idempotent-Body-Omitted: true"; the first client gets all of it. It must
+	// not be more than the MaxResult of the Store. Default: 1 MiB, as there.
+	MaxRecord int
+
+	// Record decides by the status whether a response is final: then it is
+	// recorded, and the transaction commits. Any other is sent, but everything
+	// is rolled back, and the next request with the key is executed. Default:
+	// Final.
+	Record func(status int) bool
+
+	// KeepHeaders and DropHeaders change which header fields a replay has. By
+	// default all but those of one exchange, such as Date, Set-Cookie,
+	// RateLimit and tracing ids; what is dropped is not recorded either. A star
+	// stands for any ending: "X-Debug-*".
+	KeepHeaders, DropHeaders []string
+
+	// FingerprintHeaders are the request header fields that make a request
+	// another one. Default, where it is nil: Content-Type and Content-Encoding.
+	FingerprintHeaders []string
+
+	// Fingerprint identifies what a request asks for; a key that comes with
+	// another one is 422. Default: method, path, query, FingerprintHeaders and
+	// the body, where JSON documents that say the same are equal. A client that
+	// signs its URLs or sends multipart bodies, with a new boundary each time,
+	// needs a function of your own.
+	Fingerprint func(r *http.Request, body []byte) idempotency.Fingerprint
+
+	// FinishDisconnected lets a handler that has begun finish, and its response
+	// be recorded, when its client disconnects. Default: its context ends, and
+	// everything is rolled back.
+	FinishDisconnected bool
+
+	// Documentation is the absolute URL of what clients should read. Every
+	// problem links to it.
+	Documentation string
+
+	// Retention is what Policy says about the Retention of the Store; it does
+	// not change it. Default: 24 hours, as there.
+	Retention time.Duration
+
+	// Report is called with what is behind a 500 or 503 of the Middleware's
+	// own. Default: it is logged with slog.
+	Report func(*http.Request, error)
+}
+
+// Final is the default of [Config.Record]. Not final is what says that the
+// server failed (5xx), or that the same request can succeed later: 401, 403,
+// 408, 409, 425 and 429.
+func Final(status int) bool {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout,
+		http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	}
+	return status < 500
+}
+
+func (c Config) withDefaults() Config {
+	c.Header = http.CanonicalHeaderKey(cmp.Or(c.Header, "Idempotency-Key"))
+	c.MaxKeyLength = cmp.Or(c.MaxKeyLength, 255)
+	c.MaxRequestBody = cmp.Or(c.MaxRequestBody, 1<<20)
+	c.MaxRecord = cmp.Or(c.MaxRecord, 1<<20)
+	c.Retention = cmp.Or(c.Retention, 24*time.Hour)
+	if c.Methods == nil {
+		c.Methods = []string{http.MethodPost, http.MethodPatch}
+	}
+	if c.FingerprintHeaders == nil {
+		c.FingerprintHeaders = []string{"Content-Type", "Content-Encoding"}
+	}
+	if c.Fingerprint == nil {
+		fields := slices.Clone(c.FingerprintHeaders)
+		c.Fingerprint = func(r *http.Request, body []byte) idempotency.Fingerprint {
+			return fingerprint(r, body, fields)
+		}
+	}
+	if c.Record == nil {
+		c.Record = Final
+	}
+	if c.Report == nil {
+		c.Report = func(r *http.Request, err error) {
+			slog.ErrorContext(r.Context(), "idemhttp: request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		}
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	problem := ""
+	switch {
+	case c.Scope == nil:
+		problem = "Scope is nil: without it clients would share their keys, and be given each other's responses"
+	case strings.Trim(c.Header, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") != "":
+		problem = fmt.Sprintf("Header is %q: it has to be the name of a header field", c.Header)
+	case c.MaxKeyLength < 1 || c.MaxKeyLength > 255:
+		problem = fmt.Sprintf("MaxKeyLength is %d: it has to be 1 to 255", c.MaxKeyLength)
+	case c.MaxRequestBody < 1:
+		problem = fmt.Sprintf("MaxRequestBody is %d: it has to be a byte or more", c.MaxRequestBody)
+	case c.MaxRecord < 1:
+		problem = fmt.Sprintf("MaxRecord is %d: it has to be a byte or more", c.MaxRecord)
+	case slices.ContainsFunc(c.Methods, alwaysPasses):
+		problem = fmt.Sprintf("Methods is %q: a method without effects passes through always", c.Methods)
+	case !isLink(c.Documentation):
+		problem = fmt.Sprintf("Documentation is %q: it has to be an absolute URL", c.Documentation)
+	case c.Retention < 0:
+		problem = fmt.Sprintf("Retention is %v: it has to be that of the Store", c.Retention)
+	default:
+		return nil
+	}
+	return errors.New("idemhttp: Config." + problem)
+}
+
+// alwaysPasses: safe methods (RFC 9110, section 9.2.1), and CONNECT, which has
+// no response to record.
+func alwaysPasses(method string) bool {
+	return slices.Contains([]string{"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", ""}, method)
+}
+
+func isLink(text string) bool {
+	u, err := url.Parse(text)
+	return text == "" || err == nil && u.IsAbs() && !strings.ContainsAny(text, `<>" `)
+}
+
+// A Middleware executes requests under their idempotency keys. It is safe for
+// concurrent use; several can share one Store.
+type Middleware struct {
+	store *idempotency.Store
+	cfg   Config // with its defaults
+
+	customFingerprint bool
+}
+
+// New returns a Middleware, or an error that names the field of cfg that cannot
+// be used.
+func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
+	if store == nil {
+		return nil, errors.New("idemhttp: store is nil")
+	}
+	m := &Middleware{store: store, cfg: cfg.withDefaults(), customFingerprint: cfg.Fingerprint != nil}
+	if err := m.cfg.validate(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Handler executes next, once per key, in a transaction that next gets with
+// [Tx], and records its response in the same transaction. A retry gets the
+// recorded response with "Idempotent-Replayed: true", and next is not run.
+//
+// What next writes is held back until the transaction has committed; if it
+// cannot commit, the client gets an error instead. By the outcome:
+//   - the response is final (see [Config.Record]): it is recorded, everything
+//     commits, it is sent.
+//   - the response is not final, such as a 500: everything is rolled back, it is
+//     sent, and the next request with the key is executed.
+//   - next panics, also with [http.ErrAbortHandler]: everything is rolled back,
+//     nothing is sent, and the panic goes on to the server.
+//   - the client disconnects: see [Config.FinishDisconnected].
+//   - the process dies: nothing is kept, and the key is free.
+//
+// Next must have no effects except through its transaction, and can be run
+// again, with the same request and a new response, after a serialization
+// failure, a deadlock or a lost connection. It must not end the transaction;
+// Commit and Rollback are refused without any effect.
+//
+// A response is buffered whole, so Flush sends nothing and 1xx responses are
+// dropped. What cannot be recorded is refused: Hijack is an error, and 101 or
+// text/event-stream make the request fail with 500.
+//
+// Requests of other methods than [Config.Methods] pass through to next as they
+// are.
+func (m *Middleware) Handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !m.executes(r.Method) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		m.serve(w, r, next)
+	})
+}
+
+// Atomic is [Middleware.Handler] for a function that takes the transaction. It
+// is never called without one: methods that would pass through are 405.
+func (m *Middleware) Atomic(handle func(http.ResponseWriter, *http.Request, pgx.Tx)) http.Handler {
+	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handle(w, r, Tx(r.Context()))
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !m.executes(r.Method) {
+			w.Header().Set("Allow", strings.Join(m.cfg.Methods, ", "))
+			m.refuse(w, notProtected.because("It takes %s.", strings.Join(m.cfg.Methods, ", ")))
+			return
+		}
+		m.serve(w, r, next)
+	})
+}
+
+func (m *Middleware) executes(method string) bool {
+	return slices.Contains(m.cfg.Methods, method)
+}
+
+type txKey struct{}
+
+// Tx returns the transaction of a request, from the context of the request
+// that a handler under a [Middleware] gets. It is nil where there is none: the
+// method passed through.
+func Tx(ctx context.Context) pgx.Tx {
+	tx, _ := ctx.Value(txKey{}).(pgx.Tx)
+	return tx
+}

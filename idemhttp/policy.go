@@ -1,0 +1,98 @@
+package idemhttp
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// A Policy is what clients have to know about the idempotency keys of a
+// Middleware: the specification that the draft asks a server to publish
+// (section 2.5). It can be changed before it is published, for example to say
+// in Scope what an account is.
+type Policy struct {
+	Specification string   `json:"specification"`
+	Documentation string   `json:"documentation,omitempty"`
+	Header        string   `json:"header"`
+	Required      bool     `json:"required"`
+	Methods       []string `json:"methods"`
+	KeyFormat     string   `json:"key_format"`
+	MaxKeyLength  int      `json:"max_key_length"`
+	Scope         string   `json:"scope"`
+	SameRequest   string   `json:"same_request"`
+
+	RetentionSeconds int64 `json:"retention_seconds"`
+
+	// NotRecorded are the statuses, or ranges of them, after which a retry is
+	// executed. All others are recorded and replayed.
+	NotRecorded []string `json:"not_recorded_statuses"`
+
+	// NotReplayed are the header fields that a replay leaves out.
+	NotReplayed []string `json:"not_replayed_headers"`
+
+	MaxRequestBody int64     `json:"max_request_body"`
+	Problems       []problem `json:"problems"`
+}
+
+// Policy returns what the Middleware does, for publication: as JSON, or mounted
+// as a handler.
+//
+//	mux.Handle("GET /.well-known/idempotency-policy", idem.Policy())
+func (m *Middleware) Policy() Policy {
+	sameRequest := "method, path, query and body (JSON by what it says), and the header fields given"
+	for i, name := range m.cfg.FingerprintHeaders {
+		sameRequest += []string{": ", ", "}[min(i, 1)] + http.CanonicalHeaderKey(name)
+	}
+	if m.customFingerprint {
+		sameRequest = "as this server compares them"
+	}
+	return Policy{
+		Specification:    "draft-ietf-httpapi-idempotency-key-header-07 (expired)",
+		Documentation:    m.cfg.Documentation,
+		Header:           m.cfg.Header,
+		Required:         !m.cfg.Optional,
+		Methods:          slices.Clone(m.cfg.Methods),
+		KeyFormat:        `a String of RFC 9651 ("..."), or the same without quotes; printable ASCII; new for each operation, and hard to guess, such as a UUID`,
+		MaxKeyLength:     m.cfg.MaxKeyLength,
+		Scope:            "the keys of each client are its own",
+		SameRequest:      sameRequest,
+		RetentionSeconds: int64(m.cfg.Retention / time.Second),
+		NotRecorded:      notRecorded(m.cfg.Record),
+		NotReplayed:      slices.DeleteFunc(slices.Concat(ofOneExchange, m.cfg.DropHeaders), func(name string) bool { return !m.isOfOneExchange(name) }),
+		MaxRequestBody:   m.cfg.MaxRequestBody,
+		Problems:         slices.Clone(allProblems),
+	}
+}
+
+// notRecorded asks for every status, and joins neighbours: "401", "500-599".
+func notRecorded(record func(int) bool) []string {
+	var ranges []string
+	for status := 200; status < 600; status++ {
+		first := status
+		for status < 600 && !record(status) {
+			status++
+		}
+		switch status - first {
+		case 0:
+		case 1:
+			ranges = append(ranges, fmt.Sprint(first))
+		default:
+			ranges = append(ranges, fmt.Sprintf("%d-%d", first, status-1))
+		}
+	}
+	return ranges
+}
+
+// ServeHTTP answers GET and HEAD with the policy as JSON.
+func (p Policy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	body, _ := json.MarshalIndent(p, "", "  ") // of texts and numbers
+	_, _ = w.Write(append(body, '\n'))
+}
