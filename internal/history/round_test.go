@@ -1,0 +1,121 @@
+package history
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/history/journal"
+	"github.com/pgidem/idempotency/internal/pgproxy"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// A stage is a database on which histories are made.
+type stage struct {
+	*testing.T
+	program string
+	pool    *pgxpool.Pool
+	proxies []*pgproxy.Proxy // one for each process
+	faults  map[fault]int    // of all its histories
+}
+
+func newStage(t *testing.T, program string) *stage {
+	s := &stage{T: t, program: program, pool: pgtest.New(t), faults: make(map[fault]int)}
+	s.exec(witnessSQL)
+	server := s.pool.Config().ConnConfig
+	network, address := pgconn.NetworkAddress(server.Host, server.Port)
+	for range processes {
+		s.proxies = append(s.proxies, pgproxy.New(t, network, address))
+	}
+	return s
+}
+
+// stageBound is how long the driver's own statements may take.
+const stageBound = 20 * time.Second
+
+func (s *stage) exec(sql string) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), stageBound)
+	defer cancel()
+	if _, err := s.pool.Exec(ctx, sql); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// A history is short enough to be checked in no time, and long enough for each
+// kind of fault.
+const (
+	roundTrips = 5000
+	roundBound = 15 * time.Second
+)
+
+// play makes one history, on an empty table.
+func (s *stage) play() *History {
+	s.Helper()
+	s.exec(forgetSQL)
+	var clock Clock
+	s.readClock(&clock)
+	f := newFleet(s.T, s.program, pgtest.URL(s.pool), s.proxies)
+	(&faults{fleet: f, pool: s.pool, counts: s.faults}).inject(roundTrips, roundBound)
+	f.stop()
+	witness := s.readWitness()
+	s.readClock(&clock)
+	return New(f.calls(), witness, clock)
+}
+
+func (s *stage) readWitness() Witness {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), stageBound)
+	defer cancel()
+	witness, err := readWitness(ctx, s.pool)
+	if err != nil {
+		s.Fatal("reading the witness: ", err)
+	}
+	return witness
+}
+
+func (s *stage) readClock(c *Clock) {
+	s.Helper()
+	if err := c.Read(context.Background(), s.pool); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// A tally counts what histories are made of.
+type tally struct {
+	calls, pending, inDoubt, generations, purged, deleted int
+	outcomes                                              map[journal.Outcome]int
+}
+
+func (y *tally) add(h *History) {
+	if y.outcomes == nil {
+		y.outcomes = make(map[journal.Outcome]int)
+	}
+	y.calls += len(h.Calls)
+	for _, c := range h.Calls {
+		if c.End == nil {
+			y.pending++
+			continue
+		}
+		y.outcomes[c.End.Outcome]++
+		if c.End.InDoubt {
+			y.inDoubt++
+		}
+	}
+	y.generations += len(h.Witness.Generations)
+	for _, r := range h.Witness.Removals {
+		if r.Remover == remover {
+			y.purged++
+		} else {
+			y.deleted++
+		}
+	}
+}
+
+func (y *tally) String() string {
+	return fmt.Sprintf("%d calls (%v, %d pending, %d in doubt), %d generations, %d purged, %d deleted",
+		y.calls, y.outcomes, y.pending, y.inDoubt, y.generations, y.purged, y.deleted)
+}
