@@ -71,6 +71,9 @@ func (s *server) start(ctx context.Context) (*database, error) {
 			}, nil
 		}
 		s.stop()
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	return nil, err
 }

@@ -97,12 +97,14 @@ func run(args []string) (code int, err error) {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	interrupted := ctx.Err() != nil
 	stop()
+	if db != nil {
+		defer db.close()
+	}
+	if interrupted {
+		return exitFailed, errors.New("interrupted")
+	}
 	if err != nil {
 		return exitFailed, err
-	}
-	defer db.close()
-	if interrupted {
-		return exitFailed, context.Canceled
 	}
 	fmt.Fprintln(os.Stderr, "testdb:", db.About)
 	return runCommand(command, set.Dir, db.URL, signals)
