@@ -36,7 +36,7 @@ func serveAsProcess() int {
 		return 1
 	}
 	server := &http.Server{Handler: idem.Atomic(func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
-		if _, err := tx.Exec(r.Context(), `insert into charges (amount) values (10)`); err != nil {
+		if _, err := tx.Exec(r.Context(), `insert into charges values ($1, 10)`, r.Header.Get("Account")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		created(w, r)
@@ -95,6 +95,7 @@ func (p *process) line(t testing.TB) string {
 func (p *process) send(hang string) int {
 	req, _ := http.NewRequest("POST", p.url+"/charges", strings.NewReader(`{"amount": 10}`))
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Account", "account-1")
 	req.Header.Set("Idempotency-Key", "k")
 	req.Header.Set("Hang", hang)
 	resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req)
@@ -178,7 +179,7 @@ func TestNothingIsSentBeforeTheCommitIsAcknowledged(t *testing.T) {
 		created(w, r)
 		w.(http.Flusher).Flush()
 	})
-	conn := dial(t, server, "POST /charges HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 2\r\n\r\n{}")
+	conn := dial(t, server, "POST /charges HTTP/1.1\r\nHost: x\r\nAccount: a\r\nIdempotency-Key: k\r\nContent-Length: 2\r\n\r\n{}")
 	<-committed
 	conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 	if n, err := conn.Read(make([]byte, 1)); n > 0 || !os.IsTimeout(err) {

@@ -37,7 +37,7 @@ func TestBodyThatEndsEarlyIsNotExecuted(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	server := b.protected(idemhttp.Config{}, created)
-	got := raw(t, server, "POST / HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+	got := raw(t, server, "POST / HTTP/1.1\r\nHost: x\r\nAccount: a\r\nIdempotency-Key: k\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
 	if !strings.HasPrefix(got, "HTTP/1.1 400 ") || !strings.Contains(got, "body-unreadable") {
 		t.Errorf("got %q", got)
 	}
@@ -46,6 +46,7 @@ func TestBodyThatEndsEarlyIsNotExecuted(t *testing.T) {
 
 func TestResponseTooLargeToRecordIsSentWholeOnceAndNeverExecutedTwice(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	tests := []struct {
 		name     string
 		body     string
@@ -61,7 +62,7 @@ func TestResponseTooLargeToRecordIsSentWholeOnceAndNeverExecutedTwice(t *testing
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{MaxRecord: 1000}, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
 				w.Header().Set("ETag", `"1"`)

@@ -39,10 +39,11 @@ func status(code int) http.HandlerFunc {
 
 func TestRetryGetsTheResponseOfTheFirst(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	for _, code := range []int{200, 201, 202, 204, 206, 301, 303, 304, 307, 400, 402, 404, 405, 406, 410, 412, 413, 415, 422, 423, 451} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{}, status(code))
 			server.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 			want := fmt.Sprintf("status %d", code)
@@ -60,10 +61,11 @@ func TestRetryGetsTheResponseOfTheFirst(t *testing.T) {
 
 func TestResponseThatIsNotFinalIsSentAndNothingIsKept(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	for _, code := range []int{401, 403, 408, 409, 425, 429, 500, 501, 502, 503, 504, 599} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{}, status(code))
 			want := fmt.Sprintf("status %d", code)
 			b.post(server, "k").is(t, code, want, false)
@@ -109,6 +111,7 @@ func TestParallelDuplicatesExecuteOnce(t *testing.T) {
 		for _, server := range []string{one.URL, two.URL} {
 			wg.Go(func() {
 				req, _ := http.NewRequest("POST", server+"/charges", strings.NewReader("{}"))
+				req.Header.Set("Account", b.account)
 				req.Header.Set("Idempotency-Key", "k")
 				resp, err := http.DefaultClient.Do(req)
 				if err != nil {
@@ -158,6 +161,7 @@ func TestWithoutAScopeThereIsNoMiddleware(t *testing.T) {
 
 func TestRequestOfNobodyIsRefused(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	for _, test := range []struct {
 		scope  string
 		err    error
@@ -169,7 +173,7 @@ func TestRequestOfNobodyIsRefused(t *testing.T) {
 		{strings.Repeat("a", 256), nil, 500, "failed"},
 		{"a\x00b", nil, 500, "failed"},
 	} {
-		b := setup(t)
+		b := shared.sub(t)
 		server := b.protected(idemhttp.Config{Scope: func(*http.Request) (string, error) { return test.scope, test.err }}, created)
 		b.post(server, "k").isProblem(t, test.status, test.name)
 		if strings.Contains(b.reports(), "tenant") != (test.err != nil) {
@@ -252,7 +256,7 @@ func TestRecordOfAnotherKindIsNeverASecondExecution(t *testing.T) {
 	b := setup(t)
 	same := func(*http.Request, []byte) idempotency.Fingerprint { return idempotency.Fingerprint{} }
 	server := b.protected(idemhttp.Config{Fingerprint: same}, created)
-	_, _, err := idempotency.Do(t.Context(), b.store, idempotency.Key{Scope: "account-1", ID: "k"},
+	_, _, err := idempotency.Do(t.Context(), b.store, idempotency.Key{Scope: b.account, ID: "k"},
 		func(context.Context, pgx.Tx) (map[string]int, error) { return map[string]int{"id": 1}, nil })
 	if err != nil {
 		t.Fatal(err)
@@ -316,7 +320,14 @@ func failsOnce(b *bundle, code int, use func(ctx context.Context, tx pgx.Tx, sql
 
 func TestHandlerRunsAgainAfterAConflict(t *testing.T) {
 	t.Parallel()
-	const conflictInQuery = `select 1 where conflict()`
+	shared := setup(t)
+	_, err := shared.pool.Exec(t.Context(), `
+		create function conflict() returns bool language plpgsql as
+			$$ begin raise exception 'x' using errcode = '40001'; end $$;
+		create table conflicting (n int check (conflict()))`)
+	if err != nil {
+		t.Fatal(err)
+	}
 	uses := map[string]func(context.Context, pgx.Tx, string) error{
 		"Exec": func(ctx context.Context, tx pgx.Tx, sql string) error {
 			_, err := tx.Exec(ctx, sql)
@@ -365,15 +376,8 @@ func TestHandlerRunsAgainAfterAConflict(t *testing.T) {
 		for _, code := range []int{500, 409, 400} {
 			t.Run(fmt.Sprintf("%s, answered with %d", name, code), func(t *testing.T) {
 				t.Parallel()
-				b := setup(t)
-				_, err := b.pool.Exec(t.Context(), `
-					create function conflict() returns bool language plpgsql as
-						$$ begin raise exception 'x' using errcode = '40001'; end $$;
-					create table conflicting (n int check (conflict()))`)
-				if err != nil {
-					t.Fatal(err)
-				}
-				server := b.serve(b.middleware(idemhttp.Config{}).Handler(failsOnce(b, code, use, conflictInQuery)))
+				b := shared.sub(t)
+				server := b.serve(b.middleware(idemhttp.Config{}).Handler(failsOnce(b, code, use, `select 1 where conflict()`)))
 				b.post(server, "k").is(t, 201, `{"id": 1}`, false)
 				b.ran(2)
 				b.effects(1)
@@ -453,10 +457,11 @@ func TestHandlersSavepointIsItsOwn(t *testing.T) {
 
 func TestPanicLeavesNothingAndReachesTheServer(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	for _, reason := range []any{http.ErrAbortHandler, "oops"} {
 		t.Run(fmt.Sprint(reason), func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, r *http.Request) {
 				created(w, r)
 				if b.runs.Load() == 1 {
@@ -559,6 +564,7 @@ func disconnectOnce(b *bundle, url string, running <-chan bool) {
 	ctx, leave := context.WithCancel(b.Context())
 	req, _ := http.NewRequestWithContext(ctx, "POST", url+"/charges", strings.NewReader(`{"amount": 10}`))
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Account", b.account)
 	withKey("k")(req)
 	go func() {
 		<-running

@@ -23,9 +23,10 @@ import (
 // table, a Store on it, and a count of what the handlers have done.
 type bundle struct {
 	testing.TB
-	pool  *pgxpool.Pool
-	store *idempotency.Store
-	runs  atomic.Int64
+	pool    *pgxpool.Pool
+	store   *idempotency.Store
+	account string // whose charges and keys the bundle's are
+	runs    atomic.Int64
 
 	mu       sync.Mutex
 	reported []error
@@ -33,12 +34,17 @@ type bundle struct {
 
 func setup(t testing.TB, opts ...pgtest.Option) *bundle {
 	t.Helper()
-	b := &bundle{TB: t, pool: pgtest.New(t, opts...)}
-	if _, err := b.pool.Exec(t.Context(), `create table charges (id bigint generated always as identity, amount int not null)`); err != nil {
+	b := &bundle{TB: t, pool: pgtest.New(t, opts...), account: "account-1"}
+	if _, err := b.pool.Exec(t.Context(), `create table charges (account text not null, amount int not null)`); err != nil {
 		t.Fatal(err)
 	}
 	b.store = b.storeOn(b.pool, idempotency.Config{})
 	return b
+}
+
+// sub is a bundle for a subtest: another account in the same database.
+func (b *bundle) sub(t testing.TB) *bundle {
+	return &bundle{TB: t, pool: b.pool, store: b.store, account: t.Name()}
 }
 
 func (b *bundle) storeOn(pool *pgxpool.Pool, cfg idempotency.Config) *idempotency.Store {
@@ -52,9 +58,6 @@ func (b *bundle) storeOn(pool *pgxpool.Pool, cfg idempotency.Config) *idempotenc
 
 // account is the Scope of the tests: who sends a request is in a header.
 func account(r *http.Request) (string, error) {
-	if r.Header.Get("Account") == "" {
-		return "account-1", nil
-	}
 	return r.Header.Get("Account"), nil
 }
 
@@ -86,7 +89,7 @@ func (b *bundle) reports() string {
 // charge is the business of the tests: one row for each run.
 func (b *bundle) charge(ctx context.Context, tx pgx.Tx) {
 	b.runs.Add(1)
-	if _, err := tx.Exec(ctx, `insert into charges (amount) values (10)`); err != nil {
+	if _, err := tx.Exec(ctx, `insert into charges values ($1, 10)`, b.account); err != nil {
 		b.Errorf("charging: %v", err)
 	}
 }
@@ -119,7 +122,7 @@ func (b *bundle) protected(cfg idemhttp.Config, respond http.HandlerFunc) *httpt
 func (b *bundle) effects(want int) {
 	b.Helper()
 	var got int
-	if err := b.pool.QueryRow(context.Background(), `select count(*) from charges`).Scan(&got); err != nil {
+	if err := b.pool.QueryRow(context.Background(), `select count(*) from charges where account = $1`, b.account).Scan(&got); err != nil {
 		b.Fatal(err)
 	}
 	if got != want {
@@ -158,6 +161,7 @@ func (b *bundle) try(server *httptest.Server, method, path, body string, edit fu
 		b.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Account", b.account)
 	if edit != nil {
 		edit(req)
 	}
