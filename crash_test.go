@@ -65,7 +65,7 @@ func (b *bundle) crash(s step, signal syscall.Signal, verdict pgproxy.Verdict, m
 		for worker.Load() == nil {
 			time.Sleep(time.Millisecond)
 		}
-		worker.Load().cmd.Process.Signal(signal)
+		worker.Load().signal(signal)
 		close(reached)
 		return verdict
 	})
@@ -76,6 +76,20 @@ func (b *bundle) crash(s step, signal syscall.Signal, verdict pgproxy.Verdict, m
 		b.Fatal("the worker never reached the step")
 	}
 	return worker.Load()
+}
+
+// signal returns when the process has stopped: on a busy machine, some of its
+// threads can run on for a while after SIGSTOP.
+func (p *process) signal(signal syscall.Signal) {
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		p.Error(err)
+	}
+	if signal == syscall.SIGSTOP {
+		var status syscall.WaitStatus
+		if _, err := syscall.Wait4(p.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+			p.Errorf("not stopped: %v, %v", status, err)
+		}
+	}
 }
 
 // ends checks what the next call gets after a call that did, or did not commit.
@@ -112,9 +126,7 @@ func TestFrozenAtEveryStepTheNextCallGetsOneEffectAndTheThawedOneNone(t *testing
 			b := setup(t, idempotency.Config{})
 			p := b.crash(s, syscall.SIGSTOP, pgproxy.Pass, 500*time.Millisecond)
 			b.ends(s.commits)
-			if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
+			p.signal(syscall.SIGCONT)
 			want := 2
 			if s.commits {
 				want = 1

@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -118,9 +119,9 @@ func TestLostCommitAnswerReachesTheWaitersToo(t *testing.T) {
 	d.effects(1)
 }
 
-// slowCommit makes the COMMIT of a charge take a while, on the server.
-func (d *doubt) slowCommit(ending string) {
-	d.exec(`create function linger() returns trigger language plpgsql as $$ begin perform pg_sleep(0.4); ` + ending + ` end $$`)
+// slowCommit makes the COMMIT of the first charge take a while, on the server.
+func (d *doubt) slowCommit(seconds float64, ending string) {
+	d.exec(fmt.Sprintf(`create function linger() returns trigger language plpgsql as $$ begin if new.amount = 1 then perform pg_sleep(%v); end if; %s end $$`, seconds, ending))
 	d.exec(`create constraint trigger linger after insert on charges deferrable initially deferred for each row execute function linger()`)
 }
 
@@ -128,7 +129,7 @@ func (d *doubt) slowCommit(ending string) {
 func TestLookUpIsFooledByACommitUnderWayAndDoIsNot(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
-	d.slowCommit("return null;")
+	d.slowCommit(0.4, "return null;")
 	hit := d.once(commitComplete(), pgproxy.CutClient)
 	call := d.start(t.Context(), d.store, d.charge)
 	<-hit
@@ -142,7 +143,7 @@ func TestLookUpIsFooledByACommitUnderWayAndDoIsNot(t *testing.T) {
 func TestCommitThatFailsAfterTheConnectionIsLostRunsAgain(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
-	d.slowCommit(`if (select min(amount) from charges) = 1 then raise 'over the limit'; end if; return null;`)
+	d.slowCommit(0.4, `if (select min(amount) from charges) = 1 then raise 'over the limit'; end if; return null;`)
 	d.once(commitComplete(), pgproxy.CutClient)
 	value, replayed, err := d.do(d.charge)
 	d.expect(outcome{value, replayed, err}, outcome{2, false, nil}, 2, true)
@@ -153,7 +154,7 @@ func TestCommitThatFailsAfterTheConnectionIsLostRunsAgain(t *testing.T) {
 func TestCallersCancelledContextDoesNotPutACommitInDoubt(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
-	d.slowCommit("return null;")
+	d.slowCommit(0.4, "return null;")
 	ctx, cancel := context.WithCancel(t.Context())
 	hit := d.once(commitComplete(), pgproxy.Pass)
 	call := d.start(ctx, d.store, d.charge)
@@ -166,7 +167,7 @@ func TestCallersCancelledContextDoesNotPutACommitInDoubt(t *testing.T) {
 func TestCancelledCallerInDoubtStillGetsTheRecordedResult(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
-	d.slowCommit("return null;")
+	d.slowCommit(0.4, "return null;")
 	ctx, cancel := context.WithCancel(t.Context())
 	hit := d.once(commitComplete(), pgproxy.CutClient)
 	call := d.start(ctx, d.store, d.charge)
@@ -211,7 +212,7 @@ func TestCommitAnsweredWithRollbackIsAnError(t *testing.T) {
 func TestCommitCancelledByTheDriverRunsAgain(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
-	d.slowCommit("return null;")
+	d.slowCommit(30, "return null;")
 	d.cancels = true
 	d.once(commitComplete(), pgproxy.CutClient)
 	value, replayed, err := d.do(d.charge)
@@ -246,7 +247,7 @@ func TestDoubtBeyondTheRetentionIsUnknown(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
 	d.store, d.proxy = d.through(idempotency.Config{Retention: 300 * time.Millisecond})
-	d.slowCommit("return null;")
+	d.slowCommit(0.4, "return null;")
 	d.once(commitComplete(), pgproxy.CutClient)
 	_, _, err := d.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		d.runs.Add(1)

@@ -224,13 +224,9 @@ func TestFrozenProcessIsFencedAfterMaxIdle(t *testing.T) {
 	b := setup(t, idempotency.Config{})
 	p := b.spawn(job{Amount: 1, Callers: 1, Hang: "client", MaxIdle: 500 * time.Millisecond})
 	p.hangs()
-	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	p.signal(syscall.SIGSTOP)
 	b.executes(2)
-	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	p.signal(syscall.SIGCONT)
 	// The thawed process finds its COMMIT refused, asks, and gets the result.
 	if r := p.report(); r.Err != "" || r.Value != 2 || !r.Replayed {
 		t.Errorf("the thawed process got %+v", r)

@@ -64,13 +64,13 @@ func TestContextAloneBoundsTheWait(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
 	release := lock(t, pool, "public")
-	impatient := pgtest.Pool(t, pool, param("lock_timeout", "20ms"), param("statement_timeout", "100ms"))
+	impatient := pgtest.Pool(t, pool, param("lock_timeout", "20ms"), param("statement_timeout", "600ms"))
 	done := make(chan error, 1)
 	go func() { done <- migrations.Up(t.Context(), impatient, "") }()
 	select {
 	case err := <-done:
 		t.Fatal("did not wait: ", err)
-	case <-time.After(300 * time.Millisecond):
+	case <-time.After(900 * time.Millisecond):
 	}
 	release()
 	if err := <-done; err != nil {

@@ -150,10 +150,18 @@ func (s *session) createSchema(ctx context.Context) error {
 	if exists {
 		return nil
 	}
-	if _, err := s.pgx().Exec(ctx, `create schema if not exists `+pgx.Identifier{s.schema}.Sanitize()); err != nil {
+	_, err = s.pgx().Exec(ctx, `create schema if not exists `+pgx.Identifier{s.schema}.Sanitize())
+	if err != nil && !createdMeanwhile(err) {
 		return fmt.Errorf("schema %q does not exist, and creating it failed: %w", s.schema, err)
 	}
 	return nil
+}
+
+// createdMeanwhile reports whether somebody who does not take our lock has made
+// the same schema at this moment: "if not exists" does not see that.
+func createdMeanwhile(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (e.Code == "23505" || e.Code == "42P06")
 }
 
 // table returns the qualified, quoted name of a table in the session's schema.
