@@ -226,6 +226,32 @@ func TestAbandonedResponseIsReadToItsBound(t *testing.T) {
 	}
 }
 
+func TestErrorOfAnEndedContextIsTheContexts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cause := errors.New("operation was interrupted")
+		ctx, cancel := context.WithCancel(t.Context())
+		base := &clocked{begun: time.Now(), answer: func(int) (*http.Response, error) {
+			cancel()
+			return nil, cause // it does not say why
+		}}
+		_, err := (&Transport{Base: base}).RoundTrip(post(t, "http://example.com/", "x").WithContext(ctx))
+		checkError(t, err, 1, "context canceled: operation was interrupted")
+		if !errors.Is(err, context.Canceled) || !errors.Is(err, cause) {
+			t.Errorf("%v does not wrap its causes", err)
+		}
+	})
+}
+
+func TestBaseThatReturnsNothingIsLeftToTheClient(t *testing.T) {
+	t.Parallel()
+	base := &clocked{answer: func(int) (*http.Response, error) { return nil, nil }}
+	c := &http.Client{Transport: &Transport{Base: base}}
+	if _, err := c.Do(post(t, "http://example.com/", "x")); err == nil || len(base.attempts) != 1 {
+		t.Errorf("after %d attempts the error is %v", len(base.attempts), err)
+	}
+}
+
 // A stalling body has nothing to read until it is closed.
 type stalling struct{ closed chan struct{} }
 
