@@ -1,0 +1,411 @@
+package idemhttp_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgidem/idempotency/idemhttp"
+)
+
+// A writing is what a handler does to its ResponseWriter, and what both the
+// first client and the replay then get.
+type writing struct {
+	name   string
+	handle http.HandlerFunc
+	status int
+	body   string
+	header map[string]string
+}
+
+var writings = []writing{
+	{"nothing at all", func(http.ResponseWriter, *http.Request) {}, 200, "", nil},
+	{"a body without a status", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "hello")
+	}, 200, "hello", map[string]string{"Content-Type": "text/plain; charset=utf-8", "Content-Length": "5"}},
+	{"a status twice", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(201)
+		w.WriteHeader(500)
+		io.WriteString(w, "a")
+	}, 201, "a", nil},
+	{"a status after the body", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "a")
+		w.WriteHeader(500)
+	}, 200, "a", nil},
+	{"a header after the status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Early", "1")
+		w.WriteHeader(201)
+		w.Header().Set("X-Early", "2")
+		w.Header().Set("X-Late", "1")
+	}, 201, "", map[string]string{"X-Early": "1", "X-Late": ""}},
+	{"informational responses", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</a.css>; rel=preload")
+		w.WriteHeader(100)
+		w.WriteHeader(103)
+		w.WriteHeader(201)
+	}, 201, "", map[string]string{"Link": "</a.css>; rel=preload"}},
+	{"a body after 204", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(204)
+		if _, err := io.WriteString(w, "a"); !errors.Is(err, http.ErrBodyNotAllowed) {
+			panic(fmt.Sprint("wrote a body, ", err))
+		}
+	}, 204, "", map[string]string{"Content-Length": ""}},
+	{"304", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Etag", `"1"`)
+		w.WriteHeader(304)
+		if _, err := w.Write([]byte("a")); !errors.Is(err, http.ErrBodyNotAllowed) {
+			panic(fmt.Sprint("wrote a body, ", err))
+		}
+	}, 304, "", map[string]string{"Etag": `"1"`}},
+	{"flushes", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "a")
+		w.(http.Flusher).Flush()
+		io.WriteString(w, "b")
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			panic(err)
+		}
+		w.WriteHeader(500)
+	}, 200, "ab", map[string]string{"Content-Length": "2"}},
+	{"a flush first", func(w http.ResponseWriter, _ *http.Request) {
+		w.(http.Flusher).Flush()
+		w.WriteHeader(500)
+	}, 200, "", nil},
+	{"deadlines", func(w http.ResponseWriter, _ *http.Request) {
+		c := http.NewResponseController(w)
+		if err := errors.Join(c.SetWriteDeadline(time.Now().Add(time.Minute)), c.SetReadDeadline(time.Time{})); err != nil {
+			panic(err)
+		}
+		io.WriteString(w, "a")
+	}, 200, "a", nil},
+	{"its Content-Length", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "2")
+		io.WriteString(w, "ab")
+		if _, err := io.WriteString(w, "c"); !errors.Is(err, http.ErrContentLength) {
+			panic(fmt.Sprint("wrote more, ", err))
+		}
+	}, 200, "ab", map[string]string{"Content-Length": "2"}},
+	{"no Content-Type, on purpose", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = nil
+		io.WriteString(w, "<html>")
+	}, 200, "<html>", map[string]string{"Content-Type": ""}},
+	{"HTML", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "<html>")
+	}, 200, "<html>", map[string]string{"Content-Type": "text/html; charset=utf-8"}},
+	{"compressed bytes", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", "br")
+		w.Header().Set("Content-Type", "application/json")
+		w.Write([]byte("\x00\xff\xfe<>&\u2028"))
+	}, 200, "\x00\xff\xfe<>&\u2028", map[string]string{"Content-Encoding": "br"}},
+	{"a header that is not UTF-8", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Name", "Andr\xe9")
+	}, 200, "", map[string]string{"X-Name": "Andr\xe9"}},
+	{"a large body", func(w http.ResponseWriter, _ *http.Request) {
+		for range 100 {
+			w.Write([]byte(strings.Repeat("0123456789", 100)))
+		}
+	}, 200, strings.Repeat("0123456789", 10_000), nil},
+	{"a file", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "a.json", time.Unix(0, 0), strings.NewReader(`{"a": 1}`))
+	}, 200, `{"a": 1}`, map[string]string{"Content-Type": "application/json"}},
+}
+
+func TestWhatAHandlerWritesIsWhatBothClientsGet(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	for _, test := range writings {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{}, test.handle)
+			for _, replayed := range []bool{false, true} {
+				got := b.post(server, "k")
+				got.is(t, test.status, test.body, replayed)
+				for name, want := range test.header {
+					if got.Header.Get(name) != want {
+						t.Errorf("replayed %v: %s is %q, want %q", replayed, name, got.Header.Get(name), want)
+					}
+				}
+			}
+			b.ran(1)
+			b.effects(1)
+		})
+	}
+}
+
+func TestTrailersAreSentAndReplayed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Trailer", "Checksum, Never-Set")
+		w.Header().Add("Trailer", "Another")
+		io.WriteString(w, "a")
+		w.Header().Set("Checksum", "1")
+		w.Header().Set("Another", "2")
+		w.Header().Set(http.TrailerPrefix+"Unannounced", "3")
+	})
+	for _, replayed := range []bool{false, true} {
+		got := b.post(server, "k")
+		got.is(t, 200, "a", replayed)
+		if g := fmt.Sprint(got.Trailer); g != "map[Another:[2] Checksum:[1] Unannounced:[3]]" {
+			t.Errorf("replayed %v: trailers %s", replayed, g)
+		}
+		if got.Header.Get("Checksum") != "" {
+			t.Errorf("replayed %v: the trailer is in the header", replayed)
+		}
+	}
+	b.ran(1)
+}
+
+func TestWhatCannotBeRecordedFailsAndKeepsNothing(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	for name, handle := range map[string]http.HandlerFunc{
+		"event stream": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+			if _, err := io.WriteString(w, "data: 1\n\n"); err == nil {
+				panic("the event was taken")
+			}
+			if err := http.NewResponseController(w).Flush(); err == nil {
+				panic("the event was flushed")
+			}
+		},
+		"upgrade": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Upgrade", "websocket")
+			w.WriteHeader(http.StatusSwitchingProtocols)
+		},
+		"body shorter than declared": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "10")
+			io.WriteString(w, "a")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{}, handle)
+			b.post(server, "k").isProblem(t, 500, "unrecordable")
+			b.effects(0)
+			b.ran(1)
+			if !strings.Contains(b.reports(), "idemhttp: ") {
+				t.Errorf("reported %s", b.reports())
+			}
+		})
+	}
+}
+
+func TestConnectionCannotBeTakenOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		c := http.NewResponseController(w)
+		_, _, viaController := c.Hijack()
+		_, _, viaInterface := w.(http.Hijacker).Hijack()
+		for _, err := range []error{viaController, viaInterface, c.EnableFullDuplex()} {
+			if !errors.Is(err, http.ErrNotSupported) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if _, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
+			t.Error("there is a way around")
+		}
+		created(w, r)
+	})
+	b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+}
+
+func TestInvalidStatusPanicsAsInNetHTTP(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(0)
+	})
+	if got, err := b.try(server, "POST", "/", "", withKey("k")); err == nil {
+		t.Errorf("got %d", got.StatusCode)
+	}
+	b.effects(0)
+}
+
+func TestReplayLeavesOutWhatBelongsToOneExchange(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	for _, test := range []struct {
+		header   string
+		replayed bool
+	}{
+		{"Location", true},
+		{"Etag", true},
+		{"Last-Modified", true},
+		{"Cache-Control", true},
+		{"Content-Language", true},
+		{"Content-Disposition", true},
+		{"Retry-After", true},
+		{"Vary", true},
+		{"X-Charge", true},
+		{"Www-Authenticate", true},
+		{"Set-Cookie", false},
+		{"Keep-Alive", false},
+		{"Proxy-Connection", false},
+		{"Upgrade", false},
+		{"Te", false},
+		{"Via", false},
+		{"Age", false},
+		{"Ratelimit", false},
+		{"Ratelimit-Policy", false},
+		{"Ratelimit-Remaining", false},
+		{"X-Ratelimit-Remaining", false},
+		{"X-Rate-Limit-Reset", false},
+		{"Traceparent", false},
+		{"Tracestate", false},
+		{"B3", false},
+		{"X-B3-Traceid", false},
+		{"X-Trace-Id", false},
+		{"X-Request-Id", false},
+		{"X-Correlation-Id", false},
+		{"X-Amzn-Trace-Id", false},
+		{"X-Cloud-Trace-Context", false},
+		{"Server-Timing", false},
+	} {
+		t.Run(test.header, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Add(test.header, "1")
+				w.Header().Add(test.header, "2")
+			})
+			if got := fmt.Sprint(b.post(server, "k").Header[test.header]); got != "[1 2]" {
+				t.Errorf("the first client got %s", got)
+			}
+			replay := b.post(server, "k")
+			replay.is(t, 200, "", true)
+			if got := fmt.Sprint(replay.Header[test.header]); got != map[bool]string{true: "[1 2]", false: "[]"}[test.replayed] {
+				t.Errorf("the replay has %s", got)
+			}
+		})
+	}
+}
+
+func TestDateOfAReplayIsItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const long = "Mon, 02 Jan 2006 15:04:05 GMT"
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", long)
+	})
+	if got := b.post(server, "k").Header.Get("Date"); got != long {
+		t.Errorf("the first client got %s", got)
+	}
+	got, err := http.ParseTime(b.post(server, "k").Header.Get("Date"))
+	if err != nil || time.Since(got) > time.Minute {
+		t.Errorf("the replay has %s, %v", got, err)
+	}
+}
+
+func TestConnectionAndWhatItNamesAreNotReplayed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "close, X-Hop")
+		w.Header().Set("X-Hop", "1")
+	})
+	if got := b.post(server, "k"); !got.Close || got.Header.Get("X-Hop") != "1" {
+		t.Errorf("the first client got %v", got.Header)
+	}
+	if got := b.post(server, "k"); got.Close || got.Header.Get("X-Hop") != "" {
+		t.Errorf("the replay has %v", got.Header)
+	}
+}
+
+func TestListOfReplayedHeadersCanBeChanged(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{
+		KeepHeaders: []string{"set-cookie", "X-B3-SpanId", "Connection"},
+		DropHeaders: []string{"x-debug-*", "ETag"},
+	}, func(w http.ResponseWriter, _ *http.Request) {
+		for _, name := range []string{"Set-Cookie", "X-B3-Spanid", "X-B3-Traceid", "X-Debug-Sql", "Etag", "X-Kept"} {
+			w.Header().Set(name, "1")
+		}
+		w.Header().Set("Connection", "close")
+	})
+	b.post(server, "k")
+	got := b.post(server, "k")
+	got.is(t, 200, "", true)
+	for name, want := range map[string]bool{
+		"Set-Cookie": true, "X-B3-Spanid": true, "X-B3-Traceid": false, "X-Debug-Sql": false, "Etag": false, "X-Kept": true,
+	} {
+		if (got.Header.Get(name) != "") != want {
+			t.Errorf("%s: %q", name, got.Header.Get(name))
+		}
+	}
+	if got.Close {
+		t.Error("Connection was replayed")
+	}
+}
+
+func TestWhatIsDroppedIsNotInTheTable(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Set-Cookie", "session=secret")
+	})
+	b.post(server, "k")
+	var stored string
+	if err := b.pool.QueryRow(t.Context(), "select convert_from(result, 'UTF8') from idempotency_keys").Scan(&stored); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(stored, "secret") {
+		t.Errorf("stored: %s", stored)
+	}
+}
+
+func TestHeadersOfOuterMiddlewareAreOfEachExchange(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	n := 0
+	inner := b.middleware(idemhttp.Config{}).Handler(b.charging(func(w http.ResponseWriter, r *http.Request) {
+		if w.Header().Get("Outer") == "" {
+			t.Error("the handler does not see what the outer middleware has set")
+		}
+		w.Header().Del("Deleted")
+		w.Header().Set("Replaced", "by the handler")
+		w.Header().Add("Vary", "Accept")
+		created(w, r)
+	}))
+	server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n++
+		for _, name := range []string{"Outer", "Deleted", "Replaced"} {
+			w.Header().Set(name, fmt.Sprint(n))
+		}
+		w.Header().Set("Vary", "Origin")
+		inner.ServeHTTP(w, r)
+	}))
+	for i, want := range []string{"1  by the handler [Origin Accept]", "2 2 by the handler [Origin Accept]"} {
+		h := b.post(server, "k").Header
+		if got := fmt.Sprintf("%s %s %s %v", h.Get("Outer"), h.Get("Deleted"), h.Get("Replaced"), h["Vary"]); got != want {
+			t.Errorf("exchange %d has %s, want %s", i+1, got, want)
+		}
+	}
+}
+
+func TestKeepAliveConnectionSurvivesReplays(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, created)
+	conn := dial(t, server, "")
+	r := bufio.NewReader(conn)
+	for i := range 5 {
+		io.WriteString(conn, "POST /charges HTTP/1.1\r\nHost: x\r\nAccount: a\r\nIdempotency-Key: k\r\nContent-Length: 2\r\n\r\n{}")
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		if body, _ := io.ReadAll(resp.Body); string(body) != `{"id": 1}` {
+			t.Errorf("%d: %q", i, body)
+		}
+	}
+	b.ran(1)
+}
