@@ -82,15 +82,16 @@ func (d *doubt) lose() {
 	d.Eventually("the commit is visible on the primary", d.Primary, recorded)
 }
 
-// stays: the call has not returned, and does not while the standby is away.
+// stays: the call does not return while the standby is away, but waits for it
+// with a write of its own.
 func (d *doubt) stays(call <-chan outcome) {
 	d.Helper()
-	d.waits("commit")
 	select {
 	case got := <-call:
 		d.Fatalf("got %+v before the standby had it", got)
 	case <-time.After(time.Second):
 	}
+	d.waits("commit")
 }
 
 // effects checks that whichever server is the primary has one effect of the key:
