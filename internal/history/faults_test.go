@@ -33,6 +33,11 @@ const (
 	lateAnswers fault = "answers to COMMIT delayed"
 )
 
+var allFaults = []fault{
+	killed, frozen, terminated, outages, cut, halfOpen, lostCancels, late,
+	unsent, unanswered, lostAnswers, lateAnswers,
+}
+
 // faults are injected at random moments while a fleet is at work.
 type faults struct {
 	fleet *fleet
@@ -150,11 +155,11 @@ func (f *faults) badLink() pgproxy.Rule {
 			}
 			commitBound.Store(true)
 		case m.Type == 'S' && !m.FromServer && commitBound.CompareAndSwap(true, false):
-			return f.one(unanswered, 0.05, pgproxy.CutClient, pgproxy.PassAndCut)
+			return f.one(unanswered, 0.1, pgproxy.CutClient, pgproxy.PassAndCut)
 		case m.FromServer && m.Tag == "COMMIT":
-			if chance(0.05) {
+			if chance(0.3) { // long enough for many records to expire meanwhile
 				f.count(lateAnswers)
-				time.Sleep(rand.N(200 * time.Millisecond))
+				time.Sleep(rand.N(400 * time.Millisecond))
 			}
 			return f.one(lostAnswers, 0.04, pgproxy.Drop, pgproxy.PassAndCut)
 		}

@@ -48,7 +48,7 @@ type process struct {
 const (
 	processes = 4
 	callers   = 8 // in each process
-	hotKeys   = 6
+	hotKeys   = 4
 	maxIdle   = 200 * time.Millisecond
 )
 

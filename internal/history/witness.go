@@ -74,8 +74,8 @@ create trigger note_removal after delete on idempotency_keys for each row
 
 create function linger() returns trigger language plpgsql as $$
 begin
-	if random() < 0.1 then
-		perform pg_sleep(random() * 0.1);
+	if random() < 0.2 then
+		perform pg_sleep(random() * 0.15);
 	end if;
 	if random() < 0.01 then
 		raise 'the COMMIT fails';

@@ -61,7 +61,8 @@ func (c *call) business(ctx context.Context, tx pgx.Tx) (string, error) {
 	case panics:
 		panic(errPanic)
 	case swallows:
-		tx.Exec(ctx, `select 1 / 0`)
+		// Not ctx: when it has ended pgx sends nothing, and no statement fails.
+		tx.Exec(context.WithoutCancel(ctx), `select 1 / 0`)
 	case dawdles:
 		time.Sleep(c.worker.job.MaxIdle * 5 / 4)
 	}

@@ -51,7 +51,10 @@ func (w *worker) newCall(op journal.Operation) *call {
 			Operation: op,
 			Key:       w.job.Keys[rand.IntN(len(w.job.Keys))],
 		},
-		store: w.stores[rand.IntN(len(w.stores))],
+		store: w.stores[0],
+	}
+	if chance(0.3) {
+		c.store = w.stores[1]
 	}
 	if chance(0.05) {
 		c.begin.Fingerprint = 1
@@ -77,14 +80,20 @@ func (c *call) do() {
 	}))
 }
 
+var levels = []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable}
+
 // doTx is one transaction of the caller's own with a DoTx in it.
 func (c *call) doTx() {
 	ctx, cancel := c.context()
 	defer cancel()
-	tx, err := c.worker.pool.Begin(ctx)
+	tx, err := c.worker.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: levels[rand.IntN(len(levels))]})
 	if err != nil {
 		c.end("", false, err)
 		return
+	}
+	if chance(0.3) { // above READ COMMITTED, what DoTx sees is then already fixed
+		tx.Exec(ctx, `select from effects limit 0`)
+		pause()
 	}
 	value, replayed, err := c.survive(func() (string, bool, error) {
 		return idempotency.DoTx(ctx, c.store, tx, c.key(), c.business)

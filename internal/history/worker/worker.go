@@ -19,7 +19,7 @@ type worker struct {
 	calls   counter
 
 	pool   *pgxpool.Pool
-	stores []*idempotency.Store // on pool, each with a gate of its own
+	stores []*idempotency.Store // two on pool, each with a gate of its own
 
 	// Removals come on pools of their own, so that the database can tell who
 	// removed a row by the session's application_name.
@@ -61,7 +61,7 @@ func (w *worker) open() (err error) {
 
 // configs are those of the stores of this process: one whose callers wait for
 // each other at the default isolation level, and one at a level above it, whose
-// callers are impatient half of the time.
+// callers do not wait in every other process.
 func (w *worker) configs() []idempotency.Config {
 	waits := idempotency.Config{
 		Retention: w.job.Retention, MaxIdle: w.job.MaxIdle, Wait: w.job.Wait,
@@ -119,7 +119,7 @@ func (w *worker) work(stop <-chan struct{}) {
 	for range w.job.Callers {
 		wg.Go(func() { repeat(stop, 10*time.Millisecond, w.call) })
 	}
-	wg.Go(func() { repeat(stop, 40*time.Millisecond, w.purge) })
+	wg.Go(func() { repeat(stop, 200*time.Millisecond, w.purge) })
 	wg.Wait()
 }
 
