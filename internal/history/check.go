@@ -1,8 +1,8 @@
 package history
 
 import (
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -19,9 +19,10 @@ const undecided = "the history can be decided on"
 // It takes about bound for each key at most.
 func (h *History) Check(bound time.Duration) []Violation {
 	violations := h.broken()
-	for key, steps := range h.steps() {
-		result := porcupine.CheckOperationsTimeout(model, steps, bound)
-		switch result {
+	keys := h.steps()
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		steps := keys[key]
+		switch porcupine.CheckOperationsTimeout(model, steps, bound) {
 		case porcupine.Illegal:
 			at, detail := firstMisfit(steps, bound)
 			violations = append(violations, Violation{linearizable, key, at, detail})
@@ -29,6 +30,5 @@ func (h *History) Check(bound time.Duration) []Violation {
 			violations = append(violations, Violation{undecided, key, steps[0].Call, "porcupine gave up after " + bound.String()})
 		}
 	}
-	slices.SortFunc(violations, func(a, b Violation) int { return strings.Compare(a.Rule+a.Key, b.Rule+b.Key) })
 	return violations
 }

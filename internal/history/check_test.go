@@ -188,12 +188,8 @@ func TestCheckFindsWhatIsWrongAndNothingElse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := New(test.history.calls, test.history.witness, Clock{})
 			violations := h.Check(time.Second)
-			var broken []string
-			for _, v := range violations {
-				broken = append(broken, v.Rule)
-			}
-			if slices.Sort(broken); !slices.Equal(slices.Compact(broken), test.broken) {
-				t.Errorf("got %q, want %q", broken, test.broken)
+			if got := sentences(violations); !slices.Equal(got, test.broken) {
+				t.Errorf("got %q, want %q", got, test.broken)
 				for _, v := range violations {
 					t.Log(h.Excerpt(v))
 				}

@@ -8,6 +8,11 @@
 // each key, porcupine looks for an order of all steps in which each takes place
 // within the time of its call and the sequential specification (model.go)
 // explains each answer.
+//
+// The driver, in the tests, runs workers under faults, and checks the check too:
+// it builds the workers with mutations of the package, each of which has to be
+// caught. The tests make histories for seconds; HISTORY_TIME=5m makes them for
+// longer, and then also shows which parts of the package are doubled by others.
 package history
 
 import (

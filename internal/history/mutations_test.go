@@ -129,14 +129,23 @@ func TestMutationsAreCaught(t *testing.T) {
 				all.add(h)
 				violations := slices.DeleteFunc(h.Check(mutantCheckBound), func(v Violation) bool { return v.Rule == undecided })
 				if len(violations) > 0 {
-					t.Logf("caught after %v and %d calls by %d violations, one of them:\n%s",
-						time.Since(start).Round(time.Millisecond), all.calls, len(violations), h.Excerpt(violations[0]))
+					t.Logf("caught after %v and %d calls, by %q; one violation:\n%s", time.Since(start).Round(time.Millisecond),
+						all.calls, sentences(violations), h.Excerpt(violations[0]))
 					return
 				}
 			}
 			t.Errorf("not caught in %v: %v", catchBound, &all)
 		})
 	}
+}
+
+// sentences are those of the promise that are broken.
+func sentences(violations []Violation) (broken []string) {
+	for _, v := range violations {
+		broken = append(broken, v.Rule)
+	}
+	slices.Sort(broken)
+	return slices.Compact(broken)
 }
 
 // redundancies take away what the promise does not hang on, because something

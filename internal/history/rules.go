@@ -17,17 +17,19 @@ type Violation struct {
 // A rule is a sentence of the promise, and what in a history breaks it.
 type rule struct {
 	sentence string
-	broken   func(h *History, report func(key string, at int64, format string, args ...any))
+	broken   func(h *History, report reporter)
 }
 
+type reporter func(key string, at int64, format string, args ...any)
+
 var rules = []rule{
+	{"a key has at most one effect within its retention", overlap},
+	{"a call has at most one effect", secondEffect},
 	{"an effect and its record commit together or not at all", effectWithoutRecord},
-	{"a run that ended with an error or a panic leaves nothing behind", failedRun},
 	{"an answer is a committed effect", answerWithoutEffect},
 	{"replayed is false only for a call's own execution", foreignExecution},
 	{"a call that failed has left nothing behind", failedCall},
-	{"a call has at most one effect", secondEffect},
-	{"a key has at most one effect within its retention", overlap},
+	{"a run that ended with an error or a panic leaves nothing behind", failedRun},
 	{"a purge removes only what has expired", purgedAlive},
 }
 
@@ -42,7 +44,38 @@ func (h *History) broken() []Violation {
 	return found
 }
 
-type reporter = func(key string, at int64, format string, args ...any)
+// overlap compares times of the database only, so it is exact, also where the
+// time of a call is not known.
+func overlap(h *History, report reporter) {
+	last := make(map[string]Generation)
+	for _, g := range h.Witness.Generations { // by CompletedAt
+		before, ok := last[g.Key]
+		last[g.Key] = g
+		if !ok || !g.CompletedAt.Before(before.ExpiresAt) {
+			continue
+		}
+		if r, ok := h.removals[before.Execution]; ok && !r.RemovedAt.After(g.CompletedAt) {
+			continue
+		}
+		report(g.Key, h.Clock.earliest(g.CompletedAt), "%s was recorded %v before %s expired",
+			g.Execution, before.ExpiresAt.Sub(g.CompletedAt), before.Execution)
+	}
+}
+
+func secondEffect(h *History, report reporter) {
+	first := make(map[string]string)
+	for _, e := range h.Witness.Effects {
+		name := journal.CallOf(e.Execution)
+		c := h.calls[name]
+		if c == nil || h.deletedDuring(c, e) {
+			continue
+		}
+		if other, ok := first[name]; ok {
+			report(e.Key, c.At, "%s has the effects of %s and %s", name, other, e.Execution)
+		}
+		first[name] = e.Execution
+	}
+}
 
 func effectWithoutRecord(h *History, report reporter) {
 	seen := make(map[string]bool)
@@ -65,18 +98,6 @@ func effectWithoutRecord(h *History, report reporter) {
 			report(g.Key, at, "%s was recorded twice", g.Execution)
 		}
 		seen[g.Execution] = true
-	}
-}
-
-// failingFates are those of runs that must not commit. (A run that dawdles may,
-// in a transaction that has another limit than MaxIdle.)
-var failingFates = map[string]bool{"fails": true, "panics": true, "swallows": true}
-
-func failedRun(h *History, report reporter) {
-	for _, e := range h.Witness.Effects {
-		if failingFates[e.Fate] {
-			report(e.Key, h.began(e.Execution), "the effect of %s is there, which %s", e.Execution, e.Fate)
-		}
 	}
 }
 
@@ -113,36 +134,15 @@ func failedCall(h *History, report reporter) {
 	}
 }
 
-func secondEffect(h *History, report reporter) {
-	first := make(map[string]string)
-	for _, e := range h.Witness.Effects {
-		name := journal.CallOf(e.Execution)
-		c := h.calls[name]
-		if c == nil || h.deletedDuring(c, e) {
-			continue
-		}
-		if other, ok := first[name]; ok {
-			report(e.Key, c.At, "%s has the effects of %s and %s", name, other, e.Execution)
-		}
-		first[name] = e.Execution
-	}
-}
+// failingFates are those of runs that must not commit. (A run that dawdles may,
+// in a transaction that has another limit than MaxIdle.)
+var failingFates = map[string]bool{"fails": true, "panics": true, "swallows": true}
 
-// overlap compares times of the database only, so it is exact, also where the
-// time of a call is not known.
-func overlap(h *History, report reporter) {
-	last := make(map[string]Generation)
-	for _, g := range h.Witness.Generations { // by CompletedAt
-		before, ok := last[g.Key]
-		last[g.Key] = g
-		if !ok || !g.CompletedAt.Before(before.ExpiresAt) {
-			continue
+func failedRun(h *History, report reporter) {
+	for _, e := range h.Witness.Effects {
+		if failingFates[e.Fate] {
+			report(e.Key, h.began(e.Execution), "the effect of %s is there, which %s", e.Execution, e.Fate)
 		}
-		if r, ok := h.removals[before.Execution]; ok && !r.RemovedAt.After(g.CompletedAt) {
-			continue
-		}
-		report(g.Key, h.Clock.earliest(g.CompletedAt), "%s was recorded %v before %s expired",
-			g.Execution, before.ExpiresAt.Sub(g.CompletedAt), before.Execution)
 	}
 }
 
