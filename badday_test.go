@@ -141,3 +141,19 @@ func TestExhaustedPoolIsAnErrorAtTheCallersDeadline(t *testing.T) {
 	conn.Release()
 	b.executes(1)
 }
+
+func TestTableThatIsLockedAwayIsNamedBehindErrInProgress(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.store = b.storeOn(b.anotherPool(param("lock_timeout", "20ms")), idempotency.Config{Wait: 100 * time.Millisecond})
+	tx := b.begin(pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), "lock table idempotency_keys in access exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := b.do(charge(b.key.ID, 2))
+	b.wantErr(err, idempotency.ErrInProgress)
+	if sqlState(err) != "55P03" {
+		t.Errorf("got %v", err)
+	}
+}

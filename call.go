@@ -3,6 +3,7 @@ package idempotency
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -29,35 +30,40 @@ const (
 type call struct {
 	store *Store
 	key   Key
-	fn    body
-	start time.Time
+	work  work
 	event *Event
 	lease *lease // of a Do that leads, until it is handed on
 
-	inFlightSince time.Time // when the key was first found to be another call's
-	waits         backoff
-	retries       backoff
-	lostClaims    int
+	waitFrom   time.Time // Config.Wait counts from here
+	inFlight   time.Time // since when the key is known to be another call's
+	waits      backoff
+	retries    backoff
+	lostClaims int
 }
 
 // do is Do on stored values.
-func (s *Store) do(ctx context.Context, key Key, fn body) (*record, bool, error) {
-	return s.call(ctx, "Do", key, fn, func(c *call) (*record, error) { return c.do(ctx) })
+func (s *Store) do(ctx context.Context, key Key, w work) (replayed bool, err error) {
+	return s.call(ctx, "Do", key, w, func(c *call) (*record, error) { return c.do(ctx) })
 }
 
-// call runs a Do or DoTx, and checks that the record it finds is the answer to
-// this request.
-func (s *Store) call(ctx context.Context, operation string, key Key, fn body, run func(*call) (*record, error)) (rec *record, replayed bool, err error) {
-	err = s.observed(ctx, operation, func(event *Event) (err error) {
-		c := &call{store: s, key: key, fn: fn, start: time.Now(), event: event}
-		rec, err = run(c)
-		if err == nil && rec != nil && rec.fingerprint != key.Fingerprint {
-			err = ErrKeyReused
+// call runs a Do or DoTx, and replays the record that it finds if that is the
+// answer to this request.
+func (s *Store) call(ctx context.Context, operation string, key Key, w work, run func(*call) (*record, error)) (replayed bool, err error) {
+	err = s.observed(ctx, operation, func(event *Event) error {
+		c := &call{store: s, key: key, work: w, event: event, waitFrom: time.Now()}
+		rec, err := run(c)
+		switch {
+		case err != nil || rec == nil:
+			return err
+		case rec.fingerprint != key.Fingerprint:
+			return ErrKeyReused
 		}
-		event.Replayed = err == nil && rec != nil
+		err = w.replay(rec.result)
+		replayed = err == nil
+		event.Replayed = replayed
 		return err
 	})
-	return rec, err == nil && rec != nil, err
+	return replayed, err
 }
 
 // do returns the record that it found, or neither record nor error when its own
@@ -67,7 +73,7 @@ func (c *call) do(ctx context.Context) (*record, error) {
 		return nil, err
 	}
 	lease, rec, err := c.store.gate.enter(ctx, c.key, c.store.cfg.Wait)
-	c.event.Waited = time.Since(c.start)
+	c.event.Waited = time.Since(c.waitFrom)
 	if lease == nil {
 		return rec, err
 	}
@@ -104,6 +110,8 @@ func (c *call) lead(ctx context.Context) (*record, error) {
 		case failed.inDoubt:
 			x, rec, err = c.resolve(ctx, failed)
 		case c.mayRunAgain(ctx, failed) && c.retries.pause(ctx) == nil:
+			// The transaction that was lost may hold the key a little longer.
+			c.waitFrom, c.inFlight = time.Now(), time.Time{}
 			x, rec, err = c.claim(ctx)
 		default:
 			return nil, failed.err
@@ -134,9 +142,9 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 			return nil, nil, errAbandoned
 		case err == nil:
 			x.rollback()
-			err = c.wait(ctx)
+			err = c.wait(ctx, ErrInProgress)
 		case lostClaim(err):
-			err = c.wait(ctx)
+			err = c.wait(ctx, fmt.Errorf("%w: %w", ErrInProgress, err))
 		case c.mayReconnect(ctx, err):
 			err = c.retries.pause(ctx)
 		}
@@ -165,21 +173,22 @@ func (c *call) replay(x *session, rec *record) {
 	}()
 }
 
-// wait pauses before the key is asked for again, up to Config.Wait.
-func (c *call) wait(ctx context.Context) error {
+// wait pauses before the key is asked for again, up to Config.Wait, when it
+// returns inProgress.
+func (c *call) wait(ctx context.Context, inProgress error) error {
 	if c.lease != nil {
 		c.lease.stand(elsewhere)
 	}
 	now := time.Now()
-	if c.inFlightSince.IsZero() {
-		c.inFlightSince = now
+	if c.inFlight.IsZero() {
+		c.inFlight = now
 	}
-	end := c.start.Add(c.store.cfg.Wait)
+	end := c.waitFrom.Add(c.store.cfg.Wait)
 	if c.store.cfg.Wait < 0 {
-		end = c.inFlightSince.Add(grace)
+		end = c.inFlight.Add(grace)
 	}
 	if !now.Before(end) {
-		return ErrInProgress
+		return inProgress
 	}
 	err := sleep(ctx, min(c.waits.next(), end.Sub(now)))
 	c.event.Waited += time.Since(now)
@@ -199,7 +208,7 @@ func (c *call) attempt(ctx context.Context, x *session) *failure {
 			c.lease.stand(asking)
 		}
 	}()
-	stored, failed := x.run(c.hold(ctx), c.countRun)
+	stored, failed := x.run(ctx, c.run)
 	if failed != nil {
 		return failed
 	}
@@ -212,9 +221,13 @@ func (c *call) attempt(ctx context.Context, x *session) *failure {
 	return nil
 }
 
-func (c *call) countRun(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+// run runs the function, with a context that is marked with its key.
+func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c.event.Runs++
-	return c.fn(ctx, tx)
+	outer, _ := ctx.Value(holdKey{}).(*hold)
+	h := &hold{store: c.store, at: gateKey{c.key.Scope, c.key.ID}, outer: outer}
+	defer h.ended.Store(true)
+	return c.work.run(context.WithValue(ctx, holdKey{}, h), tx)
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming
@@ -266,21 +279,17 @@ type hold struct {
 	store *Store
 	at    gateKey
 	outer *hold
+	ended atomic.Bool // the context can outlive the function
 }
 
 type holdKey struct{}
-
-func (c *call) hold(ctx context.Context) context.Context {
-	outer, _ := ctx.Value(holdKey{}).(*hold)
-	return context.WithValue(ctx, holdKey{}, &hold{c.store, gateKey{c.key.Scope, c.key.ID}, outer})
-}
 
 // heldBy reports whether ctx is of a function that runs under the same key: to
 // wait for that would be to wait for ourselves.
 func (c *call) heldBy(ctx context.Context) bool {
 	h, _ := ctx.Value(holdKey{}).(*hold)
 	for ; h != nil; h = h.outer {
-		if h.store == c.store && h.at == (gateKey{c.key.Scope, c.key.ID}) {
+		if h.store == c.store && h.at == (gateKey{c.key.Scope, c.key.ID}) && !h.ended.Load() {
 			return true
 		}
 	}

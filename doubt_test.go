@@ -299,3 +299,27 @@ func TestFunctionsOwnNetworkErrorIsNotRetried(t *testing.T) {
 		t.Errorf("%d runs, %v", runs, err)
 	}
 }
+
+// The backend of a lost connection holds the key until it notices. A call that
+// has run for longer than Wait by then still waits for it.
+func TestWaitBeginsAnewAfterALostConnection(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.store, d.proxy = d.through(idempotency.Config{Wait: 2 * time.Second})
+	hit := d.once(func(m pgproxy.Message) bool { return m.Type == 'Q' && m.SQL == "select pg_sleep(0.5)" }, pgproxy.CutClient)
+	go func() {
+		<-hit
+		time.Sleep(700 * time.Millisecond)
+		d.proxy.CutAll() // now the server notices
+	}()
+	value, replayed, err := d.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if d.runs.Add(1) == 1 {
+			time.Sleep(2100 * time.Millisecond)
+		}
+		if _, err := tx.Exec(ctx, "select pg_sleep(0.5)"); err != nil {
+			return 0, err
+		}
+		return charge(d.key.ID, 1)(ctx, tx)
+	})
+	d.wantOutcome(outcome{value, replayed, err}, outcome{1, false, nil})
+}

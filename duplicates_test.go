@@ -337,3 +337,40 @@ func TestRetentionBeginsWhenTheResultIsRecorded(t *testing.T) {
 		t.Errorf("expires %v after it was completed", d)
 	}
 }
+
+func TestContextOfAnEndedFunctionDoesNotHoldItsKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var kept context.Context
+	if _, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		kept = ctx
+		return 1, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, replayed, err := idempotency.Do(kept, b.store, b.key, charge(b.key.ID, 2))
+	if !replayed || err != nil {
+		t.Errorf("replayed %v, %v", replayed, err)
+	}
+}
+
+// A replay holds the advisory lock for a moment. Who takes an expired key over
+// in that moment must not do so without the lock: duplicates would wait on the
+// index, with their connections and beyond Wait.
+func TestExpiredKeyIsTakenOverOnlyWithItsAdvisoryLock(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: 100 * time.Millisecond})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now()")
+	holder := b.begin(pgx.TxOptions{})
+	if _, err := holder.Exec(t.Context(), "select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", idempotency.LockID(b.key)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := b.do(charge(b.key.ID, 2))
+	b.wantErr(err, idempotency.ErrInProgress)
+	b.wantOutcome(b.doTx(b.begin(pgx.TxOptions{}), charge(b.key.ID, 2)), outcome{err: idempotency.ErrInProgress})
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.executes(2)
+}

@@ -349,3 +349,24 @@ func TestOwnRowRemovedByTheFunctionIsAnErrorAndLeavesNothing(t *testing.T) {
 	b.effects(0)
 	b.executes(7)
 }
+
+func TestErrorAtCommitIsNotTakenForOneOfOurOwnStatements(t *testing.T) {
+	t.Parallel()
+	for name, statement := range map[string]string{
+		"22012": "perform 1 / 0;",
+		"42P01": "perform * from missing;",
+		"42501": "raise 'forbidden' using errcode = '42501';",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.exec("create function refuse() returns trigger language plpgsql as $$ begin " + statement + " return null; end $$")
+			b.exec("create constraint trigger refuse after insert on charges deferrable initially deferred for each row execute function refuse()")
+			_, _, err := b.do(charge(b.key.ID, 1))
+			if sqlState(err) != name || strings.Contains(err.Error(), "idempotency") {
+				t.Errorf("got %v", err)
+			}
+			b.effects(0)
+		})
+	}
+}

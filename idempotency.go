@@ -149,7 +149,9 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 // Config is the configuration of a Store. The zero value of each field means
 // its default.
 type Config struct {
-	// Schema of the table. Default: where the connection's search_path finds it.
+	// Schema of the table. It has to be named where functions change the
+	// search_path of their transaction. Default: where the connection's
+	// search_path finds it.
 	Schema string
 
 	// Retention is how long a result can be replayed, by the database's clock,
@@ -284,9 +286,8 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 //
 // See also [ErrKeyReused], [ErrInvalidKey], [ErrTooLarge] and [ErrUndecodable].
 func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
-	r := result[T]{limit: s.cfg.MaxResult}
-	rec, replayed, err := s.do(ctx, key, r.recorder(fn))
-	return r.answer(rec, replayed, err)
+	r := result[T]{fn: fn, limit: s.cfg.MaxResult}
+	return r.answer(s.do(ctx, key, &r))
 }
 
 // DoTx is Do inside the caller's transaction: the claim, fn's writes and the
@@ -294,7 +295,8 @@ func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Conte
 // rolls it back. DoTx neither commits nor retries.
 //
 // After an error the transaction is usable, and neither the claim nor fn's
-// writes remain in it (they are in a savepoint); only a lost connection ends it.
+// writes remain in it (they are in a savepoint). Where they cannot be undone, as
+// when fn leaves a query open, DoTx closes the connection.
 // An error of PostgreSQL, such as 40001, comes back as it is, for the caller's
 // own retry loop.
 //
@@ -305,7 +307,6 @@ func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Conte
 // lock table (max_locks_per_transaction). Config.MaxIdle and Config.TxOptions
 // do not apply: the transaction is the caller's.
 func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
-	r := result[T]{limit: s.cfg.MaxResult}
-	rec, replayed, err := s.doTx(ctx, tx, key, r.recorder(fn))
-	return r.answer(rec, replayed, err)
+	r := result[T]{fn: fn, limit: s.cfg.MaxResult}
+	return r.answer(s.doTx(ctx, tx, key, &r))
 }

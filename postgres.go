@@ -62,11 +62,14 @@ where id = $1 and scope = $2`
 
 // takeOverSQL locks an expired row. PostgreSQL checks the condition once more
 // on the row it has locked, so a row that was renewed meanwhile is not returned;
-// one that is locked belongs to a call that is taking it over.
+// one that is locked belongs to a call that is taking it over. The claim before
+// it may have failed for the advisory lock, which a taker needs too: without it,
+// duplicates would wait on the index for as long as its transaction runs.
 const takeOverSQL = `
 select ctid
 from idempotency_keys
 where id = $1 and scope = $2 and expires_at <= clock_timestamp()
+	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
 for update skip locked`
 
 // recordSQL completes the row that the transaction owns, and fails by a
@@ -336,14 +339,13 @@ func explain(doing string, err error) error {
 	return fmt.Errorf("idempotency: %s: %s: %w", doing, remedy, err)
 }
 
-// explainCommit leaves an error of the caller's own constraints as it is: they
-// can be deferred to COMMIT.
-func explainCommit(err error) error {
-	switch code := sqlState(err); {
-	case err == nil || strings.HasPrefix(code, classIntegrity):
-		return err
-	case code == codeDivisionByZero:
+// explainRecord explains an error of recordSQL.
+func explainRecord(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case sqlState(err) == codeDivisionByZero:
 		return fmt.Errorf("idempotency: record the result: the function removed or changed the row of its own key: %w", err)
 	}
-	return explain("record the result and commit", err)
+	return explain("record the result", err)
 }

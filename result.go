@@ -8,51 +8,50 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A body is the caller's function, returning its value as it is stored.
-type body func(ctx context.Context, tx pgx.Tx) ([]byte, error)
+// work is what a call is for: the caller's function, with its value as it is
+// stored.
+type work interface {
+	run(ctx context.Context, tx pgx.Tx) (stored []byte, err error)
+	replay(stored []byte) error
+}
 
-// A result carries the value of one call between the caller's type and JSON.
+// A result is the work of a caller with values of type T.
 type result[T any] struct {
+	fn    func(context.Context, pgx.Tx) (T, error)
 	limit int
-	value T // as decoded from what the last run stored
+	value T // as decoded from what was stored
 }
 
-// recorder decodes what it has encoded while everything can still be rolled
-// back: a value that does not survive storage must fail its first call.
-func (r *result[T]) recorder(fn func(context.Context, pgx.Tx) (T, error)) body {
-	return func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
-		value, err := fn(ctx, tx)
-		if err != nil {
-			return nil, err
-		}
-		stored, err := json.Marshal(value)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUndecodable, err)
-		}
-		if len(stored) > r.limit {
-			return nil, fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), r.limit)
-		}
-		r.value, err = decode[T](stored)
-		return stored, err
+// run decodes what it has encoded while everything can still be rolled back: a
+// value that does not survive storage must fail its first call.
+func (r *result[T]) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+	value, err := r.fn(ctx, tx)
+	if err != nil {
+		return nil, err
 	}
+	stored, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUndecodable, err)
+	}
+	if len(stored) > r.limit {
+		return nil, fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), r.limit)
+	}
+	return stored, r.replay(stored)
 }
 
-func (r *result[T]) answer(rec *record, replayed bool, err error) (T, bool, error) {
-	if err == nil && replayed {
-		r.value, err = decode[T](rec.result)
+func (r *result[T]) replay(stored []byte) error {
+	var value T
+	if err := json.Unmarshal(stored, &value); err != nil {
+		return fmt.Errorf("%w: %w", ErrUndecodable, err)
 	}
+	r.value = value
+	return nil
+}
+
+func (r *result[T]) answer(replayed bool, err error) (T, bool, error) {
 	if err != nil {
 		var none T
 		return none, false, err
 	}
 	return r.value, replayed, nil
-}
-
-func decode[T any](stored []byte) (T, error) {
-	var value T
-	if err := json.Unmarshal(stored, &value); err != nil {
-		var none T
-		return none, fmt.Errorf("%w: %w", ErrUndecodable, err)
-	}
-	return value, nil
 }

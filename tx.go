@@ -18,9 +18,9 @@ const (
 	rollbackBound = 5 * time.Second
 
 	// commitBound is how long the answer to a COMMIT is waited for, before its
-	// outcome is in doubt. A COMMIT that waits for a synchronous standby can
-	// take long.
-	commitBound = 15 * time.Second
+	// outcome is in doubt. Deferred constraints and synchronous standbys can
+	// take their time, and to give up is to abort what was nearly done.
+	commitBound = time.Minute
 )
 
 // A session is one transaction of Do on a connection of its own. It ends with
@@ -81,7 +81,7 @@ func readBegin(results pgx.BatchResults) (f finding, err error) {
 // takeOver makes an expired row this transaction's own, unless another call is
 // doing so.
 func (x *session) takeOver(ctx context.Context) (finding, error) {
-	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.key.ID, x.key.Scope))
+	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.key.ID, x.key.Scope, x.key.lockID()))
 }
 
 // A failure is an attempt that did not end with an acknowledged COMMIT.
@@ -93,7 +93,7 @@ type failure struct {
 }
 
 // run calls fn on the transaction.
-func (x *session) run(ctx context.Context, fn body) ([]byte, *failure) {
+func (x *session) run(ctx context.Context, fn function) ([]byte, *failure) {
 	stored, err := runGuarded(ctx, x.tx, fn)
 	if err == nil {
 		return stored, nil
@@ -113,9 +113,11 @@ func (x *session) commit(stored []byte) *failure {
 	sent := time.Now()
 	err := x.finish(ctx, x.store.sql.record, recordArgs(x.key, x.row, stored, x.store.cfg.Retention)...)
 	if err != nil {
+		// A COMMIT that took too long will do so again.
+		tooLong := errors.Is(err, context.DeadlineExceeded)
 		return &failure{
-			err:       explainCommit(err),
-			transient: conflicted(err) || x.closed(),
+			err:       err,
+			transient: conflicted(err) || x.closed() && !tooLong,
 			inDoubt:   !x.inTransaction() && !provesAbort(err),
 			sent:      sent,
 		}
@@ -137,7 +139,7 @@ func (x *session) settle(ctx context.Context) error {
 	return nil
 }
 
-// finish sends one statement and COMMIT. A nil error is an acknowledged COMMIT.
+// finish sends one statement of ours and COMMIT. A nil error is an acknowledged COMMIT.
 func (x *session) finish(ctx context.Context, sql string, args ...any) (err error) {
 	var batch pgx.Batch
 	batch.Queue(sql, args...)
@@ -149,13 +151,16 @@ func (x *session) finish(ctx context.Context, sql string, args ...any) (err erro
 		}
 	}()
 	if _, err := results.Exec(); err != nil {
-		return err
+		return explainRecord(err)
 	}
 	tag, err := results.Exec()
-	if err == nil && tag.String() == "ROLLBACK" {
+	switch {
+	case err == nil && tag.String() == "ROLLBACK":
 		return pgx.ErrTxCommitRollback
+	case err != nil && sqlState(err) == "":
+		return explain("commit", err)
 	}
-	return err
+	return err // of PostgreSQL: the caller's own deferred constraint, for example
 }
 
 // inTransaction: the server has said that the transaction is still open, so
@@ -186,8 +191,8 @@ func (s *Store) commitSQL() string {
 }
 
 // doTx is DoTx on stored values.
-func (s *Store) doTx(ctx context.Context, tx pgx.Tx, key Key, fn body) (*record, bool, error) {
-	return s.call(ctx, "DoTx", key, fn, func(c *call) (*record, error) { return c.doTx(ctx, tx) })
+func (s *Store) doTx(ctx context.Context, tx pgx.Tx, key Key, w work) (replayed bool, err error) {
+	return s.call(ctx, "DoTx", key, w, func(c *call) (*record, error) { return c.doTx(ctx, tx) })
 }
 
 // doTx returns the record that it found, or neither record nor error when the
@@ -206,9 +211,9 @@ func (c *call) doTx(ctx context.Context, tx pgx.Tx) (*record, error) {
 			sp.rollback(ctx)
 		}
 	}()
-	stored, err := runGuarded(c.hold(ctx), tx, c.countRun)
+	stored, err := runGuarded(ctx, tx, c.run)
 	if err == nil {
-		err = explainCommit(sp.record(ctx, stored))
+		err = sp.record(ctx, stored)
 	}
 	recorded = err == nil
 	return nil, err
@@ -231,15 +236,21 @@ func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, err
 		case f.state == abandoned:
 			return nil, nil, errAbandoned
 		}
-		if err := c.wait(ctx); err != nil {
+		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err
 		}
 	}
 }
 
-// A savepoint holds a claim inside a transaction that is the caller's. Its name
-// may be used again inside fn: PostgreSQL then means the innermost, which is
-// released before fn returns.
+// The name may be used again by a DoTx inside fn: PostgreSQL then means the
+// innermost, which is released before fn returns.
+const (
+	savepointSQL  = "savepoint idempotency_claim"
+	rollbackToSQL = "rollback to savepoint idempotency_claim"
+	releaseSQL    = "release savepoint idempotency_claim"
+)
+
+// A savepoint holds a claim inside a transaction that is the caller's.
 type savepoint struct {
 	store  *Store
 	key    Key
@@ -257,7 +268,7 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, key.ID, key.Scope))
 	}
 	if err == nil && f.state == expired {
-		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, key.ID, key.Scope))
+		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, key.ID, key.Scope, key.lockID()))
 	}
 	sp.row = f.row
 	return f, err
@@ -268,7 +279,6 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 // failed (no such table) the caller's transaction would be broken, with no
 // savepoint to go back to.
 func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (f finding, err error) {
-	const savepointSQL = "savepoint idempotency"
 	prepared := sp.tx.Conn().PgConn().CustomData()
 	if prepared[claim] == nil {
 		if _, err := sp.tx.Exec(ctx, savepointSQL); err != nil {
@@ -289,6 +299,9 @@ func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (f find
 		if closeErr := results.Close(); err == nil {
 			err = closeErr
 		}
+		if err != nil {
+			delete(prepared, claim) // pgx has thrown it away
+		}
 	}()
 	if _, err := results.Exec(); err != nil {
 		return finding{}, err
@@ -303,13 +316,13 @@ func (sp *savepoint) record(ctx context.Context, stored []byte) error {
 	defer cancel()
 	var batch pgx.Batch
 	batch.Queue(sp.store.sql.record, recordArgs(sp.key, sp.row, stored, sp.store.cfg.Retention)...)
-	batch.Queue("release savepoint idempotency")
-	return sp.tx.SendBatch(ctx, &batch).Close()
+	batch.Queue(releaseSQL)
+	return explainRecord(sp.tx.SendBatch(ctx, &batch).Close())
 }
 
 // rollback undoes everything since the savepoint, the advisory lock included.
-// An error means that the transaction or its connection is gone, and with it
-// what was to be undone; the caller's next statement will say so.
+// Where that fails (the function has left a query open), nothing of it may be
+// committed: the connection is closed.
 func (sp *savepoint) rollback(ctx context.Context) {
 	if !sp.stands {
 		return
@@ -317,12 +330,17 @@ func (sp *savepoint) rollback(ctx context.Context) {
 	sp.stands = false
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackBound)
 	defer cancel()
-	_, _ = sp.tx.Exec(ctx, "rollback to savepoint idempotency; release savepoint idempotency")
+	if _, err := sp.tx.Exec(ctx, rollbackToSQL+"; "+releaseSQL); err != nil {
+		_ = sp.tx.Conn().Close(ctx)
+	}
 }
+
+// A function is the caller's, as a call runs it.
+type function func(ctx context.Context, tx pgx.Tx) (stored []byte, err error)
 
 // runGuarded calls fn with tx behind a guard, and checks afterwards that tx can
 // still commit what fn did.
-func runGuarded(ctx context.Context, tx pgx.Tx, fn body) ([]byte, error) {
+func runGuarded(ctx context.Context, tx pgx.Tx, fn function) ([]byte, error) {
 	guard := guardTx(tx)
 	defer guard.end()
 	stored, err := fn(ctx, guard)

@@ -223,3 +223,29 @@ func TestDoTxInABrokenTransactionRunsNothing(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 }
+
+// The rollback to the savepoint fails while a query is open: then nothing of the
+// transaction may be committed.
+func TestDoTxThatCannotUndoClosesTheConnection(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	var rows pgx.Rows
+	got := b.doTx(tx, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		var err error
+		rows, err = tx.Query(ctx, "select generate_series(1, 10)")
+		return 1, errors.Join(err, errors.New("no"))
+	})
+	if got.err == nil {
+		t.Error("no error")
+	}
+	rows.Close()
+	if err := tx.Commit(t.Context()); err == nil {
+		t.Error("the transaction was committed")
+	}
+	b.executes(2)
+	b.effects(1)
+}

@@ -109,13 +109,15 @@ func TestResultThatCannotBeReadBackFailsTheFirstCall(t *testing.T) {
 
 func TestRecordOfAnotherTypeIsErrUndecodableAndNeverASecondExecution(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{})
+	var event idempotency.Event
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { event = e }})
 	b.executes(1)
 	_, _, err := idempotency.Do(t.Context(), b.store, b.key, func(ctx context.Context, tx pgx.Tx) ([]string, error) {
 		_, err := charge(b.key.ID, 1)(ctx, tx)
 		return nil, err
 	})
 	b.wantErr(err, idempotency.ErrUndecodable)
+	b.wantErr(event.Err, idempotency.ErrUndecodable)
 	b.replays(1)
 	b.effects(1)
 }
