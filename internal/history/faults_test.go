@@ -154,6 +154,8 @@ func (f *faults) badLink() pgproxy.Rule {
 				return verdict
 			}
 			commitBound.Store(true)
+		case m.Type == 'Q' && m.SQL == "commit": // of a transaction with a DoTx or a Delete
+			return f.one(unanswered, 0.1, pgproxy.CutClient, pgproxy.PassAndCut)
 		case m.Type == 'S' && !m.FromServer && commitBound.CompareAndSwap(true, false):
 			return f.one(unanswered, 0.1, pgproxy.CutClient, pgproxy.PassAndCut)
 		case m.FromServer && m.Tag == "COMMIT":
@@ -168,9 +170,9 @@ func (f *faults) badLink() pgproxy.Rule {
 			time.Sleep(rand.N(15 * time.Millisecond))
 		}
 		if m.Type == 'S' && !m.FromServer {
-			// Here the server has all that was sent, and waits for the next
+			// Here the server has all that was sent and waits for the next
 			// statement: the silence that MaxIdle ends. In the middle of a batch
-			// nothing in PostgreSQL 14 to 16 would.
+			// PostgreSQL does not take silence for idleness.
 			if verdict := f.one(halfOpen, 0.005, pgproxy.CutClient); verdict != pgproxy.Pass {
 				return verdict
 			}
