@@ -17,9 +17,12 @@ var (
 	noAdvisoryLock = edit{"postgres.go",
 		"where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)\non conflict",
 		"where $3::bigint is not null\non conflict"}
+	noAdvisoryLockToTakeOver = edit{"postgres.go",
+		"	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)\nfor update",
+		"	and $3::bigint is not null\nfor update"}
 	noRowLock = edit{"postgres.go",
-		"expires_at <= clock_timestamp()\nfor update skip locked`",
-		"expires_at <= clock_timestamp()`"}
+		"\nfor update skip locked`",
+		"`"}
 	recordAnyVersion = edit{"postgres.go",
 		"where id = $1 and scope = $2 and ctid = $3\n	returning 1",
 		"where id = $1 and scope = $2 and $3::tid is not null\n	returning 1"}
@@ -39,17 +42,17 @@ var mutations = []mutation{
 		"on conflict (id, scope) do nothing\nreturning ctid`",
 		"on conflict (id, scope) do update set scope = excluded.scope\nreturning ctid`"}}},
 
-	// The take-over. Its row lock is not doubled by anything: the advisory lock is
-	// not needed to take over (a replay may hold it at the moment), and that the
-	// record finds its row by ctid keeps a second call from recording, but not a
-	// call whose commit is in doubt from concluding that it was aborted. (The ctid
-	// holds only since the minor releases of November 2025: before, PostgreSQL did
-	// not look at it again after it had waited for the row.)
-	{"a take-over without locks, recorded by key", []edit{noAdvisoryLock, noRowLock, recordAnyVersion}},
-	{"a take-over without the row lock", []edit{noRowLock}},
-	{"a take-over that does not look at the expiry again", []edit{{"postgres.go",
-		"where id = $1 and scope = $2 and expires_at <= clock_timestamp()\nfor update skip locked`",
-		"where id = $1 and scope = $2\nfor update skip locked`"}}},
+	// The take-over. Where the advisory lock does not hold, as on a distributed
+	// table, all depends on its row lock: that the record finds its row by ctid keeps
+	// a second call from recording, but not a call whose commit is in doubt from
+	// concluding that it was aborted. (The ctid holds only since the minor releases
+	// of November 2025: before, PostgreSQL did not look at it again after it had
+	// waited for the row.)
+	{"a take-over without locks, recorded by key", []edit{noAdvisoryLock, noAdvisoryLockToTakeOver, noRowLock, recordAnyVersion}},
+	{"a take-over without the row lock", []edit{noAdvisoryLockToTakeOver, noRowLock}},
+	{"a take-over that does not look at the expiry again", []edit{noAdvisoryLockToTakeOver, {"postgres.go",
+		"where id = $1 and scope = $2 and expires_at <= clock_timestamp()\n",
+		"where id = $1 and scope = $2\n"}}},
 
 	// The purge. Each of its row lock, which looks again, and its second look is
 	// enough; where the ctid holds, that is too.
@@ -98,8 +101,8 @@ var mutations = []mutation{
 		"	case outdated:\n		return finding{state: expired}, nil\n",
 		""}}},
 	{"an answer for another request", []edit{{"call.go",
-		"rec != nil && rec.fingerprint != key.Fingerprint {",
-		"rec != nil && rec.result == nil {"}}},
+		"case rec.fingerprint != key.Fingerprint:",
+		"case rec.result == nil:"}}},
 }
 
 // lookUpWhileInDoubt asks for the record of a lost commit with a bare SELECT.
@@ -155,7 +158,8 @@ func sentences(violations []Violation) (broken []string) {
 // redundancies take away what the promise does not hang on, because something
 // else holds it: a mutation that does no more than this cannot be caught.
 var redundancies = []mutation{
-	{"no advisory lock: the unique index and the row lock hold", []edit{noAdvisoryLock}},
+	{"no advisory lock: the unique index and the row lock hold", []edit{noAdvisoryLock, noAdvisoryLockToTakeOver}},
+	{"a take-over without the row lock: the advisory lock holds, on one server", []edit{noRowLock}},
 	{"a record by key: the row lock holds", []edit{recordAnyVersion}},
 	{"a purge without a second look: its row lock looks again", []edit{purgeWithoutSecondLook}},
 	{"a purge without its row lock: the second look is enough", []edit{purgeWithoutRowLock}},
