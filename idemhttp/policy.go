@@ -10,7 +10,7 @@ import (
 
 // A Policy is what clients have to know about the idempotency keys of a
 // Middleware: the specification that the draft asks a server to publish
-// (section 2.5). It can be changed before it is published, for example to say
+// (section 2.5.2). It can be changed before it is published, for example to say
 // in Scope what an account is.
 type Policy struct {
 	Specification string   `json:"specification"`
