@@ -50,7 +50,7 @@ var mutations = []mutation{
 	// waited for the row.)
 	{"a take-over without locks, recorded by key", []edit{noAdvisoryLock, noAdvisoryLockToTakeOver, noRowLock, recordAnyVersion}},
 	{"a take-over without the row lock", []edit{noAdvisoryLockToTakeOver, noRowLock}},
-	{"a take-over that does not look at the expiry again", []edit{noAdvisoryLockToTakeOver, {"postgres.go",
+	{"a take-over that does not look at the expiry again", []edit{{"postgres.go",
 		"where id = $1 and scope = $2 and expires_at <= clock_timestamp()\n",
 		"where id = $1 and scope = $2\n"}}},
 
