@@ -236,6 +236,18 @@ func TestUnreachableStoreIs503AndTheHandlerIsNotRun(t *testing.T) {
 	}
 }
 
+func TestStoreWithoutItsTableIs503AndTheHandlerIsNotRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.store = b.storeOn(b.pool, idempotency.Config{Schema: "elsewhere"})
+	server := b.protected(idemhttp.Config{}, created)
+	b.post(server, "k").isProblem(t, 503, "unavailable")
+	b.ran(0)
+	if !strings.Contains(b.reports(), "migrations.Up") {
+		t.Errorf("reported %s", b.reports())
+	}
+}
+
 func TestUnknownOutcomeIs503(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
