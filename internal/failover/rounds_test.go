@@ -4,44 +4,65 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/pgidem/idempotency/internal/failover"
 )
 
-// rounds is how many primaries are lost; IDEMPOTENCY_TEST_LONG asks for more.
-func rounds() int {
-	if os.Getenv("IDEMPOTENCY_TEST_LONG") != "" {
-		return 20
-	}
-	return 2
-}
+// long asks for more rounds, and for what takes minutes.
+var long = os.Getenv("IDEMPOTENCY_TEST_LONG") != ""
 
-// losses are the ways in which the primary goes.
-var losses = []struct {
+// A loss is a way in which the primary goes.
+type loss struct {
 	name string
 	lose func(p *failover.Pair)
-}{
-	{"its network and then the primary", func(p *failover.Pair) {
-		p.Link.Cut() // every commit waits now, and will never have been
+	end  func(p *failover.Pair) // when the standby has taken over
+}
+
+var (
+	killed = loss{name: "killed", lose: func(p *failover.Pair) { p.Kill(p.Primary) }}
+
+	// Every commit waits for the standby, which will never have it.
+	cutOffAndKilled = loss{name: "cut off, then killed", lose: func(p *failover.Pair) {
+		p.Link.Cut()
 		time.Sleep(rand.N(50 * time.Millisecond))
 		p.Kill(p.Primary)
-	}},
-	{"the primary", func(p *failover.Pair) { p.Kill(p.Primary) }},
+	}}
+
+	// A primary that hangs keeps its connections.
+	hangingAndKilled = loss{name: "hanging, killed after the failover",
+		lose: func(p *failover.Pair) { p.Freeze(p.Primary) },
+		end:  func(p *failover.Pair) { p.Kill(p.Primary) },
+	}
+
+	// The clients get away from it at their deadlines: of connect_timeout, of
+	// their contexts, and of Do for a COMMIT and for the search for its outcome.
+	hanging = loss{name: "hanging for ever", lose: func(p *failover.Pair) { p.Freeze(p.Primary) }}
+)
+
+// losses are those of a run, one for each round.
+func losses() []loss {
+	short := []loss{cutOffAndKilled, killed, hangingAndKilled}
+	if !long {
+		return short
+	}
+	return append(slices.Repeat(short, 7), hanging)
 }
 
 // The primary is lost under load, and the standby takes over. Nothing that a
 // client was told is lost with it, and nothing is done twice.
-func TestPrimaryKilledUnderLoadLosesNoAnswerAndDoublesNoEffect(t *testing.T) {
+func TestPrimaryLostUnderLoadLosesNoAnswerAndDoublesNoEffect(t *testing.T) {
 	t.Parallel()
 	var all tally
-	for i := range rounds() {
-		loss := losses[i%len(losses)]
-		commit := []string{"on", "remote_apply"}[i/len(losses)%2]
-		t.Run(fmt.Sprintf("%d %s %s", i+1, loss.name, commit), func(t *testing.T) {
+	for i, l := range losses() {
+		commit := []string{"on", "remote_apply"}[i%2]
+		t.Run(fmt.Sprintf("%d %s %s", i+1, l.name, commit), func(t *testing.T) {
 			p := failover.New(t, failover.Options{SynchronousCommit: commit})
-			all.add(failOverUnderLoad(p, loss.lose))
+			n := failOverUnderLoad(p, l)
+			t.Log(n)
+			all.add(n)
 		})
 	}
 	t.Log("all: ", all)
@@ -50,33 +71,26 @@ func TestPrimaryKilledUnderLoadLosesNoAnswerAndDoublesNoEffect(t *testing.T) {
 	}
 }
 
-// A primary that hangs keeps its connections. Clients get away from it at their
-// own deadlines, and at connect_timeout.
-func TestPrimaryFrozenUnderLoadLosesNoAnswerAndDoublesNoEffect(t *testing.T) {
-	t.Parallel()
-	p := failover.New(t, failover.Options{})
-	failOverUnderLoad(p, func(p *failover.Pair) { p.Freeze(p.Primary) })
-}
-
 // failOverUnderLoad lets the standby take over after a loss at a random moment,
 // and checks what the clients were told before and afterwards.
-func failOverUnderLoad(p *failover.Pair, lose func(*failover.Pair)) tally {
+func failOverUnderLoad(p *failover.Pair, l loss) tally {
 	p.Helper()
 	f := launch(p)
 	f.progress(200)
 	time.Sleep(rand.N(500 * time.Millisecond))
-	lose(p)
+	l.lose(p)
 	lost := time.Now()
 	time.Sleep(rand.N(300 * time.Millisecond)) // until somebody notices
 	p.Promote()
+	if l.end != nil {
+		l.end(p)
+	}
 	f.progress(200)
 	answers := f.end()
 	for _, v := range readLedger(p, p.Pool(p.DSNOf(p.Standby), 2)).violations(answers) {
 		p.Error(v)
 	}
-	n := count(answers, lost)
-	p.Log(n)
-	return n
+	return count(answers, lost)
 }
 
 // A standby that is not synchronous loses answers. The check has to find that.
