@@ -1,8 +1,6 @@
 package main
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -24,23 +22,26 @@ var folders = []string{
 }
 
 // findBinaries returns the folder that holds PostgreSQL's server binaries: the
-// one that is set, else the first of PATH, pg_config's and the usual ones.
+// one that is set, else the first of PATH, pg_config's, the usual ones, and those
+// downloaded before.
 func findBinaries(set settings) (string, error) {
-	if set.BinDir != "" {
-		if !hasServer(set.BinDir) {
-			return "", fmt.Errorf("no initdb and postgres in %s", set.BinDir)
-		}
-		return set.BinDir, nil
+	wanted := "initdb and postgres"
+	if set.Version != 0 {
+		wanted += fmt.Sprint(" ", set.Version)
 	}
-	for _, dir := range candidates() {
-		if hasServer(dir) {
+	dirs, where := candidates(set), "PATH, in pg_config --bindir, in the usual folders, or in "+set.Cache
+	if set.BinDir != "" {
+		dirs, where = []string{set.BinDir}, set.BinDir
+	}
+	for _, dir := range dirs {
+		if hasServer(dir) && (set.Version == 0 || serverMajor(dir) == set.Version) {
 			return dir, nil
 		}
 	}
-	return "", errors.New("no initdb and postgres in PATH, in pg_config --bindir, or in the usual folders")
+	return "", fmt.Errorf("no %s in %s", wanted, where)
 }
 
-func candidates() []string {
+func candidates(set settings) []string {
 	var dirs []string
 	if postgres, err := exec.LookPath("postgres"); err == nil {
 		// A link leads to where initdb is, too.
@@ -51,7 +52,7 @@ func candidates() []string {
 	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
 		dirs = append(dirs, strings.TrimSpace(string(out)))
 	}
-	for _, pattern := range folders {
+	for _, pattern := range append(folders, filepath.Join(set.Cache, "*", "bin")) {
 		found, _ := filepath.Glob(pattern) // fails on a bad pattern only
 		slices.SortFunc(found, newestFirst)
 		dirs = append(dirs, found...)
@@ -61,12 +62,21 @@ func candidates() []string {
 
 var digits = regexp.MustCompile(`\d+`)
 
-func newestFirst(a, b string) int { return cmp.Compare(major(b), major(a)) }
+func newestFirst(a, b string) int { return slices.Compare(numbers(b), numbers(a)) }
 
-// major returns the PostgreSQL version in the name of a folder.
-func major(dir string) int {
-	n, _ := strconv.Atoi(digits.FindString(dir))
-	return n
+// numbers are those in the text, and 0.
+func numbers(text string) (list []int) {
+	for _, s := range digits.FindAllString(text, -1) {
+		n, _ := strconv.Atoi(s)
+		list = append(list, n)
+	}
+	return append(list, 0)
+}
+
+// serverMajor is the major version of the server in dir, or 0.
+func serverMajor(dir string) int {
+	out, _ := exec.Command(filepath.Join(dir, "postgres"), "--version").Output()
+	return numbers(string(out))[0]
 }
 
 func hasServer(dir string) bool {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -23,7 +24,11 @@ func startDocker(ctx context.Context, set settings) (*database, error) {
 	if err := checkDocker(ctx); err != nil {
 		return nil, err
 	}
-	container, err := postgres.Run(ctx, set.Image,
+	image := set.Image
+	if image == "" {
+		image = fmt.Sprint("postgres:", cmp.Or(set.Version, 18))
+	}
+	container, err := postgres.Run(ctx, image,
 		postgres.WithUsername("postgres"),
 		postgres.WithPassword(rand.Text()),
 		postgres.WithDatabase("postgres"),
@@ -31,15 +36,15 @@ func startDocker(ctx context.Context, set settings) (*database, error) {
 	)
 	if err != nil {
 		terminate(container)
-		return nil, fmt.Errorf("%s: %w", set.Image, err)
+		return nil, fmt.Errorf("%s: %w", image, err)
 	}
 	db, err := inContainer(ctx, container)
 	if err != nil {
-		err = fmt.Errorf("%s: %w%s", set.Image, err, tail(containerLog(container)))
+		err = fmt.Errorf("%s: %w%s", image, err, tail(containerLog(container)))
 		terminate(container)
 		return nil, err
 	}
-	db.About = fmt.Sprintf("PostgreSQL %s in Docker from %s", db.About, set.Image)
+	db.Where = "in Docker from " + image
 	return db, nil
 }
 
@@ -54,7 +59,7 @@ func checkDocker(ctx context.Context) error {
 	return provider.Health(ctx)
 }
 
-// inContainer waits for the container's server; About is its version.
+// inContainer waits for the container's server.
 func inContainer(ctx context.Context, container *postgres.PostgresContainer) (*database, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -66,7 +71,7 @@ func inContainer(ctx context.Context, container *postgres.PostgresContainer) (*d
 	if err != nil {
 		return nil, err
 	}
-	return &database{URL: url, About: v, close: func() { terminate(container) }}, nil
+	return &database{URL: url, Version: v, close: func() { terminate(container) }}, nil
 }
 
 func terminate(container *postgres.PostgresContainer) {

@@ -23,8 +23,9 @@ func useEnv(ctx context.Context, _ settings) (*database, error) {
 		return nil, fmt.Errorf("DATABASE_URL is set, but its server cannot be used (unset it to have one started): %w", err)
 	}
 	return &database{
-		URL:   url,
-		About: fmt.Sprintf("PostgreSQL %s from DATABASE_URL", v),
-		close: func() {},
+		URL:     url,
+		Version: v,
+		Where:   "from DATABASE_URL",
+		close:   func() {},
 	}, nil
 }

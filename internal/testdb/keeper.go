@@ -20,8 +20,8 @@ import (
 // nothing behind either. The keeper has a session of its own, out of reach of
 // the terminal's Ctrl-C, and runs as another user where root may not.
 
-// keeperArg makes the first argument of a keeper; the source and the settings
-// follow.
+// keeperArg makes the first argument of a keeper; the source follows. The settings,
+// which can contain a password, come first on its standard input.
 const keeperArg = "-keeper"
 
 // startLimit bounds a start, including the download of an image.
@@ -34,8 +34,8 @@ type report struct {
 }
 
 // startKept starts the source in a keeper.
-func startKept(ctx context.Context, src source, set settings) (*database, error) {
-	cmd, err := keeperCommand(src, set)
+func (src source) startKept(ctx context.Context, set settings) (*database, error) {
+	cmd, err := keeperCommand(src)
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +50,7 @@ func startKept(ctx context.Context, src source, set settings) (*database, error)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	_ = json.NewEncoder(stdin).Encode(set) // if that fails, so does the report
 	giveUp := context.AfterFunc(ctx, func() { stdin.Close() })
 	defer giveUp()
 	var r report
@@ -70,16 +71,12 @@ func startKept(ctx context.Context, src source, set settings) (*database, error)
 	return r.Database, nil
 }
 
-func keeperCommand(src source, set settings) (*exec.Cmd, error) {
+func keeperCommand(src source) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	arg, err := json.Marshal(set)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(self, keeperArg, src.name, string(arg))
+	cmd := exec.Command(self, keeperArg, src.name)
 	cmd.Dir = "/" // the current one may be closed to another user
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -93,11 +90,16 @@ func keeperCommand(src source, set settings) (*exec.Cmd, error) {
 func keep(args []string) int {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
+	var set settings
+	err := json.NewDecoder(os.Stdin).Decode(&set)
 	go func() {
 		io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	db, err := startNamed(ctx, args)
+	var db *database
+	if err == nil {
+		db, err = startNamed(ctx, args, set)
+	}
 	r := report{Database: db}
 	if err != nil {
 		r.Err = err.Error()
@@ -111,16 +113,12 @@ func keep(args []string) int {
 	return 0
 }
 
-func startNamed(ctx context.Context, args []string) (*database, error) {
-	if len(args) != 2 {
-		return nil, fmt.Errorf("a keeper needs a source and settings, not %q", args)
+func startNamed(ctx context.Context, args []string, set settings) (*database, error) {
+	if len(args) != 1 {
+		return nil, fmt.Errorf("a keeper needs a source, not %q", args)
 	}
 	src, err := sourceNamed(args[0])
 	if err != nil {
-		return nil, err
-	}
-	var set settings
-	if err := json.Unmarshal([]byte(args[1]), &set); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startLimit)

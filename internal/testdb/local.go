@@ -3,25 +3,19 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
 )
 
-// A server is a PostgreSQL that was started from binaries on this machine, with
-// all its files in one temporary folder.
+// A server is a PostgreSQL that was started from binaries on this machine.
 type server struct {
-	bin, dir string
+	*daemon
+	bin      string
 	password string
-	log      *os.File
-	cmd      *exec.Cmd
-	exited   chan struct{} // closed when cmd has ended
 }
 
 // startLocal starts PostgreSQL from binaries on this machine.
@@ -30,52 +24,27 @@ func startLocal(ctx context.Context, set settings) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "testdb-")
+	d, err := newDaemon()
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(dir, "server.log"))
+	s := &server{daemon: d, bin: bin, password: rand.Text()}
+	db, err := s.open(ctx)
 	if err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	s := &server{bin: bin, dir: dir, password: rand.Text(), log: log}
-	db, err := s.start(ctx)
-	if err != nil {
-		output, _ := os.ReadFile(log.Name())
-		err = fmt.Errorf("%w%s", err, tail(output))
-		s.close()
-		return nil, err
+		return nil, d.fail(err)
 	}
 	return db, nil
 }
 
-func (s *server) start(ctx context.Context) (*database, error) {
+func (s *server) open(ctx context.Context) (*database, error) {
 	if err := s.initialize(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	var err error
-	for range 3 { // somebody else may get to the free port first
-		var port string
-		if port, err = freePort(); err != nil {
-			return nil, err
-		}
-		var v string
-		if v, err = s.launch(ctx, port); err == nil {
-			return &database{
-				URL:   s.url(port),
-				About: fmt.Sprintf("PostgreSQL %s from %s", v, s.bin),
-				close: s.close,
-			}, nil
-		}
-		s.stop()
-		if ctx.Err() != nil {
-			break
-		}
+	port, version, err := s.start(ctx, s.postgres, s.url)
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	return &database{URL: s.url(port), Version: version, Where: "from " + s.bin, close: s.close}, nil
 }
 
 // initialize makes the data folder. It does not stop half-way: that would leave
@@ -85,7 +54,7 @@ func (s *server) initialize() error {
 	if err := os.WriteFile(passwordFile, []byte(s.password), 0o600); err != nil {
 		return err
 	}
-	cmd := s.command("initdb", "--pgdata="+s.data(), "--username=postgres",
+	cmd := s.command(filepath.Join(s.bin, "initdb"), "--pgdata="+s.data(), "--username=postgres",
 		"--auth=scram-sha-256", "--pwfile="+passwordFile,
 		"--encoding=UTF8", "--locale=C", "--no-sync")
 	if err := cmd.Run(); err != nil {
@@ -94,33 +63,9 @@ func (s *server) initialize() error {
 	return nil
 }
 
-// launch starts the server and waits until it answers.
-func (s *server) launch(ctx context.Context, port string) (version string, err error) {
-	cmd := s.command("postgres", "-D", s.data(), "-k", s.dir, "-p", port,
-		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections="+maxConnections)
-	// An immediate shutdown, should even the keeper be killed.
-	dieWithParent(cmd.SysProcAttr, syscall.SIGQUIT)
-	if err := cmd.Start(); err != nil {
-		return "", err
-	}
-	s.cmd, s.exited = cmd, make(chan struct{})
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		cmd.Wait()
-		cancel(errors.New("postgres ended"))
-		close(s.exited)
-	}()
-	return waitReady(ctx, s.url(port))
-}
-
-// command prepares a command of PostgreSQL's, with its output in the log.
-func (s *server) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(s.bin, name), args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.Stdout, cmd.Stderr = s.log, s.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{}
-	return cmd
+func (s *server) postgres(port string) (*exec.Cmd, error) {
+	return s.command(filepath.Join(s.bin, "postgres"), "-D", s.data(), "-k", s.dir, "-p", port,
+		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections="+maxConnections), nil
 }
 
 func (s *server) data() string { return filepath.Join(s.dir, "data") }
@@ -134,37 +79,4 @@ func (s *server) url(port string) string {
 		RawQuery: "sslmode=disable",
 	}
 	return u.String()
-}
-
-// stop ends the server without a last checkpoint: nobody needs the data.
-func (s *server) stop() {
-	if s.cmd == nil || s.cmd.Process == nil {
-		return
-	}
-	s.cmd.Process.Signal(syscall.SIGQUIT)
-	select {
-	case <-s.exited:
-	case <-time.After(20 * time.Second):
-		s.cmd.Process.Kill()
-		<-s.exited
-	}
-	s.cmd = nil
-}
-
-func (s *server) close() {
-	s.stop()
-	s.log.Close()
-	if err := os.RemoveAll(s.dir); err != nil {
-		fmt.Fprintln(os.Stderr, "testdb:", err)
-	}
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
 }

