@@ -37,10 +37,11 @@ func sent(text string) func(pgproxy.Message) bool {
 	}
 }
 
-// bound matches a statement that is to be executed, and not only prepared.
+// bound matches a statement that is to be executed, and not only prepared. In the
+// simple protocol it is one message with all others of its round trip.
 func bound(text string) func(pgproxy.Message) bool {
 	matches := sent(text)
-	return func(m pgproxy.Message) bool { return m.Type == 'B' && matches(m) }
+	return func(m pgproxy.Message) bool { return (m.Type == 'B' || m.Type == 'Q') && matches(m) }
 }
 
 // answered matches the nth answer with a tag.

@@ -51,8 +51,12 @@ func (d *doubt) once(matches func(pgproxy.Message) bool, verdict pgproxy.Verdict
 	return reached
 }
 
-// The moments of a COMMIT. It is bound last in its batch, before the Sync.
-func commitOnItsWay(m pgproxy.Message) bool { return m.Type == 'B' && m.SQL == "commit" }
+// The moments of a COMMIT. It is bound last in its batch, before the Sync; in the
+// simple protocol, record and COMMIT are one message.
+func commitOnItsWay(m pgproxy.Message) bool {
+	return m.Type == 'B' && m.SQL == "commit" || commitQuery(m)
+}
+func commitQuery(m pgproxy.Message) bool    { return m.Type == 'Q' && sent("with recorded")(m) }
 func commitAnswered(m pgproxy.Message) bool { return m.FromServer && m.Tag == "COMMIT" }
 
 func commitComplete() func(pgproxy.Message) bool {
@@ -61,7 +65,7 @@ func commitComplete() func(pgproxy.Message) bool {
 		if commitOnItsWay(m) {
 			bound.Store(true)
 		}
-		return m.Type == 'S' && !m.FromServer && bound.Load()
+		return (m.Type == 'S' || commitQuery(m)) && !m.FromServer && bound.Load()
 	}
 }
 
@@ -267,7 +271,11 @@ func TestConnectionLostInTheFunctionRunsAgain(t *testing.T) {
 	value, replayed, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		runs++
 		if runs < 3 {
-			b.exec("select pg_terminate_backend($1)", tx.Conn().PgConn().PID())
+			var pid int // not what the driver was told, which can be a pooler's
+			if err := tx.QueryRow(ctx, "select pg_backend_pid()").Scan(&pid); err != nil {
+				return 0, err
+			}
+			b.exec("select pg_terminate_backend($1)", pid)
 		}
 		return charge(b.key.ID, runs)(ctx, tx)
 	})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
 // Backends are killed at random moments, most of them near a COMMIT, since a
@@ -35,6 +36,7 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 		},
 	})
 
+	look := b.anotherPool(pgtest.Direct) // not over a pooler's connections, which are killed
 	ctx, cancel := context.WithCancel(t.Context())
 	var killer, callers sync.WaitGroup
 	var kills, answers atomic.Int64
@@ -45,7 +47,7 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 				continue // on a slow machine, calls must still get through
 			}
 			var n int64
-			err := b.pool.QueryRow(ctx, `
+			err := look.QueryRow(ctx, `
 				select count(pg_terminate_backend(pid)) from (
 					select pid from pg_stat_activity
 					where application_name = 'victim' and datname = current_database() and (state <> 'idle' or random() < 0.1)
@@ -76,7 +78,7 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 						continue
 					}
 					var id int64
-					if err := b.pool.QueryRow(t.Context(), "select id from charges where key = $1", key.ID).Scan(&id); err != nil || id != got {
+					if err := look.QueryRow(t.Context(), "select id from charges where key = $1", key.ID).Scan(&id); err != nil || id != got {
 						t.Errorf("%s: answered %d, the table has %d, %v", key.ID, got, id, err)
 					}
 					answers.Add(1)

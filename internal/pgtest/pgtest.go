@@ -8,7 +8,9 @@
 //	func TestMain(m *testing.M) { pgtest.Main(m) }
 //
 // The server is the one of DATABASE_URL, which "make test" sets. Its user must
-// be allowed to create databases.
+// be allowed to create databases. When that leads through a pooler,
+// DATABASE_URL_DIRECT is for what a pooler in transaction mode cannot do: to make
+// databases, to migrate, and the pools that set a parameter for their sessions.
 package pgtest
 
 import (
@@ -30,6 +32,16 @@ type Option = func(*pgxpool.Config)
 // MaxConns sets the size of the pool; default 8.
 func MaxConns(n int32) Option {
 	return func(cfg *pgxpool.Config) { cfg.MaxConns = n }
+}
+
+// Direct leads a pool past the pooler, if there is one: for what a test looks at
+// from outside.
+func Direct(cfg *pgxpool.Config) {
+	s, err := connect()
+	if err != nil {
+		return // the test has failed with it
+	}
+	cfg.ConnConfig.Host, cfg.ConnConfig.Port = s.direct.ConnConfig.Host, s.direct.ConnConfig.Port
 }
 
 // New returns a pool on a new database in which migrations.Up has run. At the
@@ -124,6 +136,9 @@ func (s *server) open(t testing.TB, database string, opts []Option) *pgxpool.Poo
 	for _, opt := range opts {
 		opt(cfg)
 	}
+	if to, pooler := cfg.ConnConfig, s.config.ConnConfig; setsSession(cfg) && to.Host == pooler.Host && to.Port == pooler.Port {
+		Direct(cfg)
+	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
 		t.Fatal("pgtest: ", err)
@@ -137,6 +152,13 @@ func (s *server) open(t testing.TB, database string, opts []Option) *pgxpool.Poo
 		}
 	})
 	return pool
+}
+
+// setsSession reports whether a pool has parameters for its sessions. PgBouncer
+// refuses all but application_name.
+func setsSession(cfg *pgxpool.Config) bool {
+	_, named := cfg.ConnConfig.RuntimeParams["application_name"]
+	return len(cfg.ConnConfig.RuntimeParams) > 1 || !named
 }
 
 // applicationName is the name of the test, in the ASCII that the server allows.

@@ -24,7 +24,8 @@ const limit = 30 * time.Second
 // A server is the PostgreSQL of this process's tests.
 type server struct {
 	config   *pgxpool.Config // of DATABASE_URL
-	admin    *pgxpool.Pool   // on DATABASE_URL's own database
+	direct   *pgxpool.Config // past a pooler, if there is one
+	admin    *pgxpool.Pool   // on DATABASE_URL's own database, direct
 	maxConns int
 	template func() (string, error) // makes migrated when first asked for
 	migrated string                 // the database that New copies
@@ -43,11 +44,17 @@ const lockClass = 1346848340
 var connect = sync.OnceValues(func() (*server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	config, err := pgxpool.ParseConfig(os.Getenv("DATABASE_URL"))
-	if err != nil {
+	s := &server{run: rand.Uint32()}
+	var err error
+	if s.config, err = pgxpool.ParseConfig(os.Getenv("DATABASE_URL")); err != nil {
 		return nil, err
 	}
-	s := &server{config: config, run: rand.Uint32()}
+	s.direct = s.config
+	if url := os.Getenv("DATABASE_URL_DIRECT"); url != "" {
+		if s.direct, err = pgxpool.ParseConfig(url); err != nil {
+			return nil, err
+		}
+	}
 	s.template = sync.OnceValues(s.makeTemplate)
 	if err := s.connect(ctx); err != nil {
 		return nil, err
@@ -57,10 +64,10 @@ var connect = sync.OnceValues(func() (*server, error) {
 })
 
 func (s *server) connect(ctx context.Context) (err error) {
-	if s.admin, err = pgxpool.NewWithConfig(ctx, s.config.Copy()); err != nil {
+	if s.admin, err = pgxpool.NewWithConfig(ctx, s.direct.Copy()); err != nil {
 		return err
 	}
-	if s.alive, err = pgx.ConnectConfig(ctx, s.config.ConnConfig.Copy()); err != nil {
+	if s.alive, err = pgx.ConnectConfig(ctx, s.direct.ConnConfig.Copy()); err != nil {
 		return err
 	}
 	return s.alive.QueryRow(ctx, `
@@ -96,7 +103,7 @@ func (s *server) makeTemplate() (string, error) {
 		return "", err
 	}
 	s.migrated = name
-	cfg := s.config.Copy()
+	cfg := s.direct.Copy()
 	cfg.ConnConfig.Database = name
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
