@@ -45,10 +45,11 @@ func (s *session) inspect(ctx context.Context) error {
 	const query = `
 		select c.relkind in ('r', 'p'),
 			array(
-				select name from unnest($3::text[]) name
+				select name from unnest($3::text[]) with ordinality required (name, place)
 				where not exists (
 					select from pg_attribute a
-					where a.attrelid = c.oid and a.attname = name and a.attnum > 0 and not a.attisdropped)),
+					where a.attrelid = c.oid and a.attname = name and a.attnum > 0 and not a.attisdropped)
+				order by place),
 			exists (
 				select from pg_index i
 				where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indnatts = 2
