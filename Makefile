@@ -8,11 +8,17 @@ ARGS ?= ./...
 # One package at a time: some tests count what the server writes.
 GOTEST := go test -p 1
 
+# PostgreSQL's major versions, and the modes in which pgx can send a query:
+# make test-matrix VERSIONS="14 18", make test-modes MODES=exec
+VERSIONS ?= 14 15 16 17 18
+MODES ?= cache_statement cache_describe describe_exec exec simple_protocol
+POOLER_MODES ?= cache_describe exec simple_protocol
+
 MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sort))
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo test test-race test-isolation test-long test-modules test-docker bench-once fmt lint deps ci
+.PHONY: help demo test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench-once fmt lint deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +35,17 @@ test-race: ## the same under the race detector
 test-isolation: ## test the root package on the stricter isolation levels
 	set -e; for level in "repeatable read" serializable; do \
 		IDEMPOTENCY_TEST_ISOLATION="$$level" $(TESTDB) -- go test -count=1 .; done
+
+test-matrix: ## test the root package and the migrations on each PostgreSQL of VERSIONS
+	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations; done
+
+test-modes: ## test the root package in each query exec mode of pgx
+	set -e; for m in $(MODES); do $(TESTDB) -mode $$m -- go test -count=1 .; done
+
+# Left out is what runs migrations on DATABASE_URL: they need a direct connection.
+test-pgbouncer: ## test the root package through PgBouncer in transaction mode
+	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
+		go test -count=1 -skip '^Example|^TestProgramOfTheReadme' .; done
 
 test-long: ## the tests under faults and storms, at full length (minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
@@ -54,4 +71,7 @@ lint: ## check the format, go vet and staticcheck, in all modules
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-ci: lint deps demo bench-once test-docker test-modules test-isolation test-long test-race ## all of it
+# The oldest and the newest; and the one mode that no other target has.
+ci: VERSIONS = 14 18
+ci: MODES = describe_exec
+ci: lint deps demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it
