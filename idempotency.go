@@ -268,10 +268,10 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 //   - PostgreSQL reports a serialization failure or a deadlock (40001, 40P01), or
 //     the connection is lost before COMMIT: fn is run again in a new transaction,
 //     after a short random pause, 10 times at most; then the last error.
-//   - the answer to COMMIT is lost, or takes longer than a minute: Do finds out by claiming the key again, which
-//     waits for the old transaction to end. It returns the recorded value, or
-//     runs fn once more. When it cannot find out within 15 seconds, whatever ctx
-//     says, it fails with [ErrOutcomeUnknown].
+//   - the answer to COMMIT is lost, or takes longer than a minute: Do finds out
+//     by claiming the key again, which waits for the old transaction to end. It
+//     returns the recorded value, or runs fn once more. When it cannot find out
+//     within 15 seconds, whatever ctx says, it fails with [ErrOutcomeUnknown].
 //   - the process dies or freezes: nothing is committed, and the key is free as
 //     soon as PostgreSQL notices, after [Config.MaxIdle] at the latest.
 //
