@@ -146,12 +146,12 @@ func wantWhole(t *testing.T, pool *pgxpool.Pool, schema string) {
 }
 
 // reference makes, and names, a schema to which nothing but the files was
-// applied.
+// applied. Parallel subtests can ask for it at once.
 func reference(t *testing.T, pool *pgxpool.Pool) string {
 	t.Helper()
 	const name = "reference schema"
 	if query[bool](t, pool, `select not exists (select from pg_namespace where nspname = $1)`, name) {
-		sql := `create schema "` + name + `"; set local search_path to "` + name + `"; `
+		sql := `select pg_advisory_xact_lock(1); create schema if not exists "` + name + `"; set local search_path to "` + name + `"; `
 		for _, file := range files(t) {
 			sql += read(t, file)
 		}
