@@ -39,8 +39,11 @@ func (d *doubt) once(matches func(pgproxy.Message) bool, verdict pgproxy.Verdict
 	reached := make(chan struct{})
 	var done atomic.Bool
 	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if m.Type == pgproxy.CancelRequest && !d.cancels {
-			return pgproxy.Drop
+		if m.Type == pgproxy.CancelRequest {
+			if !d.cancels {
+				return pgproxy.Drop
+			}
+			time.Sleep(time.Second) // until the server is in its COMMIT, also on a busy machine
 		}
 		if matches(m) && done.CompareAndSwap(false, true) {
 			close(reached)

@@ -115,8 +115,8 @@ func scanRecord(row pgx.Row, rec *Record, first ...any) error {
 }
 
 // Delete forgets the record of key, so that the next call with it runs again.
-// It is ErrInProgress while a call holds the key, and ErrNotFound when there is
-// no record. To delete a key that a client may still retry is to give up its
+// It is ErrInProgress when a call holds the key for a second or more, and
+// ErrNotFound when there is no record. To delete a key that a client may still retry is to give up its
 // protection, also for a call whose commit is in doubt at this moment.
 func (s *Store) Delete(ctx context.Context, key Key) error {
 	return s.observed(ctx, "Delete", func(event *Event) error {
@@ -131,13 +131,17 @@ func (s *Store) Delete(ctx context.Context, key Key) error {
 	})
 }
 
+// deletePatience is how long Delete asks again before it believes that a call
+// holds the key: replays, too, hold the advisory lock for a moment.
+const deletePatience = time.Second
+
 func (s *Store) delete(ctx context.Context, key Key) error {
 	var waits backoff
 	for start := time.Now(); ; {
 		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
 			return s.deleteIn(ctx, tx, key)
 		})
-		again := errors.Is(err, ErrInProgress) && time.Since(start) < grace
+		again := errors.Is(err, ErrInProgress) && time.Since(start) < deletePatience
 		if !again || waits.pause(ctx) != nil {
 			return err
 		}
