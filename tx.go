@@ -259,8 +259,7 @@ type savepoint struct {
 	stands bool // else its name may mean the savepoint of an outer DoTx
 }
 
-// claim sets the savepoint and claims the key in one round trip; a duplicate
-// needs a second one, to read.
+// claim sets the savepoint and claims the key.
 func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	sql, key := &sp.store.sql, sp.key
 	f, err := sp.set(ctx, sql.claim, claimArgs(key, sp.store.cfg.Retention)...)
@@ -274,40 +273,16 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	return f, err
 }
 
-// set sends the savepoint together with the claim, except at the first claim of
-// a connection: pgx then prepares the statement ahead of the batch, and if that
-// failed (no such table) the caller's transaction would be broken, with no
-// savepoint to go back to.
-func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (f finding, err error) {
-	prepared := sp.tx.Conn().PgConn().CustomData()
-	if prepared[claim] == nil {
-		if _, err := sp.tx.Exec(ctx, savepointSQL); err != nil {
-			return finding{}, err
-		}
-		sp.stands = true
-		f, err := readClaim(sp.tx.QueryRow(ctx, claim, args...))
-		if err == nil {
-			prepared[claim] = true
-		}
-		return f, err
-	}
-	var batch pgx.Batch
-	batch.Queue(savepointSQL)
-	batch.Queue(claim, args...)
-	results := sp.tx.SendBatch(ctx, &batch)
-	defer func() {
-		if closeErr := results.Close(); err == nil {
-			err = closeErr
-		}
-		if err != nil {
-			delete(prepared, claim) // pgx has thrown it away
-		}
-	}()
-	if _, err := results.Exec(); err != nil {
+// set sends the savepoint by itself, not in a batch with the claim: pgx prepares
+// a statement that it has not cached ahead of the batch, and if that failed (no
+// such table) the caller's transaction would be broken, with no savepoint to go
+// back to.
+func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (finding, error) {
+	if _, err := sp.tx.Exec(ctx, savepointSQL); err != nil {
 		return finding{}, err
 	}
 	sp.stands = true
-	return readClaim(results.QueryRow())
+	return readClaim(sp.tx.QueryRow(ctx, claim, args...))
 }
 
 func (sp *savepoint) record(ctx context.Context, stored []byte) error {
