@@ -104,7 +104,7 @@ func TestDoTxCostsThreeRoundTripsOfItsOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	}); got != 2+3*b.described() {
+	}); got != 3+3*b.described() {
 		t.Errorf("%d round trips, want 6: begin, savepoint, claim, the function's one, record+release, commit", got)
 	}
 }
