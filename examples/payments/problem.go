@@ -44,14 +44,14 @@ func refuse(w http.ResponseWriter, p problem, detail string) {
 // fail answers a request whose work has failed. What went wrong is for the log:
 // it can name tables, addresses and people.
 //
-// An error that PostgreSQL reports is a fault of this program. Any other, such
-// as a lost connection, passes: 503 tells clients to come back. The Middleware
-// keeps nothing of either.
+// An ERROR is what PostgreSQL says of a statement, and so a fault of this program.
+// All else passes, such as a lost connection, or the FATAL of a server that shuts
+// down: 503 tells clients to come back. The Middleware keeps nothing of either.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
 		a.log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
 	}
-	if _, reported := errors.AsType[*pgconn.PgError](err); reported {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.SeverityUnlocalized == "ERROR" {
 		refuse(w, failed, "Nothing was kept.")
 		return
 	}
