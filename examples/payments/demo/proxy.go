@@ -37,6 +37,7 @@ func startProxy() (*proxy, error) {
 	p.server = &http.Server{ErrorLog: quiet, Handler: &httputil.ReverseProxy{
 		Rewrite:        func(r *httputil.ProxyRequest) { r.SetURL(p.next()) },
 		ModifyResponse: p.answer,
+		FlushInterval:  -1, // so that the half of an answer is sent
 		// A connection each: one that is kept would have net/http repeat
 		// requests by itself when a process is gone.
 		Transport: &http.Transport{DisableKeepAlives: true},
