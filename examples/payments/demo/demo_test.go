@@ -3,6 +3,7 @@ package demo
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,9 +32,7 @@ func TestMain(m *testing.M) {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		program = filepath.Join(dir, "payments")
-		build := exec.Command("go", "build", "-o", program, "..")
-		build.Stderr = os.Stderr
-		err = build.Run()
+		err = build(program)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "building the service:", err)
@@ -41,6 +40,15 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	pgtest.Main(m)
+}
+
+func build(program string, flags ...string) error {
+	args := append([]string{"build", "-o", program}, flags...)
+	out, err := exec.Command("go", append(args, "..")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // databaseURL is of a server on which the demo makes its database.
@@ -123,7 +131,7 @@ func TestDemoShowsNoDoubleChargeWithTheMiddlewareAndSomeWithout(t *testing.T) {
 	}
 	for _, want := range []string{
 		` 50 requests, 50 of them get the same 201; 1 executed\n`,
-		`kill -9 \d+, between the write of a charge and its COMMIT`,
+		`kill -9 \d+: it has written a charge and its record, not yet its COMMIT`,
 		`✓ charges +100 +[12]\d\d\n`,
 		`✓ orders charged exactly once +100 +\d\d\n`,
 		`✓ orders charged twice or more +0 +\d\d\n`,
@@ -149,6 +157,64 @@ func TestDemoFindsAServiceThatChargesTwice(t *testing.T) {
 		"orders charged twice or more: ",
 		"keys recorded: 0 with the middleware",
 	)
+}
+
+// Most libraries do so: the handler commits, and then its response is stored.
+func TestDemoFindsAServiceThatRecordsInAnotherTransaction(t *testing.T) {
+	dir := t.TempDir()
+	source, err := os.ReadFile("../api.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := strings.Replace(string(source), "once := idem.Atomic", `
+	own, err := pgxpool.NewWithConfig(context.Background(), pool.Config())
+	if err != nil {
+		return nil, err
+	}
+	once := recordedAfterwards(idem, own)`, 1)
+	if broken == string(source) {
+		t.Fatal("api.go has another place for the Middleware")
+	}
+	const afterwards = `package main
+
+import (
+	"net/http"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/idemhttp"
+)
+
+func recordedAfterwards(idem *idemhttp.Middleware, pool *pgxpool.Pool) func(func(http.ResponseWriter, *http.Request, pgx.Tx)) http.Handler {
+	return func(handle func(http.ResponseWriter, *http.Request, pgx.Tx)) http.Handler {
+		return idem.Handler(unprotected(pool)(handle))
+	}
+}
+`
+	replaced := make(map[string]string)
+	for name, text := range map[string]string{"api.go": broken, "afterwards.go": afterwards} {
+		original, err := filepath.Abs("../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replaced[original] = filepath.Join(dir, name)
+		if err := os.WriteFile(replaced[original], []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replaced})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay"), overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	brokenProgram := filepath.Join(dir, "payments")
+	if err := build(brokenProgram, "-overlay", filepath.Join(dir, "overlay")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = play(t, func(d *demo) { d.program = brokenProgram })
+	wantError(t, err, "orders charged twice or more: 1 with the middleware")
 }
 
 func TestDemoFindsAClientThatChangesItsKey(t *testing.T) {

@@ -106,7 +106,7 @@ func (d *demo) refusal(ctx context.Context) error {
 // come.
 func (d *demo) duplicates(ctx context.Context) error {
 	const copies = 50
-	account, err := d.hold(ctx, order3.Account)
+	account, err := d.holdAccount(ctx, order3.Account)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (d *demo) duplicates(ctx context.Context) error {
 	}
 	err = until(ctx, "all duplicates have come", func() (bool, error) { return d.proxy.seen()-before >= copies, ctx.Err() })
 	if err == nil {
-		_, err = d.waiting(ctx)
+		_, err = d.hanging(ctx, account)
 	}
 	account.release()
 	wg.Wait()
