@@ -106,12 +106,12 @@ func (x *session) run(ctx context.Context, fn function) ([]byte, *failure) {
 // commit stores the result and commits, in one round trip. When the row is not
 // there the record fails, which keeps the COMMIT behind it from being executed:
 // the batch has one Sync.
-func (x *session) commit(stored []byte) *failure {
+func (x *session) commit(rec *record) *failure {
 	// Not the caller's context: to cancel a COMMIT is to put it in doubt.
 	ctx, cancel := context.WithTimeout(context.Background(), commitBound)
 	defer cancel()
 	sent := time.Now()
-	err := x.finish(ctx, x.store.sql.record, recordArgs(x.key, x.row, stored, x.store.cfg.Retention)...)
+	err := x.finish(ctx, x.store.sql.record, recordArgs(x.key, x.row, rec, x.store.cfg.Retention)...)
 	if err != nil {
 		// A COMMIT that took too long will do so again.
 		tooLong := errors.Is(err, context.DeadlineExceeded)
@@ -192,7 +192,7 @@ func (s *Store) commitSQL() string {
 
 // doTx is DoTx on stored values.
 func (s *Store) doTx(ctx context.Context, tx pgx.Tx, key Key, w work) (replayed bool, err error) {
-	return s.call(ctx, "DoTx", key, w, func(c *call) (*record, error) { return c.doTx(ctx, tx) })
+	return s.call(ctx, "DoTx", key, w, func(c *call, ctx context.Context) (*record, error) { return c.doTx(ctx, tx) })
 }
 
 // doTx returns the record that it found, or neither record nor error when the
@@ -213,7 +213,7 @@ func (c *call) doTx(ctx context.Context, tx pgx.Tx) (*record, error) {
 	}()
 	stored, err := runGuarded(ctx, tx, c.run)
 	if err == nil {
-		err = sp.record(ctx, stored)
+		err = sp.record(ctx, &record{fingerprint: c.key.Fingerprint, result: stored, origin: c.origin})
 	}
 	recorded = err == nil
 	return nil, err
@@ -234,7 +234,7 @@ func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, err
 		case f.state == recorded:
 			return nil, f.rec, nil
 		case f.state == abandoned:
-			return nil, nil, errAbandoned
+			return nil, nil, ErrAbandoned
 		}
 		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err
@@ -285,12 +285,12 @@ func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (findin
 	return readClaim(sp.tx.QueryRow(ctx, claim, args...))
 }
 
-func (sp *savepoint) record(ctx context.Context, stored []byte) error {
+func (sp *savepoint) record(ctx context.Context, rec *record) error {
 	// A nil error of fn is recorded, whatever the context says by now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
 	defer cancel()
 	var batch pgx.Batch
-	batch.Queue(sp.store.sql.record, recordArgs(sp.key, sp.row, stored, sp.store.cfg.Retention)...)
+	batch.Queue(sp.store.sql.record, recordArgs(sp.key, sp.row, rec, sp.store.cfg.Retention)...)
 	batch.Queue(releaseSQL)
 	return explainRecord(sp.tx.SendBatch(ctx, &batch).Close())
 }
@@ -339,7 +339,3 @@ func checkOpen(tx pgx.Tx) error {
 	}
 	return nil
 }
-
-// errAbandoned is for a row that was committed without a result, which only a
-// function that sent its own COMMIT as SQL can do.
-var errAbandoned = fmt.Errorf("%w: no: an earlier function with this key ended its transaction itself; Store.Delete makes the key usable again", ErrOutcomeUnknown)
