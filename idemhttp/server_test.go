@@ -277,6 +277,23 @@ func TestRecordOfAnotherKindIsNeverASecondExecution(t *testing.T) {
 	b.ran(0)
 }
 
+func TestHandlerThatSendsCommitIsNeverASecondExecution(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := idemhttp.Tx(r.Context()).Exec(r.Context(), "commit"); err != nil {
+			t.Error(err)
+		}
+		created(w, r)
+	})
+	b.post(server, "k").isProblem(t, 503, "outcome-unknown")
+	for range 2 {
+		b.post(server, "k").isProblem(t, 500, "failed")
+	}
+	b.ran(1)
+	b.effects(1)
+}
+
 func TestCommitThatFailsIsNeverASuccess(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
