@@ -241,6 +241,7 @@ type Store struct {
 	pool *pgxpool.Pool
 	cfg  Config
 	sql  statements
+	idle []any // settingsArgs
 	gate gate
 }
 
@@ -263,7 +264,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Store{pool: pool, cfg: cfg, sql: newStatements(cfg)}, nil
+	return &Store{pool: pool, cfg: cfg, sql: newStatements(cfg), idle: settingsArgs(cfg.MaxIdle)}, nil
 }
 
 // Config returns the configuration of s, with the defaults filled in.

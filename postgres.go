@@ -178,9 +178,9 @@ func newStatements(cfg Config) statements {
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.
 const maxServerTimeout = (1<<31 - 1) * time.Millisecond
 
-// idleTimeout is the argument of settingsSQL.
-func idleTimeout(maxIdle time.Duration) string {
-	return strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10) // 0 is no limit
+// settingsArgs are the arguments of settingsSQL.
+func settingsArgs(maxIdle time.Duration) []any {
+	return []any{strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10)} // 0 is no limit
 }
 
 // A record is a result as it stands in the table.
@@ -249,14 +249,17 @@ func readFound(row pgx.Row) (finding, error) {
 	return finding{state: recorded, rec: &rec}, nil
 }
 
-// claimArgs are the arguments of claimSQL.
+// claimArgs are the arguments of claimSQL; their first two those of readSQL, their
+// first three those of takeOverSQL. They are boxed once: a batch would do it
+// again for each statement.
 func claimArgs(key Key, retention time.Duration) []any {
 	return []any{key.ID, key.Scope, key.lockID(), retention.Microseconds()}
 }
 
-// recordArgs are the arguments of recordSQL.
-func recordArgs(key Key, row pgtype.TID, rec *record, retention time.Duration) []any {
-	return []any{key.ID, key.Scope, row, fingerprintColumn(rec.fingerprint), rec.result, retention.Microseconds(), originColumn(rec.origin)}
+// recordArgs are the arguments of recordSQL, after a claim with claimArgs.
+func recordArgs(claim []any, row pgtype.TID, rec *record) []any {
+	id, scope, retention := claim[0], claim[1], claim[3]
+	return []any{id, scope, row, fingerprintColumn(rec.fingerprint), rec.result, retention, originColumn(rec.origin)}
 }
 
 // fingerprintColumn stores the zero fingerprint as null, in no space.
