@@ -8,21 +8,10 @@ import (
 	"github.com/pgidem/idempotency"
 )
 
-// purgeUntil removes what has expired, now and then, until ctx ends. It may run
-// in every process.
+// purgeUntil removes what has expired, every few minutes, until ctx ends. It may
+// run in every process: one of them works at a time.
 func purgeUntil(ctx context.Context, store *idempotency.Store, log *slog.Logger) {
-	ticker := time.NewTicker(5 * time.Minute)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if n, err := store.Purge(ctx); err != nil && ctx.Err() == nil {
-			log.Warn("purge", "error", err)
-		} else if n > 0 {
-			log.Info("purge", "records", n)
-		}
+	if err := store.PurgeEvery(ctx, 5*time.Minute); ctx.Err() == nil {
+		log.Error("expired keys are no longer removed", "error", err)
 	}
 }

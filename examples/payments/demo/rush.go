@@ -33,8 +33,8 @@ func (d *demo) rushProtected(ctx context.Context, number int) error {
 	defer record.release()
 	paying, cancel := context.WithCancel(ctx)
 	defer cancel()
-	finish := d.payAll(paying, orders)
-	err = d.killOne(ctx, record, before)
+	paid, finish := d.payAll(paying, orders)
+	err = d.killHanging(ctx, record, paid, before)
 	if err != nil {
 		cancel()
 	}
@@ -44,14 +44,32 @@ func (d *demo) rushProtected(ctx context.Context, number int) error {
 	return d.expectUndone(ctx, before)
 }
 
-// killOne kills the process that hangs, once others have paid, and starts it
-// again.
-func (d *demo) killOne(ctx context.Context, record *held, before ledger) error {
-	i, err := d.hanging(ctx, record)
-	if err != nil {
-		return err
+// killHanging kills the process that hangs at the record. If all have paid, and
+// none did, the service has not recorded what it should.
+func (d *demo) killHanging(ctx context.Context, record *held, paid <-chan struct{}, before ledger) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-paid:
+			cancel()
+		case <-waiting.Done():
+		}
+	}()
+	i, err := d.hanging(waiting, record)
+	switch {
+	case err == nil:
+		return d.killOne(ctx, i, record, before)
+	case ctx.Err() == nil && waiting.Err() != nil:
+		d.fail("a process that hangs between its record and COMMIT: expected 1, found none")
+		return nil
 	}
-	err = until(ctx, "a third of the customers have paid", func() (bool, error) {
+	return err
+}
+
+// killOne kills a process, once others have paid, and starts it again.
+func (d *demo) killOne(ctx context.Context, i int, record *held, before ledger) error {
+	err := until(ctx, "a third of the customers have paid", func() (bool, error) {
 		now, err := d.readLedger(ctx)
 		return now.Charges-before.Charges >= customers/3, err
 	})
@@ -108,7 +126,8 @@ func (d *demo) rushUnprotected(ctx context.Context, number int) error {
 	if err != nil {
 		return err
 	}
-	if err := d.payAll(ctx, orders)(); err != nil {
+	_, finish := d.payAll(ctx, orders)
+	if err := finish(); err != nil {
 		return err
 	}
 	after, err := d.readLedger(ctx)
@@ -119,16 +138,21 @@ func (d *demo) rushUnprotected(ctx context.Context, number int) error {
 	return d.fleet.stop()
 }
 
-// payAll has every customer pay at once. The function it returns waits for them
-// and writes down what they were told.
-func (d *demo) payAll(ctx context.Context, orders []order) (finish func() error) {
+// payAll has every customer pay at once. Paid is closed when all have got their
+// answer; finish waits for that, and writes down what they were told.
+func (d *demo) payAll(ctx context.Context, orders []order) (paid <-chan struct{}, finish func() error) {
 	answers, errs := make([]answer, len(orders)), make([]error, len(orders))
 	var wg sync.WaitGroup
 	for i, o := range orders {
 		wg.Go(func() { answers[i], errs[i] = d.pay(ctx, o) })
 	}
-	return func() error {
+	done := make(chan struct{})
+	go func() {
 		wg.Wait()
+		close(done)
+	}()
+	return done, func() error {
+		<-done
 		if err := errors.Join(errs...); err != nil {
 			return err
 		}
@@ -155,7 +179,7 @@ func (d *demo) newOrders(ctx context.Context, run string) ([]order, error) {
 	const open = `
 with opened as (
 	insert into accounts (id, opening, balance)
-	select format('customer-%s', to_char(n, 'FM000')), 100000, 100000 from generate_series(1, $1) n
+	select format('customer-%s', to_char(n, 'FM000')), 1000000, 1000000 from generate_series(1, $1) n
 	on conflict do nothing
 	returning id
 )
