@@ -137,6 +137,7 @@ func TestDemoShowsNoDoubleChargeWithTheMiddlewareAndSomeWithout(t *testing.T) {
 		`✓ orders charged twice or more +0 +\d\d\n`,
 		`✓ money taken too much +0\.00 +\d{3,}\.\d\d\n`,
 		`✓ keys recorded +100 +0\n`,
+		`With the middleware every order was charged once. Without it \d+ customers paid \d{3,}\.\d\d too much\.`,
 		`curl -i localhost:8080/charges`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
