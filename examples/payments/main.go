@@ -31,6 +31,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/pgidem/idempotency/examples/payments/demo"
@@ -50,8 +51,8 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out, logs io.Writer) error {
-	if len(args) == 0 {
-		args = []string{"demo"}
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		args = append([]string{"demo"}, args...)
 	}
 	switch command, args := args[0], args[1:]; command {
 	case "serve":

@@ -251,6 +251,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{[]string{"serve", "-database", "x", "now"}, `serve takes flags only, and not "now"`},
 		{[]string{"serve", "-database", "x", "-drain", "0s"}, "-drain is 0s"},
 		{[]string{"demo"}, "run make demo, or set DATABASE_URL"},
+		{[]string{"-seed", "1"}, "run make demo, or set DATABASE_URL"},
 		{[]string{"demo", "-seed", "1", "twice"}, `the demo takes no "twice"`},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

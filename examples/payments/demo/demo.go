@@ -7,6 +7,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -25,7 +26,11 @@ import (
 func Command(ctx context.Context, args []string, out, usage io.Writer) error {
 	flags := flag.NewFlagSet("payments", flag.ContinueOnError)
 	flags.SetOutput(usage)
-	seed := flags.Uint64("seed", rand.Uint64N(1e6), "`number` that decides which answers are lost; default random")
+	flags.Usage = func() {
+		fmt.Fprintln(usage, "usage: payments [demo] [flags]   the demo, on the server of DATABASE_URL\n       payments serve [flags]    the service; -h lists its flags")
+		flags.PrintDefaults()
+	}
+	seed := flags.Uint64("seed", 0, "`number` that decides which answers are lost; default random")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -36,7 +41,7 @@ func Command(ctx context.Context, args []string, out, usage io.Writer) error {
 	if err != nil {
 		return err
 	}
-	d := newDemo(out, program, *seed)
+	d := newDemo(out, program, cmp.Or(*seed, 1+rand.Uint64N(1e6)))
 	return d.run(ctx, os.Getenv("DATABASE_URL"))
 }
 
