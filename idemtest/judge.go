@@ -20,7 +20,7 @@ func (r *round) problems() (all []problem) {
 }
 
 // counted: effects and keys are known.
-func (r *round) counted() bool { return r.missing == 0 && r.acquired == 0 }
+func (r *round) counted() bool { return r.missing == 0 && r.acquired <= 0 }
 
 func (r *round) checkReturned() (problem, bool) {
 	return problem{

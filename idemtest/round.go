@@ -54,10 +54,11 @@ func (r *round) run() error {
 	if err != nil {
 		return err
 	}
+	held := int(r.pool.Stat().AcquiredConns()) // by the program, from its start
 	r.proxy.SetRule(r.rule())
 	r.fire()
 	r.proxy.SetRule(nil)
-	if err := r.lookForLeftovers(); err != nil {
+	if err := r.lookForLeftovers(held); err != nil {
 		return err
 	}
 	if r.acquired > 0 || r.missing > 0 {
@@ -109,12 +110,12 @@ func (r *round) together(ctx context.Context, n int) {
 	}
 	close(start)
 	late := time.After(r.Timeout + grace)
-	for range n {
+	for i := range n {
 		select {
 		case a := <-answers:
 			r.answers = append(r.answers, a)
 		case <-late:
-			r.missing = n - len(r.answers)
+			r.missing = n - i
 			return
 		}
 	}
@@ -166,18 +167,18 @@ func (r *round) rule() pgproxy.Rule {
 }
 
 // lookForLeftovers waits until nothing is left, or for a while.
-func (r *round) lookForLeftovers() (err error) {
+func (r *round) lookForLeftovers(held int) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	for deadline := time.Now().Add(settle); ; time.Sleep(5 * time.Millisecond) {
-		r.acquired = int(r.pool.Stat().AcquiredConns())
+		r.acquired = int(r.pool.Stat().AcquiredConns()) - held
 		rows, _ := r.schema.conn.Query(ctx, `
 			select format('pid %s, last statement: %s', pid, query) from pg_stat_activity
-			where application_name = $1 and state like 'idle in transaction%'`, r.name)
+			where application_name = $1 and state like 'idle in transaction%'`, r.app)
 		if r.open, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
 			return fmt.Errorf("looking for open transactions: %w", err)
 		}
-		if r.acquired == 0 && len(r.open) == 0 || time.Now().After(deadline) {
+		if r.acquired <= 0 && len(r.open) == 0 || time.Now().After(deadline) {
 			return nil
 		}
 	}

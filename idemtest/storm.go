@@ -64,12 +64,13 @@ func Storm(t testing.TB, pool *pgxpool.Pool, n int, p Program) {
 	t.Helper()
 	s := newStorm(t, pool, n, p)
 	alone := s.round(plan{name: "one call, and the same again", alone: true})
-	s.play(t, alone)
-	for _, r := range s.storms(int(alone.commits)) {
-		if t.Failed() {
+	if !s.play(t, alone) {
+		return
+	}
+	for _, r := range s.storms(int(alone.commits.Load())) {
+		if !s.play(t, r) {
 			return
 		}
-		s.play(t, r)
 	}
 }
 
@@ -83,7 +84,7 @@ type storm struct {
 	schema *schema
 	proxy  *pgproxy.Proxy
 	pool   *pgxpool.Pool // through the proxy
-	name   string        // application_name of the pool
+	app    string        // application_name of the pool
 	call   Call
 }
 
@@ -103,7 +104,7 @@ func newStorm(t testing.TB, pool *pgxpool.Pool, n int, p Program) *storm {
 	}
 	p.Timeout = cmp.Or(p.Timeout, time.Minute)
 	s := &storm{Program: p, n: n, schema: newSchema(t, pool)}
-	s.name = s.schema.name
+	s.app = s.schema.name
 	s.open(t, pool)
 	p.Config.Schema = s.schema.name
 	store, err := idempotency.NewWithConfig(s.pool, p.Config)
@@ -132,15 +133,23 @@ func (s *storm) open(t testing.TB, pool *pgxpool.Pool) {
 	to.Host, to.Port = "127.0.0.1", s.proxy.Port()
 	to.TLSConfig, to.Fallbacks = nil, nil // the proxy has to read what passes
 	to.RuntimeParams["search_path"] = path
-	to.RuntimeParams["application_name"] = s.name
+	to.RuntimeParams["application_name"] = s.app
 	Guard(t, cfg)
 	if s.pool, err = pgxpool.NewWithConfig(ctx, cfg); err == nil {
-		t.Cleanup(func() { go s.pool.Close() }) // would wait for a leaked connection
+		t.Cleanup(s.close)
 		err = s.pool.Ping(ctx)
 	}
 	if err != nil {
 		t.Fatal("idemtest: the test database cannot be reached without TLS and through a proxy on 127.0.0.1, which Storm needs to cut connections: ", err)
 	}
+}
+
+func (s *storm) close() {
+	if s.pool.Stat().AcquiredConns() > 0 {
+		go s.pool.Close() // would wait for a leaked connection
+		return
+	}
+	s.pool.Close()
 }
 
 // A plan is how a round goes.
@@ -168,17 +177,19 @@ func (s *storm) storms(commits int) []*round {
 }
 
 func (s *storm) round(p plan) *round {
-	return &round{storm: s, plan: p, id: fmt.Sprintf("%s-%08x", s.name, rand.Uint32())}
+	return &round{storm: s, plan: p, id: fmt.Sprintf("%s-%08x", s.app, rand.Uint32())}
 }
 
-// play runs a round and fails the test with what is wrong.
-func (s *storm) play(t testing.TB, r *round) {
+// play runs a round, and fails the test with what is wrong.
+func (s *storm) play(t testing.TB, r *round) (right bool) {
 	t.Helper()
 	if err := r.run(); err != nil {
 		t.Errorf("idemtest: Storm, %s: %v", r.name, err)
-		return
+		return false
 	}
-	if problems := r.problems(); len(problems) > 0 {
+	problems := r.problems()
+	if len(problems) > 0 {
 		t.Error(report(r.name, problems))
 	}
+	return len(problems) == 0
 }
