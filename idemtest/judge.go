@@ -133,12 +133,16 @@ func (r *round) checkAnswers() (problem, bool) {
 	for _, v := range values {
 		different = different || !reflect.DeepEqual(v, values[0])
 	}
-	return problem{
+	p := problem{
 		what:     "different answers",
 		expected: "the same answer to every call",
 		found:    tally(values),
 		likely:   "a part of the answer is made outside the function of Do, such as a time, an id or a \"duplicate\" message: build all of it from the value that Do returns",
-	}, different
+	}
+	if r.counted() && r.effects != 1 {
+		p.likely = "the wrong number of effects, see above"
+	}
+	return p, different
 }
 
 func (r *round) checkReplays() (problem, bool) {
@@ -157,8 +161,9 @@ func (r *round) checkReplays() (problem, bool) {
 	right := first == 1
 	if r.cut != "" { // a call that found out about its COMMIT, or was made again, has a replay
 		p.expected, right = "at most "+p.expected, first <= 1
+		p.likely = "an error of COMMIT is ignored: a call has answered with success though nothing was committed, and the next one ran again"
 	}
-	return p, !r.Unmarked && !r.failed() && r.missing == 0 && !right
+	return p, !r.Unmarked && !r.failed() && r.counted() && r.effects == 1 && !right
 }
 
 func (r *round) failed() bool { return len(r.values()) < len(r.answers) }

@@ -18,11 +18,11 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 func testDatabase(t testing.TB, opts ...pgtest.Option) *pgxpool.Pool {
 	t.Helper()
 	pool := pgtest.Empty(t, opts...)
-	exec(t, pool, `create table charges (n int generated always as identity, request text not null)`)
+	run(t, pool, `create table charges (n int generated always as identity, request text not null)`)
 	return pool
 }
 
-func exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
+func run(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()
 	if _, err := pool.Exec(context.Background(), sql, args...); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -136,7 +135,7 @@ func (r *round) insist(ctx context.Context, answers chan<- answer) {
 func (r *round) once(ctx context.Context) (a answer) {
 	defer func() {
 		if v := recover(); v != nil {
-			a.err = fmt.Errorf("the call panicked: %v\n%s", v, debug.Stack())
+			a.err = fmt.Errorf("the call panicked at %s: %v", findCaller().line, v)
 		}
 	}()
 	a.value, a.replayed, a.err = r.call(ctx, r.id)
