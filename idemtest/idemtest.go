@@ -113,8 +113,8 @@ func createSchema(ctx context.Context, pool *pgxpool.Pool) (*schema, error) {
 		_, err = conn.Exec(ctx, `create schema `+s.name)
 	}
 	if err != nil {
-		conn.Close(ctx)
-		return nil, explainCreate(err, conn.Config())
+		defer conn.Close(ctx)
+		return nil, explainCreate(ctx, conn, err)
 	}
 	return s, nil
 }
@@ -133,12 +133,14 @@ func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, to)
 }
 
-func explainCreate(err error, cfg *pgx.ConnConfig) error {
+func explainCreate(ctx context.Context, conn *pgx.Conn, err error) error {
+	var role, database string
+	_ = conn.QueryRow(ctx, `select current_user, current_database()`).Scan(&role, &database) // else they are empty
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "42501" {
-		return fmt.Errorf("the role %[1]q may not create schemas in the test database %[2]q: as its owner, grant create on database %[3]s to %[4]s: %[5]w",
-			cfg.User, cfg.Database, pgx.Identifier{cfg.Database}.Sanitize(), pgx.Identifier{cfg.User}.Sanitize(), err)
+		return fmt.Errorf("the role %q may not create schemas in the test database %q: as its owner, grant create on database %s to %s: %w",
+			role, database, pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize(), err)
 	}
-	return fmt.Errorf("creating a schema in the test database %q: %w", cfg.Database, err)
+	return fmt.Errorf("creating a schema in the test database %q: %w", database, err)
 }
 
 // removeStale drops the schemas of processes that were killed: nobody holds their

@@ -70,11 +70,16 @@ func (r *recorder) text() string {
 	return strings.Join(r.failures, "\n")
 }
 
-// record runs a test to its end, as package testing does: the clean-ups run also
-// when it panics. It returns what the test said.
-func record(t testing.TB, test func(t testing.TB)) (failures string) {
-	t.Helper()
-	r := &recorder{TB: t}
+func (r *recorder) Name() string {
+	if r.TB == nil {
+		return "Example"
+	}
+	return r.TB.Name()
+}
+
+// play runs a test to its end, as package testing does: the clean-ups run also
+// when it panics. It returns what the test said when it failed.
+func play(r *recorder, test func(t testing.TB)) (failures string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -91,8 +96,15 @@ func record(t testing.TB, test func(t testing.TB)) (failures string) {
 		test(r)
 	}()
 	<-done
-	t.Log("\n" + r.text())
 	return r.text()
+}
+
+// record is play inside a test, which gets to see it with -v.
+func record(t testing.TB, test func(t testing.TB)) (failures string) {
+	t.Helper()
+	failures = play(&recorder{TB: t}, test)
+	t.Log("\n" + failures)
+	return failures
 }
 
 func want(t testing.TB, failures string, parts ...string) {

@@ -157,7 +157,7 @@ func TestRoleThatMayNotCreateSchemasIsAClearFailure(t *testing.T) {
 	defer do(`drop role ` + role)
 	poor := pgtest.Pool(t, pool, func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["role"] = strings.Trim(role, `"`) })
 	want(t, record(t, func(t testing.TB) { idemtest.New(t, poor, idempotency.Config{}) }),
-		"may not create schemas in the test database", "grant create on database", "permission denied")
+		"may not create schemas in the test database", "grant create on database", "to "+role, "permission denied")
 	if n := schemas(t, pool); n != 0 {
 		t.Errorf("%d schemas are left", n)
 	}

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgproxy"
@@ -128,8 +127,8 @@ func (s *storm) open(t testing.TB, pool *pgxpool.Pool) {
 	}
 	cfg := pool.Config()
 	to := cfg.ConnConfig
-	network, address := pgconn.NetworkAddress(to.Host, to.Port)
-	s.proxy = pgproxy.New(t, network, address)
+	server := s.schema.conn.PgConn().Conn().RemoteAddr() // of several hosts, the one that fits
+	s.proxy = pgproxy.New(t, server.Network(), server.String())
 	to.Host, to.Port = "127.0.0.1", s.proxy.Port()
 	to.TLSConfig, to.Fallbacks = nil, nil // the proxy has to read what passes
 	to.RuntimeParams["search_path"] = path

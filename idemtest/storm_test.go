@@ -78,6 +78,11 @@ func TestCorrectFunctionPassesTheStormInEveryQueryMode(t *testing.T) {
 	}
 }
 
+func TestCorrectFunctionOnAPoolOfOnePassesTheStorm(t *testing.T) {
+	t.Parallel()
+	wantNone(t, storm(t, correct, pgtest.MaxConns(1)))
+}
+
 func TestCorrectFunctionWithAStoreOfItsOwnPassesTheStorm(t *testing.T) {
 	t.Parallel()
 	wantNone(t, storm(t, func(pool *pgxpool.Pool, _ *idempotency.Store) idemtest.Call {
