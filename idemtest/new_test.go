@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -86,7 +87,7 @@ func TestNextNewRemovesWhatAKilledProcessHasLeft(t *testing.T) {
 	wantNone(t, record(t, func(t testing.TB) {
 		// The server may not have noticed yet that the process is gone.
 		for schemas(t, pool) > 2 || queryInt(t, pool, `select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())`) > 1 {
-			continue
+			time.Sleep(5 * time.Millisecond)
 		}
 		idemtest.New(t, pool, idempotency.Config{})
 		if n := schemas(t, pool); n != 2 {
