@@ -45,7 +45,7 @@ type Call func(ctx context.Context, id string) (answer any, replayed bool, err e
 // Storm sends duplicates through the program, in rounds, each with an id of its
 // own:
 //   - one call, and the same again;
-//   - n parallel duplicates;
+//   - n parallel duplicates, 3 times;
 //   - the same with the connection cut before the first COMMIT arrives, and with
 //     it cut before its answer does; and so on for each COMMIT of one call, up to
 //     the third. A call that fails is made again, as a client would, 3 times at most.
@@ -72,6 +72,10 @@ func Storm(t testing.TB, pool *pgxpool.Pool, n int, p Program) {
 		}
 	}
 }
+
+// plainStorms is how often the duplicates are sent without a fault. The first
+// time, the pool has still to connect, which puts them one behind the other.
+const plainStorms = 3
 
 // maxCuts is how many COMMITs of a call have their own rounds.
 const maxCuts = 3
@@ -162,7 +166,10 @@ type plan struct {
 // storms are the rounds after the first, in which a call had so many COMMITs.
 func (s *storm) storms(commits int) []*round {
 	storm := plural(s.n, "parallel duplicate")
-	rounds := []*round{s.round(plan{name: storm})}
+	var rounds []*round
+	for range plainStorms {
+		rounds = append(rounds, s.round(plan{name: storm}))
+	}
 	for at := range min(max(commits, 1), maxCuts) {
 		which := ""
 		if commits > 1 {
