@@ -47,7 +47,17 @@ type Event struct {
 }
 
 // errEnded is what Event.Err says when an operation did not return.
-var errEnded = errors.New("idempotency: the function panicked or ended its goroutine")
+var errEnded error = endedError{}
+
+type endedError struct{}
+
+func (endedError) Error() string {
+	return "idempotency: the function panicked or ended its goroutine"
+}
+
+// ErrorType is what telemetry calls the error by: OpenTelemetry asks for it,
+// where all others have their Go type.
+func (endedError) ErrorType() string { return "panic" }
 
 // observed runs one operation and reports it, also when it panics. The outcome
 // of a success is "done" unless run says otherwise.
