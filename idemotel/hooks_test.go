@@ -306,3 +306,20 @@ func TestWithoutAProviderNothingIsKept(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestOperationThatIsNotKnownYetIsReportedToo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	cfg, err := idemotel.Instrument(idempotency.Config{}, b.to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, origin := cfg.Trace(t.Context(), "Later")
+	cfg.Observe(ctx, idempotency.Event{Operation: "Later", Outcome: "postponed"})
+	if b.last().Name != "Later idempotency_keys" || origin == "" {
+		t.Errorf("%q, origin %q", b.last().Name, origin)
+	}
+	if n, _ := b.count("idempotency.operation.duration", "idempotency.outcome=postponed"); n != 1 {
+		t.Errorf("%d", n)
+	}
+}

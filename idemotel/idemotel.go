@@ -16,7 +16,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/pgidem/idempotency"
@@ -63,14 +62,11 @@ func Instrument(cfg idempotency.Config, to Config) (idempotency.Config, error) {
 	if to.MeterProvider == nil {
 		to.MeterProvider = otel.GetMeterProvider()
 	}
-	table := tableOf(cfg.Schema)
 	t := &telemetry{
-		inner:     cfg,
-		table:     table,
-		errorText: to.ErrorText,
-		tracer:    to.TracerProvider.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)),
-		common: append(slices.Clone(to.Attributes),
-			semconv.DBSystemNamePostgreSQL, semconv.DBCollectionName(table)),
+		inner:      cfg,
+		errorText:  to.ErrorText,
+		tracer:     to.TracerProvider.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)),
+		operations: newOperations(tableOf(cfg.Schema), to.Attributes),
 	}
 	meter := to.MeterProvider.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL))
 	var err error
@@ -92,11 +88,10 @@ func tableOf(schema string) string {
 
 // telemetry is the hooks of one Config.
 type telemetry struct {
-	inner     idempotency.Config // whose hooks were there before
-	table     string
-	errorText bool
-	tracer    trace.Tracer
-	common    []attribute.KeyValue
+	inner      idempotency.Config // whose hooks were there before
+	errorText  bool
+	tracer     trace.Tracer
+	operations operations
 	instruments
 }
 
@@ -107,7 +102,7 @@ func (t *telemetry) trace(ctx context.Context, operation string) (context.Contex
 	if t.inner.Trace != nil {
 		ctx, origin = t.inner.Trace(ctx, operation)
 	}
-	ctx, ours := t.begin(ctx, operation)
+	ctx, ours := t.begin(ctx, t.operations.named(operation))
 	return ctx, cmp.Or(origin, ours)
 }
 
@@ -122,24 +117,24 @@ func (t *telemetry) observe(ctx context.Context, event idempotency.Event) {
 
 // begin starts the operation's span. Its context is marked with t, so that two
 // instrumentations of one Store each find their own.
-func (t *telemetry) begin(ctx context.Context, operation string) (begun context.Context, origin string) {
+func (t *telemetry) begin(ctx context.Context, o *operation) (begun context.Context, origin string) {
 	begun = ctx
 	defer guard()
-	ctx, span := t.start(ctx, operation)
+	ctx, span := t.start(ctx, o)
 	begun = context.WithValue(ctx, t, span)
-	t.active.Add(ctx, 1, t.with(operation))
+	t.active.Add(ctx, 1, o.plain.add...)
 	return begun, originOf(ctx)
 }
 
 func (t *telemetry) end(ctx context.Context, event idempotency.Event, at time.Time) {
-	span, begun := ctx.Value(t).(trace.Span)
-	if begun {
+	o := t.operations.named(event.Operation)
+	if span, begun := ctx.Value(t).(trace.Span); begun {
 		defer t.finish(span, event, at)
 		defer guard()
-		t.active.Add(ctx, -1, t.with(event.Operation))
+		t.active.Add(ctx, -1, o.plain.add...)
 	}
 	defer guard()
-	t.measure(ctx, event)
+	t.measure(ctx, o, event)
 }
 
 // guard keeps a panic of the telemetry from what it reports on.

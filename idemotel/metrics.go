@@ -5,9 +5,7 @@ import (
 	"errors"
 
 	"github.com/pgidem/idempotency"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
-	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 )
 
 // bounds of the histograms, in seconds: from a replay on a near server to a
@@ -45,53 +43,41 @@ func newInstruments(meter metric.Meter) (instruments, error) {
 	return i, errors.Join(failures[:]...)
 }
 
-// with is the attributes of a measurement.
-func (t *telemetry) with(operation string, more ...attribute.KeyValue) metric.MeasurementOption {
-	attributes := make([]attribute.KeyValue, 0, len(t.common)+len(more)+1)
-	attributes = append(attributes, t.common...)
-	attributes = append(attributes, semconv.DBOperationName(operation))
-	return metric.WithAttributeSet(attribute.NewSet(append(attributes, more...)...))
-}
-
 // zero begins the counters of rare things at 0: a rate, and an alert on it, does
 // not see the first event of a counter that begins with it.
 func (t *telemetry) zero() {
 	defer guard()
 	ctx := context.Background()
-	for _, operation := range []string{"Do", "DoTx"} {
-		t.runs.Add(ctx, 0, t.with(operation))
-		t.retries.Add(ctx, 0, t.with(operation))
+	for _, name := range []string{"Do", "DoTx"} {
+		o := t.operations.named(name)
+		t.runs.Add(ctx, 0, o.plain.add...)
+		t.retries.Add(ctx, 0, o.plain.add...)
 	}
 	for _, found := range []string{"committed", "aborted", "unknown"} {
-		t.inDoubt.Add(ctx, 0, t.with("Do", inDoubtKey.String(found)))
+		t.inDoubt.Add(ctx, 0, t.operations.named("Do").with(inDoubtKey.String(found)).add...)
 	}
-	for _, operation := range []string{"Delete", "Purge"} {
-		t.deleted.Add(ctx, 0, t.with(operation))
+	for _, name := range []string{"Delete", "Purge"} {
+		t.deleted.Add(ctx, 0, t.operations.named(name).plain.add...)
 	}
 }
 
-func (t *telemetry) measure(ctx context.Context, event idempotency.Event) {
-	outcome := []attribute.KeyValue{outcomeKey.String(event.Outcome)}
-	if failed(event) {
-		outcome = append(outcome, errorType(event.Err))
-	}
-	t.duration.Record(ctx, event.Duration.Seconds(), t.with(event.Operation, outcome...))
+func (t *telemetry) measure(ctx context.Context, o *operation, event idempotency.Event) {
+	t.duration.Record(ctx, event.Duration.Seconds(), o.of(event).record...)
 	switch event.Operation {
 	case "Do", "DoTx":
-		t.measureCall(ctx, event)
+		t.measureCall(ctx, o, event)
 	case "Delete", "Purge":
-		t.deleted.Add(ctx, event.Deleted, t.with(event.Operation))
+		t.deleted.Add(ctx, event.Deleted, o.plain.add...)
 	}
 }
 
-func (t *telemetry) measureCall(ctx context.Context, event idempotency.Event) {
-	with := t.with(event.Operation)
-	t.wait.Record(ctx, event.Waited.Seconds(), with)
+func (t *telemetry) measureCall(ctx context.Context, o *operation, event idempotency.Event) {
+	t.wait.Record(ctx, event.Waited.Seconds(), o.plain.record...)
 	if event.Runs > 0 {
-		t.runs.Add(ctx, int64(event.Runs), with)
-		t.retries.Add(ctx, int64(event.Runs-1), with)
+		t.runs.Add(ctx, int64(event.Runs), o.plain.add...)
+		t.retries.Add(ctx, int64(event.Runs-1), o.plain.add...)
 	}
 	if event.InDoubt != "" {
-		t.inDoubt.Add(ctx, 1, t.with(event.Operation, inDoubtKey.String(event.InDoubt)))
+		t.inDoubt.Add(ctx, 1, o.with(inDoubtKey.String(event.InDoubt)).add...)
 	}
 }

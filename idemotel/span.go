@@ -27,10 +27,8 @@ const (
 // start names the span as the conventions name that of a database call, but it is
 // not of the kind "client": the function's own business happens in it, database
 // calls of that kind among it.
-func (t *telemetry) start(ctx context.Context, operation string) (context.Context, trace.Span) {
-	return t.tracer.Start(ctx, operation+" "+t.table,
-		trace.WithAttributes(t.common...),
-		trace.WithAttributes(semconv.DBOperationName(operation)))
+func (t *telemetry) start(ctx context.Context, o *operation) (context.Context, trace.Span) {
+	return t.tracer.Start(ctx, o.spanName, o.start...)
 }
 
 // finish says how the operation went and ends its span, whatever happens.
