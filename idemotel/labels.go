@@ -1,6 +1,8 @@
 package idemotel
 
 import (
+	"slices"
+
 	"github.com/pgidem/idempotency"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -69,7 +71,7 @@ type operations struct {
 }
 
 func newOperations(table string, common []attribute.KeyValue) operations {
-	all := operations{table, common, make(map[string]*operation)}
+	all := operations{table, slices.Clone(common), make(map[string]*operation)}
 	for _, name := range []string{"Do", "DoTx", "Get", "All", "Delete", "Purge"} {
 		all.ready[name] = all.named(name)
 	}

@@ -159,7 +159,7 @@ func (s span) has(wanted ...string) {
 	s.t.Helper()
 	got := map[string]string{}
 	for _, a := range s.Attributes {
-		got[string(a.Key)] = a.Value.Emit()
+		got[string(a.Key)] = a.Value.String()
 	}
 	for _, want := range wanted {
 		name, value, _ := strings.Cut(want, "=")
@@ -212,7 +212,7 @@ func matches(set attribute.Set, wanted []string) bool {
 	for _, want := range wanted {
 		name, value, _ := strings.Cut(want, "=")
 		got, _ := set.Value(attribute.Key(name))
-		if got.Emit() != value && (value != "" || set.HasValue(attribute.Key(name))) {
+		if got.String() != value && (value != "" || set.HasValue(attribute.Key(name))) {
 			return false
 		}
 	}
