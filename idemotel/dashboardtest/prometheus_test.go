@@ -64,20 +64,30 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
+// keeper runs a command until its own input ends: also when the test was killed,
+// which runs no Cleanup.
+const keeper = `exec 3<&0; "$@" & command=$!
+{ cat <&3; kill -9 $command; } >/dev/null 2>&1 &
+wait $command`
+
 // start reports whether the process is ready; it logs what it said if not.
 func (p *prometheus) start(binary, config, data string) bool {
 	p.t.Helper()
 	var log bytes.Buffer
-	process := exec.Command(binary, "--config.file="+config, "--storage.tsdb.path="+data,
-		"--web.listen-address="+p.address, "--log.level=warn")
+	process := exec.Command("sh", "-c", keeper, "sh", binary, "--config.file="+config,
+		"--storage.tsdb.path="+data, "--web.listen-address="+p.address, "--log.level=warn")
 	process.Stdout, process.Stderr = &log, &log
-	if err := process.Start(); err != nil {
+	input, err := process.StdinPipe()
+	if err == nil {
+		err = process.Start()
+	}
+	if err != nil {
 		p.t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- process.Wait() }()
 	p.t.Cleanup(func() {
-		process.Process.Kill()
+		input.Close()
 		<-ended
 		ended <- nil
 	})
