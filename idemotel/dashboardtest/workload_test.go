@@ -29,6 +29,7 @@ type workload struct {
 	testing.TB
 	pool   *pgxpool.Pool
 	store  *idempotency.Store
+	hasty  *idempotency.Store // waits for a moment only
 	proxy  *pgproxy.Proxy
 	target string // where to scrape
 
@@ -50,15 +51,24 @@ func setup(t testing.TB) *workload {
 	server := httptest.NewServer(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	t.Cleanup(server.Close)
 	w.target = strings.TrimPrefix(server.URL, "http://")
-	cfg, err := idemotel.Instrument(idempotency.Config{Wait: 50 * time.Millisecond, Observe: w.count},
-		idemotel.Config{MeterProvider: metric.NewMeterProvider(metric.WithReader(reader))})
+	meters := metric.NewMeterProvider(metric.WithReader(reader))
+	cfg, err := idemotel.Instrument(idempotency.Config{Observe: w.count}, idemotel.Config{MeterProvider: meters})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.store, err = idempotency.NewWithConfig(w.proxied(), cfg); err != nil {
-		t.Fatal(err)
-	}
+	w.store = w.storeOn(w.proxied(), cfg)
+	cfg.Wait = 50 * time.Millisecond
+	w.hasty = w.storeOn(w.pool, cfg)
 	return w
+}
+
+func (w *workload) storeOn(pool *pgxpool.Pool, cfg idempotency.Config) *idempotency.Store {
+	w.Helper()
+	store, err := idempotency.NewWithConfig(pool, cfg)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return store
 }
 
 // count keeps the truth that the metrics are compared with.
@@ -99,7 +109,12 @@ func charge(ctx context.Context, tx pgx.Tx) (int, error) {
 
 func (w *workload) do(key idempotency.Key, fn func(context.Context, pgx.Tx) (int, error), want error) {
 	w.Helper()
-	if _, _, err := idempotency.Do(w.Context(), w.store, key, fn); !errors.Is(err, want) {
+	w.doOn(w.store, key, fn, want)
+}
+
+func (w *workload) doOn(store *idempotency.Store, key idempotency.Key, fn func(context.Context, pgx.Tx) (int, error), want error) {
+	w.Helper()
+	if _, _, err := idempotency.Do(w.Context(), store, key, fn); !errors.Is(err, want) {
 		w.Errorf("got %v, want %v", err, want)
 	}
 }
@@ -144,14 +159,14 @@ func (w *workload) waitInVain(key idempotency.Key) {
 	begun, goOn, ended := make(chan bool), make(chan bool), make(chan bool)
 	go func() {
 		defer close(ended)
-		w.do(key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		w.doOn(w.hasty, key, func(ctx context.Context, tx pgx.Tx) (int, error) {
 			close(begun)
 			<-goOn
 			return charge(ctx, tx)
 		}, nil)
 	}()
 	<-begun
-	w.do(key, charge, idempotency.ErrInProgress)
+	w.doOn(w.hasty, key, charge, idempotency.ErrInProgress)
 	close(goOn)
 	<-ended
 }
