@@ -37,7 +37,7 @@ type call struct {
 	store *Store
 	key   Key
 	work  work
-	event *Event
+	event Event
 	lease *lease // of a Do that leads, until it is handed on
 
 	origin string // of the result, if this call makes it
@@ -57,8 +57,10 @@ func (s *Store) do(ctx context.Context, key Key, w work) (replayed bool, err err
 // call runs a Do or DoTx, and replays the record that it finds if that is the
 // answer to this request.
 func (s *Store) call(ctx context.Context, operation string, key Key, w work, run func(*call, context.Context) (*record, error)) (replayed bool, err error) {
-	err = s.observed(ctx, operation, key, func(ctx context.Context, event *Event) error {
-		c := &call{store: s, key: key, work: w, event: event, origin: event.Origin, waitFrom: time.Now()}
+	c := &call{store: s, key: key, work: w}
+	event := &c.event
+	err = s.observed(ctx, operation, key, event, func(ctx context.Context) error {
+		c.origin, c.waitFrom = event.Origin, time.Now()
 		rec, err := run(c, ctx)
 		event.Outcome = "executed"
 		switch {

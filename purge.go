@@ -62,7 +62,8 @@ func misconfigured(err error) bool {
 }
 
 func (s *Store) purge(ctx context.Context, batch func(context.Context) (int64, error)) (deleted int64, err error) {
-	err = s.observed(ctx, "Purge", Key{}, func(ctx context.Context, event *Event) error {
+	var event Event
+	err = s.observed(ctx, "Purge", Key{}, &event, func(ctx context.Context) error {
 		for {
 			start := time.Now()
 			n, err := batch(ctx)
