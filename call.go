@@ -174,6 +174,7 @@ func (c *call) mayReconnect(ctx context.Context, err error) bool {
 // call for the key is let in afterwards, since it would find the advisory lock
 // taken; but not much later, since a ROLLBACK can hang with its connection.
 func (c *call) replay(x *session, rec *record) {
+	c.lease.stand(asking) // nothing is in flight elsewhere, whatever was found before
 	c.lease.share(rec)
 	lease := c.lease
 	c.lease = nil
