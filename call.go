@@ -166,7 +166,7 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 func (c *call) mayReconnect(ctx context.Context, err error) bool {
 	c.lostClaims++
 	return lostConnection(err) && ctx.Err() == nil &&
-		c.lostClaims < max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
+		c.lostClaims <= max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
 }
 
 // replay gives the record to everyone that waits here for it, and ends the
