@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -113,9 +114,14 @@ func (s *Store) purgeBatchIf(ctx context.Context, allowed func(pgx.Tx) error) (d
 		if err := allowed(tx); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, s.sql.purge, purgeBatch)
-		deleted = tag.RowsAffected()
-		return err
+		var batch pgx.Batch
+		// A process that freezes here must not keep the keys it has locked.
+		batch.Queue(settingsSQL, idleTimeout(s.cfg.MaxIdle))
+		batch.Queue(s.sql.purge, purgeBatch).Exec(func(tag pgconn.CommandTag) error {
+			deleted = tag.RowsAffected()
+			return nil
+		})
+		return tx.SendBatch(ctx, &batch).Close()
 	})
 	if err != nil {
 		return 0, err

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -130,5 +132,54 @@ func TestDeleteIsNotTurnedAwayByReplays(t *testing.T) {
 		if err := b.store.Delete(t.Context(), b.key); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A process can freeze between the statements of a Delete or a Purge, as with
+// Ctrl-Z. It must not hold the key for as long as it is frozen.
+func TestFrozenDeleteAndPurgeFreeTheKeyAfterMaxIdle(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		sent string
+		call func(context.Context, *idempotency.Store, idempotency.Key) error
+	}{
+		"Delete": {"pg_try_advisory_xact_lock", func(ctx context.Context, s *idempotency.Store, key idempotency.Key) error {
+			return s.Delete(ctx, key)
+		}},
+		"Purge": {"delete from idempotency_keys", func(ctx context.Context, s *idempotency.Store, _ idempotency.Key) error {
+			_, err := s.Purge(ctx)
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.executes(1)
+			b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+			store, proxy := b.through(idempotency.Config{MaxIdle: 200 * time.Millisecond})
+			thaw, frozen := make(chan struct{}), make(chan struct{})
+			var reached, stopped atomic.Bool
+			statement := bound(c.sent)
+			proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+				switch {
+				case statement(m):
+					reached.Store(true)
+				case reached.Load() && m.FromServer && m.Type == 'Z' && stopped.CompareAndSwap(false, true):
+					close(frozen) // the answer does not arrive, and so nothing follows
+					<-thaw
+				}
+				return pgproxy.Pass
+			})
+			ended := make(chan error, 1)
+			go func() { ended <- c.call(context.Background(), store, b.key) }()
+			defer func() {
+				close(thaw)
+				if err := <-ended; err == nil {
+					t.Error("the thawed one has succeeded")
+				}
+			}()
+			<-frozen
+			b.executes(2)
+		})
 	}
 }
