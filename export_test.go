@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // LockID is the number of a key's advisory lock.
@@ -35,3 +37,6 @@ func (s *Store) Resolve(ctx context.Context, key Key, ago time.Duration) (found 
 	_, rec, err := c.resolve(ctx, &failure{err: ErrLost, inDoubt: true, sent: time.Now().Add(-ago)})
 	return rec != nil, err
 }
+
+// PoolOf is the pool of a Store.
+func PoolOf(s *Store) *pgxpool.Pool { return s.pool }
