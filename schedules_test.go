@@ -290,3 +290,29 @@ func TestRandomSchedulesOnBrokenLinesKeepThePromise(t *testing.T) {
 	t.Logf("%d charges, %d records; %d were forgotten", query[int](s.bundle, "select count(*) from charges"),
 		query[int](s.bundle, "select count(*) from chronicle where what = 'R'"), query[int](s.bundle, "select count(*) from chronicle where what <> 'R'"))
 }
+
+// The test shows what is not guaranteed: PostgreSQL takes silence in the middle of
+// a batch for no idleness. When it fails, a limit is gone: say so in
+// docs/guarantees.md.
+func TestLimitClientLostInTheMiddleOfABatchHoldsItsKey(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.store, d.proxy = d.through(idempotency.Config{MaxIdle: 100 * time.Millisecond})
+	cut := d.once(func(m pgproxy.Message) bool { return m.Type == 'B' && sent("insert into charges")(m) }, pgproxy.CutClient)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	call := d.start(ctx, d.store, charge(d.key.ID, 1))
+	if simple := d.pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol; simple {
+		d.wantOutcome(<-call, outcome{1, false, nil}) // it has no batches of several messages
+		return
+	}
+	<-cut
+	time.Sleep(time.Second)
+	b := *d.bundle
+	b.store = b.storeOn(b.pool, idempotency.Config{Wait: 200 * time.Millisecond})
+	_, _, err := b.do(charge(b.key.ID, 2))
+	b.wantErr(err, idempotency.ErrInProgress)
+	d.proxy.CutAll() // now the server sees that the client is gone
+	d.wantOutcome(<-call, outcome{1, false, nil})
+	d.effects(1)
+}
