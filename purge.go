@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -111,17 +110,16 @@ func (s *Store) purgeBatchInTurn(ctx context.Context) (deleted int64, err error)
 
 func (s *Store) purgeBatchIf(ctx context.Context, allowed func(pgx.Tx) error) (deleted int64, err error) {
 	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
+		// A process that freezes here must not keep the keys it has locked, nor the turn.
+		if _, err := tx.Exec(ctx, settingsSQL, idleTimeout(s.cfg.MaxIdle)); err != nil {
+			return err
+		}
 		if err := allowed(tx); err != nil {
 			return err
 		}
-		var batch pgx.Batch
-		// A process that freezes here must not keep the keys it has locked.
-		batch.Queue(settingsSQL, idleTimeout(s.cfg.MaxIdle))
-		batch.Queue(s.sql.purge, purgeBatch).Exec(func(tag pgconn.CommandTag) error {
-			deleted = tag.RowsAffected()
-			return nil
-		})
-		return tx.SendBatch(ctx, &batch).Close()
+		tag, err := tx.Exec(ctx, s.sql.purge, purgeBatch)
+		deleted = tag.RowsAffected()
+		return err
 	})
 	if err != nil {
 		return 0, err

@@ -135,51 +135,69 @@ func TestDeleteIsNotTurnedAwayByReplays(t *testing.T) {
 	}
 }
 
+// freezes starts a call that freezes with the answer to a statement.
+func (b *bundle) freezes(statement string, call func(context.Context, *idempotency.Store) error) {
+	b.Helper()
+	store, proxy := b.through(idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	frozen, thaw := make(chan struct{}), make(chan struct{})
+	var reached, stopped atomic.Bool
+	matches := bound(statement)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case matches(m):
+			reached.Store(true)
+		case reached.Load() && m.FromServer && m.Type == 'Z' && stopped.CompareAndSwap(false, true):
+			close(frozen) // the answer does not arrive, and so nothing follows
+			<-thaw
+		}
+		return pgproxy.Pass
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- call(ctx, store) }()
+	b.Cleanup(func() {
+		cancel()
+		close(thaw)
+		if err := <-ended; err == nil {
+			b.Error("the thawed one has succeeded")
+		}
+	})
+	<-frozen
+}
+
 // A process can freeze between the statements of a Delete or a Purge, as with
 // Ctrl-Z. It must not hold the key for as long as it is frozen.
 func TestFrozenDeleteAndPurgeFreeTheKeyAfterMaxIdle(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		sent string
-		call func(context.Context, *idempotency.Store, idempotency.Key) error
-	}{
-		"Delete": {"pg_try_advisory_xact_lock", func(ctx context.Context, s *idempotency.Store, key idempotency.Key) error {
-			return s.Delete(ctx, key)
-		}},
-		"Purge": {"delete from idempotency_keys", func(ctx context.Context, s *idempotency.Store, _ idempotency.Key) error {
+	t.Run("Delete", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, idempotency.Config{})
+		b.freezes("pg_try_advisory_xact_lock", func(ctx context.Context, s *idempotency.Store) error { return s.Delete(ctx, b.key) })
+		b.executes(1)
+	})
+	t.Run("Purge", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, idempotency.Config{})
+		b.executes(1)
+		b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+		b.freezes("delete from idempotency_keys", func(ctx context.Context, s *idempotency.Store) error {
 			_, err := s.Purge(ctx)
 			return err
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := setup(t, idempotency.Config{})
-			b.executes(1)
-			b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
-			store, proxy := b.through(idempotency.Config{MaxIdle: 200 * time.Millisecond})
-			thaw, frozen := make(chan struct{}), make(chan struct{})
-			var reached, stopped atomic.Bool
-			statement := bound(c.sent)
-			proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-				switch {
-				case statement(m):
-					reached.Store(true)
-				case reached.Load() && m.FromServer && m.Type == 'Z' && stopped.CompareAndSwap(false, true):
-					close(frozen) // the answer does not arrive, and so nothing follows
-					<-thaw
-				}
-				return pgproxy.Pass
-			})
-			ended := make(chan error, 1)
-			go func() { ended <- c.call(context.Background(), store, b.key) }()
-			defer func() {
-				close(thaw)
-				if err := <-ended; err == nil {
-					t.Error("the thawed one has succeeded")
-				}
-			}()
-			<-frozen
-			b.executes(2)
 		})
-	}
+		b.executes(2)
+	})
+}
+
+func TestFrozenPurgerGivesUpItsTurnAfterMaxIdle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	b.freezes("pg_try_advisory_xact_lock", func(ctx context.Context, s *idempotency.Store) error { return s.PurgeEvery(ctx, time.Hour) })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.store.PurgeEvery(ctx, 20*time.Millisecond) }()
+	b.eventually("another one has purged", func() bool { return query[int](b, "select count(*) from idempotency_keys") == 0 })
+	cancel()
+	<-ended
 }
