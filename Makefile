@@ -50,9 +50,12 @@ test-pgbouncer: ## test the root package through PgBouncer in transaction mode
 	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
 		go test -count=1 -skip '^Example|^TestProgramOfTheReadme' .; done
 
-test-long: ## the tests under faults and storms, at full length (minutes)
+test-long: ## the tests under faults and storms, at full length (ten minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
-		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers' .
+		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers|Schedules' .
+	HISTORY_TIME=90s $(TESTDB) -C internal/history -- go test -count=1 -timeout 15m -v -run 'Histories|Redundant' .
+	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -C internal/failover -- go test -count=1 -timeout 15m -v \
+		-run 'PrimaryLost|LimitDuplicate' .
 
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) ./...; done

@@ -168,7 +168,7 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 func (c *call) mayReconnect(ctx context.Context, err error) bool {
 	c.lostClaims++
 	return lostConnection(err) && ctx.Err() == nil &&
-		c.lostClaims < max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
+		c.lostClaims <= max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
 }
 
 // replay gives the record to everyone that waits here for it, and ends the
@@ -176,6 +176,7 @@ func (c *call) mayReconnect(ctx context.Context, err error) bool {
 // call for the key is let in afterwards, since it would find the advisory lock
 // taken; but not much later, since a ROLLBACK can hang with its connection.
 func (c *call) replay(x *session, rec *record) {
+	c.lease.stand(asking) // nothing is in flight elsewhere, whatever was found before
 	c.lease.share(rec)
 	lease := c.lease
 	c.lease = nil

@@ -171,8 +171,9 @@ type Config struct {
 	Wait time.Duration
 
 	// MaxIdle is the longest silence between two statements of Do's
-	// transaction. PostgreSQL then ends it (idle_in_transaction_session_timeout),
-	// so that a frozen process frees its key and can never commit afterwards.
+	// transaction, and of those of Delete and Purge. PostgreSQL then ends it
+	// (idle_in_transaction_session_timeout), so that a frozen process frees its
+	// key and can never commit afterwards.
 	// Negative: no limit. Default: 1 minute.
 	MaxIdle time.Duration
 

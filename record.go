@@ -168,7 +168,11 @@ var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 
 func (s *Store) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 	var free, exists bool
-	if err := tx.QueryRow(ctx, s.sql.lock, key.lockID()).Scan(&free); err != nil {
+	var batch pgx.Batch
+	// A process that freezes here must not keep the key.
+	batch.Queue(settingsSQL, s.idle...)
+	batch.Queue(s.sql.lock, key.lockID()).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return explain("delete the record", err)
 	}
 	if !free {
