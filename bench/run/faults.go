@@ -1,0 +1,243 @@
+package run
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pgidem/idempotency/bench/peers"
+	"github.com/pgidem/idempotency/bench/results"
+	"github.com/pgidem/idempotency/internal/pgproxy"
+)
+
+// faultBound is how long a client retries after a fault.
+const faultBound = 20 * time.Second
+
+// faults counts the effects of calls that met one.
+func (b *bench) faults(ctx context.Context) error {
+	for _, e := range b.entrants {
+		b.logf("faults, %s", e.Name)
+		for kind, meet := range map[string]func(context.Context, *entrant, []string) error{
+			results.Killed:       b.kill,
+			results.LostResponse: b.loseResponses,
+		} {
+			ids := make([]string, b.Keys)
+			for i := range ids {
+				ids[i] = peers.NewCall().ID
+			}
+			if err := meet(ctx, e, ids); err != nil {
+				return fmt.Errorf("%s: %w", e.Name, err)
+			}
+			f, err := b.aftermath(ctx, e, ids)
+			if err != nil {
+				return err
+			}
+			f.Kind = kind
+			b.run.Faults = append(b.run.Faults, f)
+		}
+	}
+	return nil
+}
+
+// aftermath retries the calls in a new client, as after a restart, twice each,
+// and counts what remains.
+func (b *bench) aftermath(ctx context.Context, e *entrant, ids []string) (results.Fault, error) {
+	f := results.Fault{Peer: e.Name, Keys: len(ids)}
+	client, err := b.client(ctx, e, b.env(e, results.Socket))
+	if err != nil {
+		return f, err
+	}
+	defer client.Close()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var tooks []time.Duration
+	start := time.Now()
+	for _, id := range ids {
+		wg.Go(func() {
+			answer, err := retry(ctx, client, id, start.Add(faultBound))
+			took := time.Since(start)
+			again := answer
+			if err == nil {
+				again, err = retry(ctx, client, id, start.Add(faultBound))
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				f.Answers++
+				tooks = append(tooks, took)
+			case f.Error == "":
+				f.Error = err.Error()
+			}
+			if again != answer {
+				f.Wrong++
+			}
+		})
+	}
+	wg.Wait()
+	f.Took = median(tooks)
+	for _, id := range ids {
+		n, err := b.server.Int(ctx, e.database, "select count(*) from charges where key = $1", id)
+		if err != nil {
+			return f, err
+		}
+		f.Effects = append(f.Effects, int(n))
+	}
+	return f, nil
+}
+
+// retry calls until there is an answer, whatever the error is.
+func retry(ctx context.Context, client peers.Client, id string, bound time.Time) (string, error) {
+	for {
+		answer, err := client.Do(ctx, peers.CallOf(id))
+		if err == nil || ctx.Err() != nil || time.Now().After(bound) {
+			return answer, err
+		}
+		sleep(ctx, 100*time.Millisecond)
+	}
+}
+
+// CallArg is the first argument of a process that has to call CallMain.
+const CallArg = "call"
+
+// A job is what such a process does.
+type job struct {
+	Peer string
+	Env  peers.Env
+	ID   string
+}
+
+// kill lets a process make each call, and kills it between the business write
+// and the record.
+func (b *bench) kill(ctx context.Context, e *entrant, ids []string) error {
+	for _, id := range ids {
+		if err := killOne(ctx, job{e.Name, b.env(e, results.Socket), id}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// written is what the process says when it is there.
+const written = "written"
+
+func killOne(ctx context.Context, j job) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	task, err := json.Marshal(j)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, self, CallArg)
+	cmd.Stdin = strings.NewReader(string(task))
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	said, err := bufio.NewReader(stdout).ReadString('\n')
+	if strings.TrimSpace(said) != written {
+		err = errors.Join(fmt.Errorf("the process that was to be killed said %q", said), err)
+	} else {
+		err = nil
+	}
+	err = errors.Join(err, cmd.Process.Kill())
+	cmd.Wait()
+	return err
+}
+
+// CallMain is that process: it makes one call and stops between the business
+// write and the record.
+func CallMain() error {
+	var j job
+	if err := json.NewDecoder(os.Stdin).Decode(&j); err != nil {
+		return err
+	}
+	p, err := peers.Named(j.Peer)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel() // a process that nobody kills
+	client, err := p.Open(ctx, j.Env)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	call := peers.CallOf(j.ID)
+	call.Hook = func(context.Context) {
+		fmt.Println(written)
+		io.Copy(io.Discard, os.Stdin)
+		<-ctx.Done()
+	}
+	answer, err := client.Do(ctx, call)
+	return fmt.Errorf("Written was not called: Do returned %q, %w", answer, err)
+}
+
+// loseResponses makes each call over a link that is cut when the server answers
+// the COMMIT behind the business write: it has committed, and the client never
+// hears of it.
+func (b *bench) loseResponses(ctx context.Context, e *entrant, ids []string) error {
+	proxy, err := pgproxy.Listen(b.server.Network, b.server.Address)
+	if err != nil {
+		return err
+	}
+	defer proxy.Close()
+	r := b.routes[results.Socket]
+	r.address = fmt.Sprintf("127.0.0.1:%d", proxy.Port())
+	client, err := b.client(ctx, e, b.envAt(e, r))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := times(ctx, 3, firstCall(client)); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		lost := loseNext(proxy)
+		// The caller, too, retries in its own process, once: aftermath goes on.
+		if _, err := client.Do(ctx, peers.CallOf(id)); err != nil {
+			sleep(ctx, 100*time.Millisecond)
+			client.Do(ctx, peers.CallOf(id))
+		}
+		proxy.SetRule(nil)
+		if !lost() {
+			return errors.New("no COMMIT was seen behind the business write")
+		}
+	}
+	return nil
+}
+
+// loseNext loses one response to COMMIT, the first behind a business write.
+func loseNext(proxy *pgproxy.Proxy) (lost func() bool) {
+	const (
+		waiting = iota
+		written
+		done
+	)
+	var state atomic.Int32
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case !m.FromServer && m.SQL == peers.BusinessSQL:
+			state.CompareAndSwap(waiting, written)
+		case m.FromServer && m.Tag == "COMMIT" && state.CompareAndSwap(written, done):
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	return func() bool { return state.Load() == done }
+}

@@ -1,0 +1,143 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pgidem/idempotency/bench/peers"
+	"github.com/pgidem/idempotency/bench/results"
+)
+
+const (
+	// stormWork is how long the business function of a storm's key takes, so that
+	// there is something to wait for.
+	stormWork = 50 * time.Millisecond
+
+	// stormBound is how long the duplicates ask for their answer.
+	stormBound = 15 * time.Second
+
+	// stormPairs is how many windows without and with storms are compared.
+	stormPairs = 3
+
+	// distinct is the number of workers on distinct keys.
+	distinct = 8
+)
+
+func (b *bench) storms(ctx context.Context) error {
+	for _, linkName := range []string{results.Socket, results.Delay} {
+		for _, e := range b.entrants {
+			if err := b.storm(ctx, e, linkName, b.Duplicates); err != nil {
+				return err
+			}
+			if e.Name != peers.Ours || b.Many <= b.Duplicates {
+				continue
+			}
+			if err := b.storm(ctx, e, linkName, b.Many); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// storm compares what workers on distinct keys get in calm windows with what
+// they get beside storms of duplicates of one key.
+func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicates int) error {
+	b.logf("storm of %d, %s, %s", duplicates, linkName, e.Name)
+	client, err := b.client(ctx, e, b.env(e, linkName))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	out := results.Storm{Link: linkName, Peer: e.Name, Duplicates: duplicates}
+	op := firstCall(client)
+	during(ctx, distinct, op, lasting(ctx, b.Window/4)) // the warm-up
+	var calm, wild slice
+	var p99s, rates []float64
+	var tooks []time.Duration
+	for range stormPairs {
+		runtime.GC()
+		c := during(ctx, distinct, op, lasting(ctx, b.Window))
+		start := time.Now()
+		w := during(ctx, distinct, op, func() {
+			for ctx.Err() == nil && time.Since(start) < b.Window {
+				began := time.Now()
+				b.blow(ctx, client, duplicates, &out)
+				tooks = append(tooks, time.Since(began))
+			}
+		})
+		p99s = append(p99s, ratio(w.quantile(0.99), c.quantile(0.99)))
+		rates = append(rates, w.perSecond()/c.perSecond())
+		calm.add(c)
+		wild.add(w)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Since(start) > 4*b.Window { // it has shown what it does
+			break
+		}
+	}
+	if n := len(wild.errors); n > 0 {
+		b.logf("%d distinct calls failed beside the storm: %v", n, wild.errors[0])
+	}
+	out.Took, out.Calm, out.Wild = median(tooks), load(calm), load(wild)
+	out.P99Ratio, out.RateRatio = median(p99s), median(rates)
+	b.run.Storms = append(b.run.Storms, out)
+	return nil
+}
+
+// blow is one storm.
+func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, out *results.Storm) {
+	id := peers.NewCall().ID
+	var executions, unanswered atomic.Int64
+	var wg sync.WaitGroup
+	bound := time.Now().Add(stormBound)
+	for range duplicates {
+		wg.Go(func() {
+			call := peers.CallOf(id)
+			call.Hook = func(context.Context) {
+				executions.Add(1)
+				time.Sleep(stormWork)
+			}
+			if _, err := insist(ctx, client, call, bound); err != nil {
+				unanswered.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	out.Storms++
+	out.Executions += int(executions.Load())
+	out.Unanswered += int(unanswered.Load())
+}
+
+// insist calls until there is an answer, as an HTTP client does that is told to
+// come back. Other errors end it.
+func insist(ctx context.Context, client peers.Client, call *peers.Call, bound time.Time) (string, error) {
+	for {
+		answer, err := client.Do(ctx, call)
+		if !errors.Is(err, peers.ErrInProgress) {
+			return answer, err
+		}
+		if time.Now().After(bound) {
+			return "", fmt.Errorf("no answer at the bound: %w", err)
+		}
+		sleep(ctx, 25*time.Millisecond+rand.N(50*time.Millisecond))
+	}
+}
+
+func load(s slice) results.Load {
+	return results.Load{P50: s.quantile(0.5), P99: s.quantile(0.99), PerSecond: s.perSecond()}
+}
+
+func ratio(a, b time.Duration) float64 {
+	if b == 0 {
+		return 0
+	}
+	return float64(a) / float64(b)
+}

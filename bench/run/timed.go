@@ -1,0 +1,200 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/pgidem/idempotency/bench/peers"
+	"github.com/pgidem/idempotency/bench/results"
+)
+
+// seedCalls is the number of keys that are replayed.
+const seedCalls = 500
+
+// mixNew is one in how many calls of the mix is a first call.
+const mixNew = 20
+
+func (b *bench) first(ctx context.Context) error {
+	if err := b.timed(ctx, results.First, results.Socket, []int{1, 8}); err != nil {
+		return err
+	}
+	callers := append([]int{1, 8}, b.Callers...)
+	slices.Sort(callers)
+	return b.timed(ctx, results.First, results.Delay, slices.Compact(callers))
+}
+
+func (b *bench) replay(ctx context.Context) error {
+	return errors.Join(
+		b.timed(ctx, results.Replay, results.Socket, []int{1, 8}),
+		b.timed(ctx, results.Replay, results.Delay, []int{1, 8}))
+}
+
+func (b *bench) mix(ctx context.Context) error {
+	return errors.Join(
+		b.timed(ctx, results.Mix, results.Socket, []int{8}),
+		b.timed(ctx, results.Mix, results.Delay, []int{8}))
+}
+
+// A lane is a peer in a section.
+type lane struct {
+	*entrant
+	client peers.Client
+	ops    operation
+	all    slice
+	ratios []float64
+}
+
+// timed measures a section at some concurrencies, the peers interleaved: each
+// round gives every peer a slice, and compares it with the bare transaction's
+// slice of the same round.
+func (b *bench) timed(ctx context.Context, section, linkName string, concurrencies []int) error {
+	var lanes []*lane
+	defer func() {
+		for _, l := range lanes {
+			l.client.Close()
+		}
+	}()
+	for _, e := range b.entrants {
+		client, err := b.client(ctx, e, b.env(e, linkName))
+		if err != nil {
+			return err
+		}
+		lanes = append(lanes, &lane{entrant: e, client: client})
+		if err := b.seed(ctx, e, client); err != nil {
+			return err
+		}
+	}
+	for _, callers := range concurrencies {
+		b.logf("%s, %s, %d callers", section, linkName, callers)
+		if err := b.rounds(ctx, section, lanes, callers); err != nil {
+			return err
+		}
+		b.report(section, linkName, callers, lanes)
+	}
+	return nil
+}
+
+func (b *bench) rounds(ctx context.Context, section string, lanes []*lane, callers int) error {
+	for _, l := range lanes {
+		l.all, l.ratios, l.ops = slice{}, nil, operationOf(section, l.entrant, l.client)
+		// The warm-up: connections, prepared statements, pages in memory.
+		if warm := during(ctx, callers, l.ops, lasting(ctx, b.Slice)); len(warm.latencies) == 0 {
+			return fmt.Errorf("%s: no call succeeds: %w", l.Name, errors.Join(warm.errors...))
+		}
+	}
+	for round := range b.Rounds {
+		slices := make([]slice, len(lanes))
+		for i := range lanes {
+			at := (i + round) % len(lanes) // so that none always follows the same one
+			runtime.GC()                   // nobody pays for the garbage of the one before
+			slices[at] = during(ctx, callers, lanes[at].ops, lasting(ctx, b.Slice))
+		}
+		for i, l := range lanes {
+			if bare, own := slices[0].mean(), slices[i].mean(); bare > 0 && own > 0 {
+				l.ratios = append(l.ratios, float64(own)/float64(bare))
+			}
+			l.all.add(slices[i])
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (b *bench) report(section, linkName string, callers int, lanes []*lane) {
+	for _, l := range lanes {
+		t := results.Timed{
+			Section: section, Link: linkName, Callers: callers, Peer: l.Name,
+			Calls: len(l.all.latencies), Ratio: median(l.ratios), Ratios: l.ratios,
+			Mean: l.all.mean(), P50: l.all.quantile(0.5), P99: l.all.quantile(0.99),
+			PerSecond: l.all.perSecond(), Errors: len(l.all.errors),
+		}
+		if t.Errors > 0 {
+			t.Error = l.all.errors[0].Error()
+		}
+		b.run.Timed = append(b.run.Timed, t)
+	}
+}
+
+func operationOf(section string, e *entrant, client peers.Client) operation {
+	switch section {
+	case results.First:
+		return firstCall(client)
+	case results.Replay:
+		return replayCall(e, client)
+	}
+	first, replay := firstCall(client), replayCall(e, client)
+	return func(ctx context.Context, worker int) error {
+		if rand.IntN(mixNew) == 0 {
+			return first(ctx, worker)
+		}
+		return replay(ctx, worker)
+	}
+}
+
+func firstCall(client peers.Client) operation {
+	return func(ctx context.Context, _ int) error {
+		_, err := client.Do(ctx, peers.NewCall())
+		return err
+	}
+}
+
+func replayCall(e *entrant, client peers.Client) operation {
+	do := client.Do
+	if baseline, ok := client.(peers.Baseline); ok {
+		do = baseline.Replay
+	}
+	return func(ctx context.Context, _ int) error {
+		s := e.seeds[rand.IntN(len(e.seeds))]
+		answer, err := do(ctx, s.call)
+		if err == nil && answer != s.answer {
+			return fmt.Errorf("a replay of key %s answered %q, the first call %q", s.call.ID, answer, s.answer)
+		}
+		return err
+	}
+}
+
+// seed records the answers that are to be replayed, once in each database.
+func (b *bench) seed(ctx context.Context, e *entrant, client peers.Client) error {
+	if e.seeds != nil {
+		return nil
+	}
+	e.seeds = make([]seed, seedCalls)
+	errs := make([]error, len(e.seeds))
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range 8 {
+		wg.Go(func() {
+			for i := range next {
+				e.seeds[i], errs[i] = newSeed(ctx, client)
+			}
+		})
+	}
+	for i := range e.seeds {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%s: seed: %w", e.Name, err)
+	}
+	return nil
+}
+
+func newSeed(ctx context.Context, client peers.Client) (seed, error) {
+	s := seed{call: peers.NewCall()}
+	var err error
+	if s.answer, err = client.Do(ctx, s.call); err != nil {
+		return s, err
+	}
+	if baseline, ok := client.(peers.Baseline); ok {
+		err = baseline.Seed(ctx, s.call, s.answer)
+	}
+	return s, err
+}
