@@ -35,6 +35,8 @@ type Conditions struct {
 	Pool       int32         // connections of each peer
 	Slice      time.Duration // of one peer in one round
 	Rounds     int
+	Window     time.Duration     // of a storm, at least, and of the calm before it
+	Work       time.Duration     // that the function of a storm's key takes
 	Tools      map[string]string // versions of what peers need besides
 }
 
