@@ -88,6 +88,7 @@ type Storm struct {
 // Load is what callers with distinct keys got.
 type Load struct {
 	P50, P99  time.Duration
+	Longest   time.Duration
 	PerSecond float64
 }
 

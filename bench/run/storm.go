@@ -112,7 +112,7 @@ func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, o
 }
 
 func load(s slice) results.Load {
-	return results.Load{P50: s.quantile(0.5), P99: s.quantile(0.99), PerSecond: s.perSecond()}
+	return results.Load{P50: s.quantile(0.5), P99: s.quantile(0.99), Longest: s.quantile(1), PerSecond: s.perSecond()}
 }
 
 func ratio(a, b time.Duration) float64 {
