@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgidem/idempotency/bench/link"
+	"github.com/pgidem/idempotency/bench/measure"
 	"github.com/pgidem/idempotency/bench/peers"
 	"github.com/pgidem/idempotency/bench/results"
 	"github.com/pgidem/idempotency/bench/server"
@@ -47,13 +48,13 @@ func (b *bench) counts(ctx context.Context) error {
 }
 
 // both measures first calls, and then replays.
-func (b *bench) both(e *entrant, client peers.Client, c *results.Counts, measure func(operation, *results.Cost) error) error {
+func (b *bench) both(e *entrant, client peers.Client, c *results.Counts, count func(measure.Operation, *results.Cost) error) error {
 	return errors.Join(
-		measure(firstCall(client), &c.First),
-		measure(replayCall(e, client), &c.Replay))
+		count(firstCall(client), &c.First),
+		count(replayCall(e, client), &c.Replay))
 }
 
-func times(ctx context.Context, n int, op operation) error {
+func times(ctx context.Context, n int, op measure.Operation) error {
 	for range n {
 		if err := op(ctx, 0); err != nil {
 			return err
@@ -98,17 +99,17 @@ func (b *bench) through(ctx context.Context, e *entrant, delay time.Duration, do
 
 func (b *bench) countWire(ctx context.Context, e *entrant, c *results.Counts) error {
 	return b.through(ctx, e, 0, func(client peers.Client, trips func() int64) error {
-		return b.both(e, client, c, func(op operation, cost *results.Cost) error {
+		return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
 			if err := times(ctx, warmCalls, op); err != nil {
 				return err
 			}
 			for try := range countTries {
-				sleep(ctx, settle)
+				measure.Sleep(ctx, settle)
 				before := trips()
 				if err := times(ctx, b.Calls, op); err != nil {
 					return err
 				}
-				sleep(ctx, settle)
+				measure.Sleep(ctx, settle)
 				least(&cost.Trips, float64(trips()-before)/float64(b.Calls), try)
 			}
 			return nil
@@ -120,7 +121,7 @@ func (b *bench) countWire(ctx context.Context, e *entrant, c *results.Counts) er
 // calls behind a long link.
 func (b *bench) countWaited(ctx context.Context, e *entrant, c *results.Counts) error {
 	return b.through(ctx, e, waitedDelay, func(client peers.Client, _ func() int64) error {
-		return b.both(e, client, c, func(op operation, cost *results.Cost) error {
+		return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
 			quickest := time.Hour
 			for range 8 {
 				start := time.Now()
@@ -138,7 +139,7 @@ func (b *bench) countWaited(ctx context.Context, e *entrant, c *results.Counts) 
 // countServer counts over the whole life of a client, because PostgreSQL's
 // sessions report their fsyncs when they end.
 func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) error {
-	measure := func(calls int, of func(peers.Client) operation) (server.Counters, error) {
+	life := func(calls int, of func(peers.Client) measure.Operation) (server.Counters, error) {
 		before, err := b.server.Counters(ctx)
 		if err != nil {
 			return before, err
@@ -155,16 +156,16 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 		after, err := b.server.Counters(ctx)
 		return after.Minus(before), err
 	}
-	both := func(calls int, of func(peers.Client) operation, cost *results.Cost) error {
-		if _, err := measure(1, of); err != nil { // full pages follow a checkpoint once
+	both := func(calls int, of func(peers.Client) measure.Operation, cost *results.Cost) error {
+		if _, err := life(1, of); err != nil { // full pages follow a checkpoint once
 			return err
 		}
 		for try := range countTries {
-			idle, err := measure(0, of)
+			idle, err := life(0, of)
 			if err != nil {
 				return err
 			}
-			busy, err := measure(calls, of)
+			busy, err := life(calls, of)
 			if err != nil {
 				return err
 			}
@@ -180,7 +181,7 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 	}
 	return errors.Join(
 		both(b.Calls, firstCall, &c.First),
-		both(b.Calls, func(client peers.Client) operation { return replayCall(e, client) }, &c.Replay))
+		both(b.Calls, func(client peers.Client) measure.Operation { return replayCall(e, client) }, &c.Replay))
 }
 
 func (b *bench) countAllocations(ctx context.Context, e *entrant, c *results.Counts) error {
@@ -189,19 +190,19 @@ func (b *bench) countAllocations(ctx context.Context, e *entrant, c *results.Cou
 		return err
 	}
 	defer client.Close()
-	return b.both(e, client, c, func(op operation, cost *results.Cost) error {
+	return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
 		if err := times(ctx, warmCalls, op); err != nil {
 			return err
 		}
 		for try := range countTries {
 			var before, after runtime.MemStats
-			sleep(ctx, settle)
+			measure.Sleep(ctx, settle)
 			runtime.GC()
 			runtime.ReadMemStats(&before)
 			if err := times(ctx, b.Calls, op); err != nil {
 				return err
 			}
-			sleep(ctx, settle)
+			measure.Sleep(ctx, settle)
 			runtime.ReadMemStats(&after)
 			least(&cost.Allocations, float64(after.Mallocs-before.Mallocs)/float64(b.Calls), try)
 			least(&cost.AllocBytes, float64(after.TotalAlloc-before.TotalAlloc)/float64(b.Calls), try)
@@ -230,9 +231,9 @@ func (b *bench) countHeld(ctx context.Context, e *entrant, c *results.Counts) er
 		return err
 	}
 	c.Executed = executed
-	c.Held = max(0, median(busy)-median(alone))
+	c.Held = max(0, measure.Median(busy)-measure.Median(alone))
 	for _, n := range busy {
-		c.HeldMost = max(c.HeldMost, int(n-median(alone)))
+		c.HeldMost = max(c.HeldMost, int(n-measure.Median(alone)))
 	}
 	return nil
 }
@@ -254,8 +255,8 @@ func (b *bench) held(ctx context.Context, e *entrant, client peers.Client, calle
 			_, errs[i] = peers.Insist(asking, client, call)
 		})
 	}
-	sleep(ctx, heldWork/3)
-	for until := time.Now().Add(heldWork / 3); time.Now().Before(until); sleep(ctx, 5*time.Millisecond) {
+	measure.Sleep(ctx, heldWork/3)
+	for until := time.Now().Add(heldWork / 3); time.Now().Before(until); measure.Sleep(ctx, 5*time.Millisecond) {
 		n, err := b.server.Busy(ctx, e.database)
 		if err != nil {
 			return nil, 0, err

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pgidem/idempotency/bench/measure"
 	"github.com/pgidem/idempotency/bench/peers"
 	"github.com/pgidem/idempotency/bench/results"
 	"github.com/pgidem/idempotency/internal/pgproxy"
@@ -57,7 +58,7 @@ func (b *bench) aftermath(ctx context.Context, e *entrant, f *results.Fault, cli
 		}
 		tooks[i] = time.Since(start)
 	})
-	f.Took = median(tooks)
+	f.Took = measure.Median(tooks)
 	for i, id := range ids {
 		n, err := b.server.Int(ctx, e.database, "select count(*) from charges where key = $1", id)
 		if err != nil {
@@ -99,7 +100,7 @@ func retry(ctx context.Context, client peers.Client, id string, bound time.Time)
 		if err == nil || ctx.Err() != nil || time.Now().After(bound) {
 			return answer, err
 		}
-		sleep(ctx, 100*time.Millisecond)
+		measure.Sleep(ctx, 100*time.Millisecond)
 	}
 }
 
