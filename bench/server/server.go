@@ -173,3 +173,13 @@ func (s *Server) Int(ctx context.Context, database, sql string, args ...any) (n 
 func (s *Server) connect(ctx context.Context, database string) (*pgx.Conn, error) {
 	return pgx.Connect(ctx, s.DSN(database, ""))
 }
+
+// CreateIfMissing makes an empty database, or leaves the one that is there.
+func (s *Server) CreateIfMissing(ctx context.Context, name string) error {
+	var there bool
+	err := s.Admin.QueryRow(ctx, "select exists (select from pg_database where datname = $1)", name).Scan(&there)
+	if err != nil || there {
+		return err
+	}
+	return s.Recreate(ctx, name)
+}
