@@ -221,7 +221,7 @@ func growth(scale results.Scale, path string) error {
 	drawn := 0
 	for _, point := range scale.Points {
 		key := point.Shape + ": " + point.Section
-		if point.Callers != 1 || slices.Contains(series, key) {
+		if point.Callers != 1 || point.Section != results.First && point.Section != results.Replay || slices.Contains(series, key) {
 			continue
 		}
 		series = append(series, key)
