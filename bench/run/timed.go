@@ -146,6 +146,9 @@ func firstCall(client peers.Client) measure.Operation {
 	}
 }
 
+// ErrWrongAnswer: a replay did not return what the first call did.
+var ErrWrongAnswer = errors.New("another answer than the first call's")
+
 func replayCall(e *entrant, client peers.Client) measure.Operation {
 	do := client.Do
 	if baseline, ok := client.(peers.Baseline); ok {
@@ -155,7 +158,7 @@ func replayCall(e *entrant, client peers.Client) measure.Operation {
 		s := e.seeds[rand.IntN(len(e.seeds))]
 		answer, err := do(ctx, s.call)
 		if err == nil && answer != s.answer {
-			return fmt.Errorf("a replay of key %s answered %q, the first call %q", s.call.ID, answer, s.answer)
+			return fmt.Errorf("%w: %q, and not %q", ErrWrongAnswer, answer, s.answer)
 		}
 		return err
 	}
