@@ -50,6 +50,10 @@ Means over many calls on warm connections, the least of three tries. Round trips
 
 %s
 `, &t)
+	if run.Plain.First > 0 {
+		fmt.Fprintf(w, "Of the allocations of %s, pgx alone needs %s for the statements of a first call, and %s for those of a replay.\n\n",
+			name(peers.Ours), count(run.Plain.First), count(run.Plain.Replay))
+	}
 }
 
 func cost(c results.Cost) []string {

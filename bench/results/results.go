@@ -18,6 +18,7 @@ type Run struct {
 	Timed      []Timed
 	Storms     []Storm
 	Counts     []Counts
+	Plain      Plain
 	Faults     []Fault
 }
 
@@ -100,6 +101,9 @@ type Counts struct {
 	HeldMost      int
 	Executed      int // of those 64
 }
+
+// Plain is what pgx alone allocates for the statements of this package.
+type Plain struct{ First, Replay float64 }
 
 // Cost is what one call costs. Counts are means over many calls, the least of
 // several tries.

@@ -43,6 +43,13 @@ func (b *bench) counts(ctx context.Context) error {
 			}
 		}
 		b.run.Counts = append(b.run.Counts, c)
+		if e.Name == peers.Ours {
+			plain, err := b.countPlain(ctx, e)
+			if err != nil {
+				b.logf("the allocations of pgx alone are left out: %v", err)
+			}
+			b.run.Plain = plain
+		}
 	}
 	return nil
 }
@@ -191,24 +198,28 @@ func (b *bench) countAllocations(ctx context.Context, e *entrant, c *results.Cou
 	}
 	defer client.Close()
 	return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
-		if err := times(ctx, warmCalls, op); err != nil {
+		return countAllocations(ctx, b.Calls, op, cost)
+	})
+}
+
+func countAllocations(ctx context.Context, calls int, op measure.Operation, cost *results.Cost) error {
+	if err := times(ctx, warmCalls, op); err != nil {
+		return err
+	}
+	for try := range countTries {
+		var before, after runtime.MemStats
+		measure.Sleep(ctx, settle)
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		if err := times(ctx, calls, op); err != nil {
 			return err
 		}
-		for try := range countTries {
-			var before, after runtime.MemStats
-			measure.Sleep(ctx, settle)
-			runtime.GC()
-			runtime.ReadMemStats(&before)
-			if err := times(ctx, b.Calls, op); err != nil {
-				return err
-			}
-			measure.Sleep(ctx, settle)
-			runtime.ReadMemStats(&after)
-			least(&cost.Allocations, float64(after.Mallocs-before.Mallocs)/float64(b.Calls), try)
-			least(&cost.AllocBytes, float64(after.TotalAlloc-before.TotalAlloc)/float64(b.Calls), try)
-		}
-		return nil
-	})
+		measure.Sleep(ctx, settle)
+		runtime.ReadMemStats(&after)
+		least(&cost.Allocations, float64(after.Mallocs-before.Mallocs)/float64(calls), try)
+		least(&cost.AllocBytes, float64(after.TotalAlloc-before.TotalAlloc)/float64(calls), try)
+	}
+	return nil
 }
 
 // countHeld samples the sessions that are not idle while duplicates wait for one
