@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -224,8 +225,9 @@ Duplicates of one key arrive at once, whose function takes %s, beside 8 workers 
 func Conditions(w io.Writer, c results.Conditions, started time.Time, took time.Duration) {
 	fmt.Fprintf(w, "%s, %v. PostgreSQL %s over %s, %s, pgx %s, %s, %d cores (%s), load average before: %s.",
 		started.Format("2006-01-02 15:04 MST"), took.Round(time.Second), c.PostgreSQL, c.Socket, c.Go, c.PGX, c.System, c.Cores, c.CPU, c.LoadBefore)
-	if c.Rounds > 0 {
-		fmt.Fprintf(w, " %d rounds, %s for each peer in a round, interleaved. A pool of %d connections each. Latency: %s each way, by a proxy in a process of its own, which delays bytes and does not serialise them.", c.Rounds, span(c.Slice), c.Pool, span(c.Delay))
+	fmt.Fprintf(w, " %d rounds, %s for each side in a round, interleaved. A pool of %d connections each.", c.Rounds, span(c.Slice), c.Pool)
+	if c.Delay > 0 {
+		fmt.Fprintf(w, " Latency: %s each way, by a proxy in a process of its own, which delays bytes and does not serialise them.", span(c.Delay))
 	}
 	var settings []string
 	for _, key := range slices.Sorted(maps.Keys(c.Settings)) {
@@ -236,4 +238,7 @@ func Conditions(w io.Writer, c results.Conditions, started time.Time, took time.
 		fmt.Fprintf(w, " %s: %s.", tool, c.Tools[tool])
 	}
 	fmt.Fprintln(w)
+	if load, err := strconv.ParseFloat(c.LoadBefore, 64); err == nil && load >= float64(c.Cores) {
+		fmt.Fprintf(w, "\n**The machine was busy with other things when this run began: its times say little; what is counted holds.**\n")
+	}
 }
