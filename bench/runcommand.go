@@ -30,7 +30,7 @@ func runCommand(ctx context.Context, args []string) error {
 	flags.IntVar(&set.Pool, "pool", 16, "connections of each peer")
 	flags.IntVar(&set.Duplicates, "duplicates", 1000, "in a storm")
 	flags.IntVar(&set.Many, "many", 10000, "in a second storm, of this package alone; 0: none")
-	flags.DurationVar(&set.Window, "window", time.Second, "of a storm, and of the calm before it")
+	flags.DurationVar(&set.Window, "window", 700*time.Millisecond, "of a storm, and of the calm before it")
 	flags.DurationVar(&set.Work, "work", 100*time.Millisecond, "that the function of a storm's key takes")
 	flags.IntVar(&set.Calls, "calls", 200, "that are counted")
 	flags.IntVar(&set.Keys, "keys", 5, "that meet each fault")

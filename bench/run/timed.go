@@ -146,7 +146,7 @@ func firstCall(client peers.Client) measure.Operation {
 	}
 }
 
-// ErrWrongAnswer: a replay did not return what the first call did.
+// ErrWrongAnswer says that a replay did not return what the first call did.
 var ErrWrongAnswer = errors.New("another answer than the first call's")
 
 func replayCall(e *entrant, client peers.Client) measure.Operation {
