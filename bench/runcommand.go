@@ -64,8 +64,11 @@ func runAndSave(ctx context.Context, set run.Settings, out string, args []string
 	}
 	measured, err := run.Run(ctx, set)
 	measured.Command = strings.TrimSpace("bench run " + strings.Join(args, " "))
+	if err != nil { // not among those that are reported
+		out = strings.TrimSuffix(out, ".json") + ".partial"
+	}
 	if err := errors.Join(err, results.Save(out, measured)); err != nil {
-		return err
+		return fmt.Errorf("%w (what was measured until then is in %s)", err, out)
 	}
 	fmt.Fprintln(os.Stderr, "bench: saved", out)
 	fmt.Printf("`%s`: ", measured.Command)

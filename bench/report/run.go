@@ -219,6 +219,12 @@ Duplicates of one key arrive at once, whose function takes %s, beside 8 workers 
 
 %s
 `, span(run.Conditions.Work), run.Conditions.Pool, span(run.Conditions.Window), span(run.Conditions.Window), &t)
+	for _, s := range run.Storms {
+		if s.Error != "" {
+			fmt.Fprintf(w, "%s, %s duplicates, %s: %d of these unanswered, %d calls of distinct keys failed: `%s`\n\n",
+				s.Peer, grouped(int64(s.Duplicates)), linkName(run, s.Link), s.Unanswered, s.Failed, oneLine(s.Error))
+		}
+	}
 }
 
 // Conditions writes what the figures depend on.

@@ -81,6 +81,8 @@ type Storm struct {
 	Storms     int           // that were made, one after another, a key each
 	Took       time.Duration // until the last duplicate had its answer: the median
 	Unanswered int           // duplicates without an answer at the bound
+	Failed     int           // calls of distinct keys beside it
+	Error      string        // one of all these
 	Calm, Wild Load          // distinct keys without and beside the storm
 	P99Ratio   float64       // medians of paired windows
 	RateRatio  float64

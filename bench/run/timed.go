@@ -84,8 +84,12 @@ func (b *bench) rounds(ctx context.Context, section string, lanes []*lane, calle
 	for _, l := range lanes {
 		l.all, l.ratios, l.ops = measure.Slice{}, nil, operationOf(section, l.entrant, l.client)
 		// The warm-up: connections, prepared statements, pages in memory.
-		if warm := measure.During(ctx, callers, l.ops, measure.Lasting(ctx, b.Slice)); len(warm.Latencies) == 0 {
-			return fmt.Errorf("%s: no call succeeds: %w", l.Name, errors.Join(warm.Errors...))
+		warm := measure.During(ctx, callers, l.ops, measure.Lasting(ctx, b.Slice))
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case len(warm.Latencies) == 0 && len(warm.Errors) > 0:
+			return fmt.Errorf("%s: no call succeeds: %w", l.Name, warm.Errors[0])
 		}
 	}
 	for round := range b.Rounds {

@@ -173,7 +173,7 @@ func (m meeting) interleave(ctx context.Context, p *results.Point, ops [2]measur
 	}
 	p.Ratio = measure.Median(p.Ratios)
 	p.Full, p.Empty = m.full.all.Load(), m.empty.all.Load()
-	p.FullWAL = float64(m.full.wal) / float64(len(m.full.all.Latencies))
-	p.EmptyWAL = float64(m.empty.wal) / float64(len(m.empty.all.Latencies))
+	p.FullWAL = float64(m.full.wal) / float64(max(len(m.full.all.Latencies), 1))
+	p.EmptyWAL = float64(m.empty.wal) / float64(max(len(m.empty.all.Latencies), 1))
 	return m.full.pool.QueryRow(ctx, "select pg_table_size('idempotency_keys'), pg_indexes_size('idempotency_keys')").Scan(&p.HeapBytes, &p.IndexBytes)
 }
