@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// A Proxy listens on a loopback port. It is closed when its test ends.
+// A Proxy listens on a loopback port.
 type Proxy struct {
 	listener net.Listener
 	network  string
@@ -54,17 +54,27 @@ const (
 	CutClient          // the client is cut; the server goes on undisturbed
 )
 
-// New starts a proxy in front of a server's address.
+// New starts a proxy in front of a server's address. It is closed when its test
+// ends.
 func New(t testing.TB, network, address string) *Proxy {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := Listen(network, address)
 	if err != nil {
 		t.Fatalf("pgproxy: %v", err)
 	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// Listen is New for what is not a test: its caller closes the proxy.
+func Listen(network, address string) (*Proxy, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
 	p := &Proxy{listener: listener, network: network, address: address, links: make(map[*link]bool)}
 	p.wg.Go(p.accept)
-	t.Cleanup(p.close)
-	return p
+	return p, nil
 }
 
 // Port is where clients connect, on 127.0.0.1.
@@ -94,7 +104,8 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-func (p *Proxy) close() {
+// Close cuts all connections.
+func (p *Proxy) Close() {
 	p.listener.Close()
 	p.CutAll()
 	p.wg.Wait()
