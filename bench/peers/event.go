@@ -15,6 +15,7 @@ func init() {
 	register(Peer{
 		Name:    "event TransactionalHandler",
 		About:   "rbaliyan/event v3.15.5, transaction.TransactionalHandler with idempotency.PostgresStore: look up, the business write, and a mark that it is done, in one transaction. It keeps no answer: the application reads its own row by the key, for which the business table gets an index.",
+		Races:   true,
 		Prepare: prepareEvent,
 		Open:    openEvent,
 	})
