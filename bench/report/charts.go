@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgidem/idempotency/bench/peers"
@@ -37,14 +38,15 @@ type look struct {
 	colour color.RGBA
 	shape  draw.GlyphDrawer
 	width  vg.Length
+	dashes []vg.Length
 }
 
 func lookOf(all []results.Peer, name string) look {
 	switch name {
 	case peers.Ours:
-		return look{ourColour, draw.CircleGlyph{}, vg.Points(3)}
+		return look{colour: ourColour, shape: draw.CircleGlyph{}, width: vg.Points(3)}
 	case peers.Bare:
-		return look{bareColour, draw.CircleGlyph{}, vg.Points(1.5)}
+		return look{colour: bareColour, shape: draw.CircleGlyph{}, width: vg.Points(1.5)}
 	}
 	i := 0
 	for _, p := range all {
@@ -55,7 +57,7 @@ func lookOf(all []results.Peer, name string) look {
 			i++
 		}
 	}
-	return look{colours[i%len(colours)], shapes[i%len(shapes)], vg.Points(1.5)}
+	return look{colour: colours[i%len(colours)], shape: shapes[i%len(shapes)], width: vg.Points(1.5)}
 }
 
 const (
@@ -84,13 +86,13 @@ func newPlot(title, x, y string) *plot.Plot {
 	return p
 }
 
-// line adds one series; last is where its legend goes.
+// line adds one series.
 func line(p *plot.Plot, name string, l look, points plotter.XYs) error {
 	curve, marks, err := plotter.NewLinePoints(points)
 	if err != nil {
 		return err
 	}
-	curve.Color, curve.Width = l.colour, l.width
+	curve.Color, curve.Width, curve.Dashes = l.colour, l.width, l.dashes
 	marks.Color, marks.Shape, marks.Radius = l.colour, l.shape, vg.Points(3.5)
 	p.Add(curve, marks)
 	p.Legend.Add(name, curve, marks)
@@ -217,21 +219,29 @@ func dumbbells(p *plot.Plot, from, to plotter.XYs) error {
 // growth is the cost of a call against the rows of the table.
 func growth(scale results.Scale, path string) error {
 	p := newPlot("Cost of a call against the size of the table", "rows in the table", "time of a call, empty table = 1")
-	var series []string
+	shorter := strings.NewReplacer(" ids", "")
+	var shapesSeen, series []string
 	drawn := 0
 	for _, point := range scale.Points {
-		key := point.Shape + ": " + point.Section
-		if point.Callers != 1 || slices.Contains(series, key) {
+		key := shorter.Replace(point.Shape) + ": " + point.Section
+		if point.Callers != 1 || point.Section != results.First && point.Section != results.Replay || slices.Contains(series, key) {
 			continue
 		}
 		series = append(series, key)
+		if !slices.Contains(shapesSeen, point.Shape) {
+			shapesSeen = append(shapesSeen, point.Shape)
+		}
 		var points plotter.XYs
 		for _, q := range scale.Points {
-			if q.Callers == 1 && q.Shape+": "+q.Section == key {
+			if q.Callers == 1 && q.Section == point.Section && q.Shape == point.Shape {
 				points = append(points, plotter.XY{X: float64(q.Rows), Y: q.Ratio})
 			}
 		}
-		l := look{colours[len(series)%len(colours)], shapes[len(series)%len(shapes)], vg.Points(1.8)}
+		i := slices.Index(shapesSeen, point.Shape)
+		l := look{colour: []color.RGBA{ourColour, colours[0], colours[2]}[i%3], shape: draw.CircleGlyph{}, width: vg.Points(2)}
+		if point.Section == results.Replay {
+			l.shape, l.dashes = draw.RingGlyph{}, []vg.Length{vg.Points(5), vg.Points(3)}
+		}
 		if err := line(p, key, l, points); err != nil {
 			return err
 		}

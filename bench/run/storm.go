@@ -2,6 +2,8 @@ package run
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -66,6 +68,9 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 			tooks = append(tooks, time.Since(start))
 			measure.Sleep(ctx, b.Window-time.Since(start))
 		})
+		if len(c.Latencies) == 0 {
+			return fmt.Errorf("%s: no call succeeds in the calm: %w", e.Name, errors.Join(append(c.Errors, ctx.Err())...))
+		}
 		p99s = append(p99s, measure.Ratio(w.Quantile(0.99), c.Quantile(0.99)))
 		rates = append(rates, w.PerSecond()/c.PerSecond())
 		calm.Add(c)
@@ -77,8 +82,8 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 			break
 		}
 	}
-	if n := len(wild.Errors); n > 0 {
-		b.logf("%d distinct calls failed beside the storm: %v", n, wild.Errors[0])
+	if out.Failed = len(wild.Errors); out.Failed > 0 && out.Error == "" {
+		out.Error = wild.Errors[0].Error()
 	}
 	out.Took, out.Calm, out.Wild = measure.Median(tooks), calm.Load(), wild.Load()
 	out.P99Ratio, out.RateRatio = measure.Median(p99s), measure.Median(rates)
@@ -91,6 +96,7 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, out *results.Storm) {
 	id := peers.NewCall().ID
 	var executions, unanswered atomic.Int64
+	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithTimeout(ctx, stormBound)
 	defer cancel()
@@ -103,6 +109,7 @@ func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, o
 			}
 			if _, err := peers.Insist(ctx, client, call); err != nil {
 				unanswered.Add(1)
+				failed.Store(&err)
 			}
 		})
 	}
@@ -110,4 +117,7 @@ func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, o
 	out.Storms++
 	out.Executions += int(executions.Load())
 	out.Unanswered += int(unanswered.Load())
+	if err := failed.Load(); err != nil && out.Error == "" {
+		out.Error = (*err).Error()
+	}
 }

@@ -84,8 +84,12 @@ func (b *bench) rounds(ctx context.Context, section string, lanes []*lane, calle
 	for _, l := range lanes {
 		l.all, l.ratios, l.ops = measure.Slice{}, nil, operationOf(section, l.entrant, l.client)
 		// The warm-up: connections, prepared statements, pages in memory.
-		if warm := measure.During(ctx, callers, l.ops, measure.Lasting(ctx, b.Slice)); len(warm.Latencies) == 0 {
-			return fmt.Errorf("%s: no call succeeds: %w", l.Name, errors.Join(warm.Errors...))
+		warm := measure.During(ctx, callers, l.ops, measure.Lasting(ctx, b.Slice))
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case len(warm.Latencies) == 0 && len(warm.Errors) > 0:
+			return fmt.Errorf("%s: no call succeeds: %w", l.Name, warm.Errors[0])
 		}
 	}
 	for round := range b.Rounds {
@@ -146,6 +150,9 @@ func firstCall(client peers.Client) measure.Operation {
 	}
 }
 
+// ErrWrongAnswer says that a replay did not return what the first call did.
+var ErrWrongAnswer = errors.New("another answer than the first call's")
+
 func replayCall(e *entrant, client peers.Client) measure.Operation {
 	do := client.Do
 	if baseline, ok := client.(peers.Baseline); ok {
@@ -155,7 +162,7 @@ func replayCall(e *entrant, client peers.Client) measure.Operation {
 		s := e.seeds[rand.IntN(len(e.seeds))]
 		answer, err := do(ctx, s.call)
 		if err == nil && answer != s.answer {
-			return fmt.Errorf("a replay of key %s answered %q, the first call %q", s.call.ID, answer, s.answer)
+			return fmt.Errorf("%w: %q, and not %q", ErrWrongAnswer, answer, s.answer)
 		}
 		return err
 	}

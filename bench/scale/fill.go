@@ -37,8 +37,10 @@ func (b *bench) fillTo(ctx context.Context, s shape, rows int64, column string, 
 	}
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 	// Not durable at once: if the server crashes, the fill goes on from what is left.
-	if _, err := conn.Exec(ctx, "set synchronous_commit = off"); err != nil {
-		return err
+	for _, sql := range []string{"set synchronous_commit = off", fillSQL} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return err
+		}
 	}
 	var done int64
 	if err := conn.QueryRow(ctx, "select "+column+" from filled").Scan(&done); err != nil {
@@ -52,7 +54,7 @@ func (b *bench) fillTo(ctx context.Context, s shape, rows int64, column string, 
 	for done < rows {
 		to := min(done+fillBatch, rows)
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, fillSQL, from+done, from+to-1, s.random, s.scopes, expires); err != nil {
+			if _, err := tx.Exec(ctx, "select pg_temp.fill($1, $2, $3, $4, $5::interval)", from+done, from+to-1, s.random, s.scopes, expires); err != nil {
 				return err
 			}
 			_, err := tx.Exec(ctx, "update filled set "+column+" = $1", to)
@@ -67,12 +69,6 @@ func (b *bench) fillTo(ctx context.Context, s shape, rows int64, column string, 
 			speed := float64(done-begun) / time.Since(start).Seconds()
 			left := time.Duration(float64(rows-done) / speed * float64(time.Second))
 			b.logf("%s: %d of %d rows (%d%%), %.0f rows/s, %v to go", s.name, done, rows, 100*done/rows, speed, left.Round(time.Second))
-		}
-	}
-	// What autovacuum would do in the middle of a measurement.
-	for _, sql := range []string{"vacuum (analyze) idempotency_keys", "checkpoint"} {
-		if _, err := conn.Exec(ctx, sql); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -11,13 +11,13 @@ import (
 
 // What a row takes, roughly: the table, its indexes, and room for random ids,
 // whose index pages are two thirds full.
-const rowBytes = 750
+const rowBytes = 900
 
 // walBytes is what the server's write-ahead log grows to, with default settings.
 const walBytes = 1 << 30
 
 // fillPerSecond is a cautious guess.
-const fillPerSecond = 25_000
+const fillPerSecond = 20_000
 
 // checkNeeds says what the run takes, and fails when the disk is too small.
 func (b *bench) checkNeeds(ctx context.Context) error {

@@ -50,6 +50,9 @@ func (b *bench) purge(ctx context.Context, s shape) (results.Purge, error) {
 		if err := errors.Join(append(append(c.Errors, w.Errors...), failed, ctx.Err())...); err != nil {
 			return out, err
 		}
+		if len(c.Latencies) == 0 {
+			return out, errors.New("no call has ended in a window: make the -window longer")
+		}
 		p99s = append(p99s, measure.Ratio(w.Quantile(0.99), c.Quantile(0.99)))
 		rates = append(rates, w.PerSecond()/c.PerSecond())
 		calm.Add(c)

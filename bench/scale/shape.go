@@ -29,18 +29,33 @@ var allShapes = []shape{
 // row is a millisecond later. It is long ago: new ids are at the right edge.
 const firstMillisecond = 1_577_836_800_000
 
-// fillSQL inserts the rows $1 to $2. $3: the ids are random; $4: the number of
-// scopes; $5: when they expire. The texts are those of keyOf.
+// fillSQL makes a function that fills the table as calls do: it inserts a row as
+// it is claimed, and updates it as its result is recorded, row after row, so that
+// the pages come to look as they do in earnest. The texts are those of keyOf.
 const fillSQL = `
-insert into idempotency_keys (purge_after, id, scope, completed_at, expires_at, fingerprint, result)
-select now() + $5::interval, id, 'customer-' || i * 7919 % $4, now(), now() + $5::interval,
-	sha256(convert_to(id, 'UTF8')), convert_to('"' || rpad('charge ' || i, 318, 'x') || '"', 'UTF8')
-from generate_series($1::bigint, $2::bigint) as i
-cross join lateral (select md5(i::text) as m, lpad(to_hex(1577836800000 + i), 12, '0') as t) as parts
-cross join lateral (select case when $3::boolean
-	then substr(m, 1, 8) || '-' || substr(m, 9, 4) || '-4' || substr(m, 13, 3) || '-8' || substr(m, 16, 3) || '-' || substr(m, 19, 12)
-	else substr(t, 1, 8) || '-' || substr(t, 9, 4) || '-7' || substr(m, 1, 3) || '-8' || substr(m, 4, 3) || '-' || substr(m, 7, 12)
-	end as id) as ids`
+create function pg_temp.fill(first bigint, last bigint, random boolean, scopes bigint, expires interval) returns void
+language plpgsql as $$
+declare
+	i bigint := first; -- a for loop would have an integer
+	m text; t text; new_id text; new_scope text; at tid;
+begin
+	while i <= last loop
+		m := md5(i::text);
+		t := lpad(to_hex(1577836800000 + i), 12, '0');
+		new_id := case when random
+			then substr(m, 1, 8) || '-' || substr(m, 9, 4) || '-4' || substr(m, 13, 3) || '-8' || substr(m, 16, 3) || '-' || substr(m, 19, 12)
+			else substr(t, 1, 8) || '-' || substr(t, 9, 4) || '-7' || substr(m, 1, 3) || '-8' || substr(m, 4, 3) || '-' || substr(m, 7, 12)
+			end;
+		new_scope := 'customer-' || i * 7919 % scopes;
+		insert into idempotency_keys (purge_after, id, scope)
+		values (now() + expires, new_id, new_scope) returning ctid into at;
+		update idempotency_keys
+		set completed_at = now(), expires_at = now() + expires, fingerprint = sha256(convert_to(new_id, 'UTF8')),
+			result = convert_to('"' || rpad('charge ' || i, 318, 'x') || '"', 'UTF8')
+		where ctid = at and id = new_id and scope = new_scope;
+		i := i + 1;
+	end loop;
+end $$`
 
 // keyOf is the key of row i.
 func (s shape) keyOf(i int64) idempotency.Key {
