@@ -31,7 +31,8 @@ func init() {
 //     workflow that exists already.
 //   - What was pending is recovered in Launch, as an executor does that starts again
 //     after a crash: with the same executor ID and application version, which are
-//     the defaults of one machine and one binary.
+//     the defaults of one machine and one binary. A retry that reaches another
+//     executor meanwhile waits for that; only Conductor, a service, hands over.
 //   - A handle to a workflow that another call has started polls once a second by
 //     default. 100 ms here: nearer to what a waiting client wants, and no flood.
 //   - The log is off. There is no queue, no schedule, no Conductor.
