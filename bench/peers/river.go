@@ -3,7 +3,6 @@ package peers
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,7 +21,7 @@ import (
 func init() {
 	register(Peer{
 		Name:    "River unique job",
-		About:   "River v0.51.2: the request is a unique job of scope and key, worked at once in the same process; the business write, the output and JobCompleteTx are one transaction. A duplicate of a job at work is told so. Its client works with a fetch cooldown of 1 ms instead of 100 ms.",
+		About:   "River v0.51.2: the request is a unique job of scope and key, worked at once in the same process; the business write, the output and JobCompleteTx are one transaction. A duplicate waits for the job as the first caller does. Its client works with a fetch cooldown of 1 ms instead of 100 ms.",
 		Prepare: prepareRiver,
 		Open:    openRiver,
 	})
@@ -37,6 +36,10 @@ func init() {
 //   - RecordOutput and JobCompleteTx in the transaction of the business write: both
 //     or neither. The worker wakes the caller itself, right after the COMMIT: the
 //     events of a subscription come up to 100 ms later.
+//   - A duplicate is given the job's row, and waits for its end. It must not insert
+//     again to ask: an insert that meets its like locks that row until it commits,
+//     and workers pass over locked rows, so that a storm of such inserts keeps the
+//     job from being worked at all.
 //   - The bounds of a lost job are as short as makes sense for the work here:
 //     JobTimeout and RescueStuckJobsAfter 5 s instead of a minute and an hour. The
 //     rest cannot be set: the lease of the leader, whose client rescues (15 s), and
@@ -46,7 +49,7 @@ func init() {
 
 const (
 	riverBound = 5 * time.Second
-	riverPoll  = 100 * time.Millisecond
+	riverPoll  = 200 * time.Millisecond
 )
 
 type riverArgs struct {
@@ -189,10 +192,10 @@ func (r *riverClient) Do(ctx context.Context, call *Call) (string, error) {
 	worked, leave := r.enter(call)
 	defer leave()
 	inserted, err := r.client.Insert(ctx, riverArgs{call.Scope, call.ID, call.Amount, call.Body}, nil)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", err
-	case inserted.UniqueSkippedAsDuplicate:
+	}
+	if inserted.Job.FinalizedAt != nil {
 		return riverAnswer(inserted.Job)
 	}
 	return r.await(ctx, inserted.Job.ID, worked)
@@ -211,18 +214,14 @@ func (r *riverClient) await(ctx context.Context, id int64, worked <-chan riverOu
 			return outcome.answer, outcome.err
 		case <-poll.C:
 			job, err := r.client.JobGet(ctx, id)
-			if err != nil || job.FinalizedAt != nil {
-				return riverFound(job, err)
+			if err != nil {
+				return "", err
+			}
+			if job.FinalizedAt != nil {
+				return riverAnswer(job)
 			}
 		}
 	}
-}
-
-func riverFound(job *rivertype.JobRow, err error) (string, error) {
-	if err != nil {
-		return "", err
-	}
-	return riverAnswer(job)
 }
 
 // enter registers a call before its job is there: who inserts it has to be woken.
@@ -241,12 +240,10 @@ func (r *riverClient) enter(call *Call) (worked <-chan riverOutcome, leave func(
 	}
 }
 
+// riverAnswer is the answer of a job that has ended.
 func riverAnswer(job *rivertype.JobRow) (answer string, err error) {
-	switch job.State {
-	case rivertype.JobStateCompleted:
-		return answer, json.Unmarshal(job.Output(), &answer)
-	case rivertype.JobStateCancelled, rivertype.JobStateDiscarded:
-		return "", errors.New("the job has failed for good")
+	if job.State != rivertype.JobStateCompleted {
+		return "", fmt.Errorf("the job has failed for good: it is %s", job.State)
 	}
-	return "", fmt.Errorf("%w: its job is %s", ErrInProgress, job.State)
+	return answer, json.Unmarshal(job.Output(), &answer)
 }
