@@ -31,9 +31,11 @@ func init() {
 //     its answer: with an index on the key, the least that it needs.
 //   - Its look-up does not lock, and its mark is an upsert: nothing stands between
 //     parallel duplicates in READ COMMITTED, which SQLManager begins with. So the
-//     documented "detected atomically" does not hold for them; two effects in the
-//     tables come from there. Where the default of the sessions is set to
-//     serializable by the application, one of the two fails instead.
+//     documented atomic detection does not hold for them, and the effects in the
+//     table of storms come from there: two calls of Handle at once, with nothing of
+//     this adapter, have two effects. Where the application makes serializable the
+//     default of its sessions, which the documentation does not ask for, one of the
+//     two fails instead.
 
 type eventDelivery struct {
 	call   *Call
