@@ -101,11 +101,11 @@ func line(p *plot.Plot, name string, l look, points plotter.XYs) error {
 
 // saveBeside draws the plot with its legend to the right of it, where it covers
 // nothing.
-func saveBeside(p *plot.Plot, path string) error {
+func saveBeside(p *plot.Plot, height vg.Length, path string) error {
 	legend := p.Legend
 	p.Legend = plot.NewLegend()
 	legend.Top, legend.Left = true, true
-	canvas, err := draw.NewFormattedCanvas(chartWidth, chartHeight, filepath.Ext(path)[1:])
+	canvas, err := draw.NewFormattedCanvas(chartWidth, height, filepath.Ext(path)[1:])
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func latency(run results.Run, path string) error {
 	}
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(ticks)
 	p.Y.Min = 0
-	return saveBeside(p, path)
+	return saveBeside(p, chartHeight, path)
 }
 
 // storm is the p99 of distinct keys with and without a storm, by peer.
@@ -176,8 +176,7 @@ func storm(run results.Run, path string) error {
 	p.Y.Min, p.Y.Max = -0.6, float64(len(names))-0.4
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, decades{}
 	p.X.Min, p.X.Max = decade(slices.MinFunc(calm, byX).X, math.Floor), decade(slices.MaxFunc(wild, byX).X, math.Ceil)
-	p.Legend.Top = true
-	return saveBeside(p, path)
+	return saveBeside(p, max(chartHeight, vg.Length(len(names))*0.9*vg.Centimeter+3*vg.Centimeter), path)
 }
 
 func byX(a, b plotter.XY) int {
@@ -261,7 +260,7 @@ func growth(scale results.Scale, path string) error {
 	one.Color, one.Width = bareColour, vg.Points(1)
 	one.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
 	p.Add(one)
-	return saveBeside(p, path)
+	return saveBeside(p, chartHeight, path)
 }
 
 func milli(d time.Duration) float64 { return float64(d) / 1e6 }

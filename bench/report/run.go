@@ -47,7 +47,7 @@ func counts(w io.Writer, run results.Run) {
 	}
 	fmt.Fprintf(w, `## What a call costs, counted
 
-Means over many calls on warm connections, the least of three tries. Round trips are counted on the wire, to PostgreSQL and to Redis; those that the caller waits for are told by the time behind a link of 20 ms. Write-ahead log, transaction ids and fsyncs are what the whole server counted meanwhile. Allocations are those of the client's process. Held are PostgreSQL connections that are not idle while 64 duplicates in one process wait for one call, less what the call itself needs.
+Means over many calls on warm connections, the least of three tries. Round trips are counted on the wire, to PostgreSQL and to Redis; those that the caller waits for are told by the time behind a link of 20 ms. Write-ahead log, transaction ids and fsyncs are what the whole server counted meanwhile, a good while after a checkpoint and with pages that were read before. Allocations are those of the client's process. Held are PostgreSQL connections that are not idle while 64 duplicates in one process wait for one call, less what the call itself needs.
 
 %s
 `, &t)

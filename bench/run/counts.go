@@ -27,7 +27,7 @@ const (
 
 	// heldDuplicates wait for one call that takes heldWork.
 	heldDuplicates = 64
-	heldWork       = 500 * time.Millisecond
+	heldWork       = time.Second
 )
 
 // counts measures what one call costs, peer by peer, with nothing beside it.
@@ -74,7 +74,21 @@ func times(ctx context.Context, n int, op measure.Operation) error {
 const warmCalls = 20
 
 // settle is for what a call leaves to be done in the background.
-const settle = 30 * time.Millisecond
+const settle = 50 * time.Millisecond
+
+// settled is a counter that has come to rest, or goes on by itself.
+func settled(ctx context.Context, counter func() int64) int64 {
+	value := counter()
+	for range 20 {
+		measure.Sleep(ctx, settle)
+		now := counter()
+		if now == value {
+			break
+		}
+		value = now
+	}
+	return value
+}
 
 // through opens a client behind a counting link to each server.
 func (b *bench) through(ctx context.Context, e *entrant, delay time.Duration, do func(client peers.Client, trips func() int64) error) error {
@@ -111,13 +125,11 @@ func (b *bench) countWire(ctx context.Context, e *entrant, c *results.Counts) er
 				return err
 			}
 			for try := range countTries {
-				measure.Sleep(ctx, settle)
-				before := trips()
+				before := settled(ctx, trips)
 				if err := times(ctx, b.Calls, op); err != nil {
 					return err
 				}
-				measure.Sleep(ctx, settle)
-				least(&cost.Trips, float64(trips()-before)/float64(b.Calls), try)
+				least(&cost.Trips, float64(settled(ctx, trips)-before)/float64(b.Calls), try)
 			}
 			return nil
 		})
@@ -164,9 +176,6 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 		return after.Minus(before), err
 	}
 	both := func(calls int, of func(peers.Client) measure.Operation, cost *results.Cost) error {
-		if _, err := life(1, of); err != nil { // full pages follow a checkpoint once
-			return err
-		}
 		for try := 0; try < countTries || try < 4*countTries && isNoise(*cost); try++ {
 			idle, err := life(0, of)
 			if err != nil {
@@ -184,6 +193,14 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 		return nil
 	}
 	if err := b.server.Exec(ctx, e.database, "checkpoint"); err != nil {
+		return err
+	}
+	// After a checkpoint the first change of a page logs it whole; where the server
+	// has data checksums, to read it for the first time can be such a change.
+	if _, err := life(1, firstCall); err != nil {
+		return err
+	}
+	if _, err := life(len(e.seeds), func(client peers.Client) measure.Operation { return eachSeed(e, client) }); err != nil {
 		return err
 	}
 	return errors.Join(
@@ -233,8 +250,9 @@ func (b *bench) countHeld(ctx context.Context, e *entrant, c *results.Counts) er
 		return err
 	}
 	defer client.Close()
-	if err := times(ctx, 1, firstCall(client)); err != nil {
-		return err
+	// Opens the connections.
+	if warm := measure.During(ctx, b.Pool, firstCall(client), measure.Lasting(ctx, b.Slice)); len(warm.Errors) > 0 {
+		return warm.Errors[0]
 	}
 	alone, _, err := b.held(ctx, e, client, 1)
 	if err != nil {
@@ -269,8 +287,8 @@ func (b *bench) held(ctx context.Context, e *entrant, client peers.Client, calle
 			_, errs[i] = peers.Insist(asking, client, call)
 		})
 	}
-	measure.Sleep(ctx, heldWork/3)
-	for until := time.Now().Add(heldWork / 3); time.Now().Before(until); measure.Sleep(ctx, 5*time.Millisecond) {
+	measure.Sleep(ctx, heldWork/2)
+	for until := time.Now().Add(heldWork / 4); time.Now().Before(until); measure.Sleep(ctx, 5*time.Millisecond) {
 		n, err := b.server.Busy(ctx, e.database)
 		if err != nil {
 			return nil, 0, err

@@ -153,19 +153,33 @@ func firstCall(client peers.Client) measure.Operation {
 // ErrWrongAnswer says that a replay did not return what the first call did.
 var ErrWrongAnswer = errors.New("another answer than the first call's")
 
+// replayCall replays a random seed.
 func replayCall(e *entrant, client peers.Client) measure.Operation {
+	return func(ctx context.Context, _ int) error {
+		return e.seeds[rand.IntN(len(e.seeds))].replay(ctx, client)
+	}
+}
+
+// eachSeed replays one after the other.
+func eachSeed(e *entrant, client peers.Client) measure.Operation {
+	next := 0
+	return func(ctx context.Context, _ int) error {
+		s := e.seeds[next%len(e.seeds)]
+		next++
+		return s.replay(ctx, client)
+	}
+}
+
+func (s seed) replay(ctx context.Context, client peers.Client) error {
 	do := client.Do
 	if baseline, ok := client.(peers.Baseline); ok {
 		do = baseline.Replay
 	}
-	return func(ctx context.Context, _ int) error {
-		s := e.seeds[rand.IntN(len(e.seeds))]
-		answer, err := do(ctx, s.call)
-		if err == nil && answer != s.answer {
-			return fmt.Errorf("%w: %q, and not %q", ErrWrongAnswer, answer, s.answer)
-		}
-		return err
+	answer, err := do(ctx, s.call)
+	if err == nil && answer != s.answer {
+		return fmt.Errorf("%w: %q, and not %q", ErrWrongAnswer, answer, s.answer)
 	}
+	return err
 }
 
 // seed records the answers that are to be replayed, once in each database.
