@@ -13,12 +13,18 @@ const (
 	// maxRuns is how often one call runs its function at most.
 	maxRuns = 10
 
-	// maxLostClaims is how many connections one call may lose before it has run
-	// anything: after a restart of the server, every idle one is a dead one.
-	maxLostClaims = 10
+	// leastLostClaims is how many connections one call may lose, at least, before
+	// it has run anything. After a restart of the server, every idle one of the
+	// pool is a dead one: a call may lose as many as the pool can hold.
+	leastLostClaims = 10
 
-	// doubtBound is how long a call tries to find out how its COMMIT ended.
-	doubtBound = 15 * time.Second
+	// doubtBound is how long a call tries to find out how its COMMIT ended. pgx
+	// holds the place of a broken connection in the pool for up to 15 seconds.
+	doubtBound = 30 * time.Second
+
+	// replayBound is how long the ROLLBACK of a replay keeps the next call for
+	// its key, in this process, waiting.
+	replayBound = 100 * time.Millisecond
 
 	// grace is how long a caller that does not want to wait asks again. A replay
 	// holds the advisory lock until its ROLLBACK has arrived, so "not got" does
@@ -34,6 +40,8 @@ type call struct {
 	event *Event
 	lease *lease // of a Do that leads, until it is handed on
 
+	origin string // of the result, if this call makes it
+
 	waitFrom   time.Time // Config.Wait counts from here
 	inFlight   time.Time // since when the key is known to be another call's
 	waits      backoff
@@ -43,24 +51,25 @@ type call struct {
 
 // do is Do on stored values.
 func (s *Store) do(ctx context.Context, key Key, w work) (replayed bool, err error) {
-	return s.call(ctx, "Do", key, w, func(c *call) (*record, error) { return c.do(ctx) })
+	return s.call(ctx, "Do", key, w, (*call).do)
 }
 
 // call runs a Do or DoTx, and replays the record that it finds if that is the
 // answer to this request.
-func (s *Store) call(ctx context.Context, operation string, key Key, w work, run func(*call) (*record, error)) (replayed bool, err error) {
-	err = s.observed(ctx, operation, func(event *Event) error {
-		c := &call{store: s, key: key, work: w, event: event, waitFrom: time.Now()}
-		rec, err := run(c)
+func (s *Store) call(ctx context.Context, operation string, key Key, w work, run func(*call, context.Context) (*record, error)) (replayed bool, err error) {
+	err = s.observed(ctx, operation, key, func(ctx context.Context, event *Event) error {
+		c := &call{store: s, key: key, work: w, event: event, origin: event.Origin, waitFrom: time.Now()}
+		rec, err := run(c, ctx)
+		event.Outcome = "executed"
 		switch {
 		case err != nil || rec == nil:
 			return err
 		case rec.fingerprint != key.Fingerprint:
 			return ErrKeyReused
 		}
+		event.Outcome, event.Origin = "replayed", rec.origin
 		err = w.replay(rec.result)
 		replayed = err == nil
-		event.Replayed = replayed
 		return err
 	})
 	return replayed, err
@@ -139,7 +148,7 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 			return nil, f.rec, nil
 		case err == nil && f.state == abandoned:
 			x.rollback()
-			return nil, nil, errAbandoned
+			return nil, nil, ErrAbandoned
 		case err == nil:
 			x.rollback()
 			err = c.wait(ctx, ErrInProgress)
@@ -156,20 +165,24 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 
 func (c *call) mayReconnect(ctx context.Context, err error) bool {
 	c.lostClaims++
-	return lostConnection(err) && ctx.Err() == nil && c.lostClaims < maxLostClaims
+	return lostConnection(err) && ctx.Err() == nil &&
+		c.lostClaims < max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
 }
 
 // replay gives the record to everyone that waits here for it, and ends the
 // session in the background: the answer need not wait for a ROLLBACK. The next
 // call for the key is let in afterwards, since it would find the advisory lock
-// taken.
+// taken; but not much later, since a ROLLBACK can hang with its connection.
 func (c *call) replay(x *session, rec *record) {
 	c.lease.share(rec)
 	lease := c.lease
 	c.lease = nil
+	late := time.AfterFunc(replayBound, lease.leave)
 	go func() {
 		x.rollback() // within rollbackBound
-		lease.leave()
+		if late.Stop() {
+			lease.leave()
+		}
 	}()
 }
 
@@ -212,12 +225,13 @@ func (c *call) attempt(ctx context.Context, x *session) *failure {
 	if failed != nil {
 		return failed
 	}
+	rec := &record{fingerprint: c.key.Fingerprint, result: stored, origin: c.origin}
 	c.lease.seal()
-	if failed := x.commit(stored); failed != nil {
+	if failed := x.commit(rec); failed != nil {
 		return failed
 	}
 	committed = true
-	c.lease.share(&record{fingerprint: c.key.Fingerprint, result: stored})
+	c.lease.share(rec)
 	return nil
 }
 
@@ -238,7 +252,7 @@ func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 // It returns the record; or, when nothing was committed, a session for another
 // run or the failure's error; or ErrOutcomeUnknown.
 func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record, error) {
-	c.event.InDoubt = true
+	c.event.InDoubt = "unknown"
 	c.lease.stand(elsewhere)
 	unknown := fmt.Errorf("%w: %w", ErrOutcomeUnknown, failed.err)
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), doubtBound)
@@ -253,13 +267,16 @@ func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record,
 		case err != nil:
 		case f.state == recorded && (conclusive || f.rec.fingerprint == c.key.Fingerprint):
 			if x.settle(ask) == nil {
+				c.event.InDoubt = "committed"
 				c.lease.share(f.rec)
 				return nil, f.rec, nil
 			}
 		case f.state == claimed && conclusive && c.mayRunAgain(ctx, failed):
+			c.event.InDoubt = "aborted"
 			c.lease.stand(owning)
 			return x, nil, nil
 		case f.state == claimed && conclusive:
+			c.event.InDoubt = "aborted"
 			x.rollback()
 			return nil, nil, failed.err
 		case f.state == inFlight || f.state == expired:

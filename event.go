@@ -6,11 +6,23 @@ import (
 	"time"
 )
 
-// An Event says how one operation of a Store went. It holds no text of the key
-// and no result.
+// An Event says how one operation of a Store went. It holds no result.
 type Event struct {
 	// Operation is "Do", "DoTx", "Get", "All", "Delete" or "Purge".
 	Operation string
+
+	// Outcome of a Do or DoTx is "executed", "replayed" (also after a wait, and
+	// when its own commit was in doubt), "in_progress", "key_reused",
+	// "outcome_unknown" or "failed". Of the others it is "done", "not_found",
+	// "in_progress" or "failed".
+	Outcome string
+
+	// Key of the operation; the zero Key without [Config.ObserveKeys].
+	Key Key
+
+	// Origin is what [Config.Trace] has said for the call whose function made
+	// the result: of a replay, an earlier one.
+	Origin string
 
 	// Duration of the whole operation, waiting included.
 	Duration time.Duration
@@ -22,12 +34,9 @@ type Event struct {
 	// a serialization failure, a deadlock or a lost connection.
 	Runs int
 
-	// Replayed, as returned by Do and DoTx.
-	Replayed bool
-
-	// InDoubt: the answer to a COMMIT was lost, and the operation found out
-	// whether it had taken effect.
-	InDoubt bool
+	// InDoubt is empty unless the answer to a COMMIT was lost. Then it is what
+	// the operation found out about it: "committed", "aborted" or "unknown".
+	InDoubt string
 
 	// Deleted is the number of records removed by Delete or Purge.
 	Deleted int64
@@ -40,16 +49,44 @@ type Event struct {
 // errEnded is what Event.Err says when an operation did not return.
 var errEnded = errors.New("idempotency: the function panicked or ended its goroutine")
 
-// observed runs one operation and reports it, also when it panics.
-func (s *Store) observed(ctx context.Context, operation string, run func(*Event) error) error {
-	event := Event{Operation: operation, Err: errEnded}
+// observed runs one operation and reports it, also when it panics. The outcome
+// of a success is "done" unless run says otherwise.
+func (s *Store) observed(ctx context.Context, operation string, key Key, run func(context.Context, *Event) error) error {
+	event := Event{Operation: operation, Outcome: "done", Err: errEnded}
+	if s.cfg.Trace != nil {
+		ctx, event.Origin = s.cfg.Trace(ctx, operation)
+		if validateText("origin", event.Origin) != nil {
+			event.Origin = ""
+		}
+	}
 	start := time.Now()
 	defer func() {
 		if s.cfg.Observe != nil {
 			event.Duration = time.Since(start)
+			event.settle()
+			if s.cfg.ObserveKeys {
+				event.Key = key
+			}
 			s.cfg.Observe(ctx, event)
 		}
 	}()
-	event.Err = run(&event)
+	event.Err = run(ctx, &event)
 	return event.Err
+}
+
+// settle makes the outcome agree with the error.
+func (e *Event) settle() {
+	switch {
+	case e.Err == nil:
+	case errors.Is(e.Err, ErrOutcomeUnknown):
+		e.Outcome = "outcome_unknown"
+	case errors.Is(e.Err, ErrKeyReused):
+		e.Outcome = "key_reused"
+	case errors.Is(e.Err, ErrInProgress):
+		e.Outcome = "in_progress"
+	case errors.Is(e.Err, ErrNotFound):
+		e.Outcome = "not_found"
+	default:
+		e.Outcome = "failed"
+	}
 }

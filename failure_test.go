@@ -294,9 +294,9 @@ func TestCommitSentAsSQLNeverLeadsToASecondExecution(t *testing.T) {
 	})
 	b.wantErr(err, idempotency.ErrOutcomeUnknown)
 	_, _, err = b.do(charge(b.key.ID, 1))
-	b.wantErr(err, idempotency.ErrOutcomeUnknown)
+	b.wantErr(err, idempotency.ErrAbandoned)
 	_, err = b.store.Get(t.Context(), b.key)
-	b.wantErr(err, idempotency.ErrOutcomeUnknown)
+	b.wantErr(err, idempotency.ErrAbandoned)
 	b.effects(1)
 	if err := b.store.Delete(t.Context(), b.key); err != nil {
 		t.Fatal(err)

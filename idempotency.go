@@ -59,10 +59,16 @@ var (
 	ErrNotFound = errors.New("idempotency: no result for this key")
 
 	// ErrOutcomeUnknown: the connection was lost during COMMIT, and PostgreSQL
-	// could not be asked within 15 seconds which way it went. The effect and
+	// could not be asked within 30 seconds which way it went. The effect and
 	// the record are there, both, or neither. Calling again with the same key
 	// finds out, and is safe.
 	ErrOutcomeUnknown = errors.New("idempotency: the outcome is unknown: call again with the same key")
+
+	// ErrAbandoned: an earlier function with this key ended its transaction
+	// itself, by sending COMMIT as SQL, so that its writes are there and its
+	// result is not. Nothing was executed by this call. Calling again does not
+	// help: look at what the function has written, then use [Store.Delete].
+	ErrAbandoned = errors.New("idempotency: the key was committed without a result")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
 	// Everything was rolled back.
@@ -150,7 +156,8 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 // its default.
 type Config struct {
 	// Schema of the table. It has to be named where functions change the
-	// search_path of their transaction. Default: where the connection's
+	// search_path of their transaction, and where the connections of one pool
+	// do not all find the same table. Default: where the connection's
 	// search_path finds it.
 	Schema string
 
@@ -181,6 +188,18 @@ type Config struct {
 	// outside any transaction of the Store (DoTx: before its caller commits).
 	// Default: nobody is told.
 	Observe func(context.Context, Event)
+
+	// ObserveKeys fills in Event.Key. What clients send as a key can be personal
+	// or secret, and logs and metrics are no place for it. Default: left empty.
+	ObserveKeys bool
+
+	// Trace is called before every operation, with the name that will be
+	// Event.Operation. The operation goes on with the context that it returns,
+	// which has to be derived from the given one: the function gets it, and
+	// Observe. The text, for example a W3C traceparent, is kept with the result
+	// as its origin; one of more than 255 bytes, or that is not UTF-8 without
+	// NUL, is not. Default: no origin.
+	Trace func(ctx context.Context, operation string) (context.Context, string)
 }
 
 const maxResultLimit = 256 << 20
@@ -222,6 +241,7 @@ type Store struct {
 	pool *pgxpool.Pool
 	cfg  Config
 	sql  statements
+	idle []any // settingsArgs
 	gate gate
 }
 
@@ -244,8 +264,11 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Store{pool: pool, cfg: cfg, sql: newStatements(cfg)}, nil
+	return &Store{pool: pool, cfg: cfg, sql: newStatements(cfg), idle: settingsArgs(cfg.MaxIdle)}, nil
 }
+
+// Config returns the configuration of s, with the defaults filled in.
+func (s *Store) Config() Config { return s.cfg }
 
 // Do runs fn in a transaction of its own, once per key within the retention,
 // and returns its value; every later call with the key returns the recorded
@@ -271,7 +294,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 //   - the answer to COMMIT is lost, or takes longer than a minute: Do finds out
 //     by claiming the key again, which waits for the old transaction to end. It
 //     returns the recorded value, or runs fn once more. When it cannot find out
-//     within 15 seconds, whatever ctx says, it fails with [ErrOutcomeUnknown].
+//     within 30 seconds, whatever ctx says, it fails with [ErrOutcomeUnknown].
 //   - the process dies or freezes: nothing is committed, and the key is free as
 //     soon as PostgreSQL notices, after [Config.MaxIdle] at the latest.
 //
@@ -284,7 +307,11 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 // A call for the same key from inside fn, with its ctx, fails with
 // ErrInProgress instead of waiting for itself.
 //
-// See also [ErrKeyReused], [ErrInvalidKey], [ErrTooLarge] and [ErrUndecodable].
+// A lock on the whole table (ALTER TABLE, VACUUM FULL) is waited for until ctx
+// ends: Config.Wait does not bound that.
+//
+// See also [ErrKeyReused], [ErrInvalidKey], [ErrTooLarge], [ErrUndecodable] and
+// [ErrAbandoned].
 func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
 	r := result[T]{fn: fn, limit: s.cfg.MaxResult}
 	return r.answer(s.do(ctx, key, &r))

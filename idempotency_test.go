@@ -322,20 +322,20 @@ func TestObserveTellsHowEachOperationWent(t *testing.T) {
 	b.store.Purge(ctx)
 
 	want := []string{
-		"Do runs=1 replayed=false deleted=0 <nil>",
-		"Do runs=0 replayed=true deleted=0 <nil>",
-		"Do runs=0 replayed=true deleted=0 <nil>",
-		"Do runs=0 replayed=false deleted=0 " + idempotency.ErrKeyReused.Error(),
-		"Do runs=1 replayed=false deleted=0 no",
-		"Do runs=1 replayed=false deleted=0 idempotency: the function panicked or ended its goroutine",
-		"Get runs=0 replayed=false deleted=0 " + idempotency.ErrNotFound.Error(),
-		"All runs=0 replayed=false deleted=0 <nil>",
-		"Delete runs=0 replayed=false deleted=1 <nil>",
-		"Purge runs=0 replayed=false deleted=0 <nil>",
+		"Do executed runs=1 deleted=0 <nil>",
+		"Do replayed runs=0 deleted=0 <nil>",
+		"Do replayed runs=0 deleted=0 <nil>",
+		"Do key_reused runs=0 deleted=0 " + idempotency.ErrKeyReused.Error(),
+		"Do failed runs=1 deleted=0 no",
+		"Do failed runs=1 deleted=0 idempotency: the function panicked or ended its goroutine",
+		"Get not_found runs=0 deleted=0 " + idempotency.ErrNotFound.Error(),
+		"All done runs=0 deleted=0 <nil>",
+		"Delete done runs=0 deleted=1 <nil>",
+		"Purge done runs=0 deleted=0 <nil>",
 	}
 	var got []string
 	for _, e := range events {
-		got = append(got, fmt.Sprintf("%s runs=%d replayed=%v deleted=%d %v", e.Operation, e.Runs, e.Replayed, e.Deleted, e.Err))
+		got = append(got, fmt.Sprintf("%s %s runs=%d deleted=%d %v", e.Operation, e.Outcome, e.Runs, e.Deleted, e.Err))
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -24,10 +24,10 @@ func TestTerminatedBackendsLeaveOneEffectPerAnswer(t *testing.T) {
 	var inDoubt, committed, again atomic.Int64
 	store := b.storeOn(b.anotherPool(param("application_name", "victim")), idempotency.Config{
 		Observe: func(_ context.Context, e idempotency.Event) {
-			if e.InDoubt {
+			if e.InDoubt != "" {
 				inDoubt.Add(1)
 			}
-			if e.InDoubt && e.Replayed {
+			if e.InDoubt == "committed" {
 				committed.Add(1)
 			}
 			if e.Runs > 1 {

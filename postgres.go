@@ -49,14 +49,14 @@ returning ctid`
 // that one has a transaction id by then). Without it the read takes a predicate
 // lock that makes distinct keys fail each other under SERIALIZABLE.
 const readSQL = `
-select fingerprint, result, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
 from idempotency_keys
 where id = $1 and scope = $2 and pg_current_xact_id_if_assigned() is null`
 
 // readInTxSQL is readSQL for a transaction that may have written before. It is
 // sent only when the claim failed.
 const readInTxSQL = `
-select fingerprint, result, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
 from idempotency_keys
 where id = $1 and scope = $2`
 
@@ -84,7 +84,7 @@ for update skip locked`
 const recordSQL = `
 with recorded as (
 	update idempotency_keys
-	set fingerprint = $4, result = $5, created_at = now(), completed_at = clock_timestamp(),
+	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
 		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
 		purge_after = now() + $6::bigint * interval '1 microsecond'
 	where id = $1 and scope = $2 and ctid = $3
@@ -98,14 +98,14 @@ select 1 / count(*) from recorded`
 const settleSQL = `select pg_logical_emit_message(true, 'idempotency', '')`
 
 const getSQL = `
-select fingerprint, result, created_at, completed_at, expires_at
+select fingerprint, result, origin, purge_after, completed_at, expires_at
 from idempotency_keys
 where id = $1 and scope = $2 and (expires_at is null or expires_at > clock_timestamp())`
 
 // listSQL is one page of a scope, after the id $2. The primary key leads with
 // the id: this reads past the rows of all other scopes.
 const listSQL = `
-select id, fingerprint, result, created_at, completed_at, expires_at
+select id, fingerprint, result, origin, purge_after, completed_at, expires_at
 from idempotency_keys
 where scope = $1 and id > $2 and (expires_at is null or expires_at > clock_timestamp())
 order by id
@@ -137,10 +137,15 @@ where ctid = any(array(
 	for update skip locked))
 and expires_at <= now()`
 
+// purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
+// one, which the keys have.
+const purgeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)`
+
 // statements are the constants above on the table of one schema.
 type statements struct {
 	claim, read, readInTx, takeOver, record string
-	get, list, lock, delete, exists, purge  string
+	get, list, lock, delete, exists         string
+	purge, purgeTurn                        string
 }
 
 func newStatements(cfg Config) statements {
@@ -165,21 +170,24 @@ func newStatements(cfg Config) statements {
 		delete:   on(deleteSQL),
 		exists:   on(existsSQL),
 		purge:    on(purgeSQL),
+
+		purgeTurn: on(purgeTurnSQL),
 	}
 }
 
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.
 const maxServerTimeout = (1<<31 - 1) * time.Millisecond
 
-// idleTimeout is the argument of settingsSQL.
-func idleTimeout(maxIdle time.Duration) string {
-	return strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10) // 0 is no limit
+// settingsArgs are the arguments of settingsSQL.
+func settingsArgs(maxIdle time.Duration) []any {
+	return []any{strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10)} // 0 is no limit
 }
 
 // A record is a result as it stands in the table.
 type record struct {
 	fingerprint Fingerprint
 	result      []byte
+	origin      string
 }
 
 // A finding is what a claim met.
@@ -196,7 +204,7 @@ const (
 	claimed                // this transaction owns the key's row
 	recorded               // there is a result
 	expired                // there is a result that can be taken over
-	abandoned              // a row without a result was committed: see errAbandoned
+	abandoned              // a row without a result was committed: see ErrAbandoned
 )
 
 // readClaim reads the answer to claimSQL.
@@ -220,9 +228,10 @@ func readFound(row pgx.Row) (finding, error) {
 	var (
 		rec                  record
 		fingerprint          []byte
+		origin               *string
 		incomplete, outdated bool
 	)
-	err := row.Scan(&fingerprint, &rec.result, &incomplete, &outdated)
+	err := row.Scan(&fingerprint, &rec.result, &origin, &incomplete, &outdated)
 	copy(rec.fingerprint[:], fingerprint)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -234,17 +243,23 @@ func readFound(row pgx.Row) (finding, error) {
 	case outdated:
 		return finding{state: expired}, nil
 	}
+	if origin != nil {
+		rec.origin = *origin
+	}
 	return finding{state: recorded, rec: &rec}, nil
 }
 
-// claimArgs are the arguments of claimSQL.
+// claimArgs are the arguments of claimSQL; their first two those of readSQL, their
+// first three those of takeOverSQL. They are boxed once: a batch would do it
+// again for each statement.
 func claimArgs(key Key, retention time.Duration) []any {
 	return []any{key.ID, key.Scope, key.lockID(), retention.Microseconds()}
 }
 
-// recordArgs are the arguments of recordSQL.
-func recordArgs(key Key, row pgtype.TID, stored []byte, retention time.Duration) []any {
-	return []any{key.ID, key.Scope, row, fingerprintColumn(key.Fingerprint), stored, retention.Microseconds()}
+// recordArgs are the arguments of recordSQL, after a claim with claimArgs.
+func recordArgs(claim []any, row pgtype.TID, rec *record) []any {
+	id, scope, retention := claim[0], claim[1], claim[3]
+	return []any{id, scope, row, fingerprintColumn(rec.fingerprint), rec.result, retention, originColumn(rec.origin)}
 }
 
 // fingerprintColumn stores the zero fingerprint as null, in no space.
@@ -253,6 +268,14 @@ func fingerprintColumn(f Fingerprint) []byte {
 		return nil
 	}
 	return f[:]
+}
+
+// originColumn stores no origin as null.
+func originColumn(origin string) *string {
+	if origin == "" {
+		return nil
+	}
+	return &origin
 }
 
 // SQLSTATEs, from appendix A of the PostgreSQL manual.
@@ -265,6 +288,7 @@ const (
 	codeUndefinedColumn      = "42703"
 	codeNoSuchConstraint     = "42P10"
 	codeReadOnly             = "25006"
+	codeNotSupported         = "0A000" // serializable on a standby
 	codeNoPrivilege          = "42501"
 	codeIdleInTransaction    = "25P03"
 	codeDivisionByZero       = "22012" // raised by recordSQL
@@ -321,6 +345,8 @@ func lostConnection(err error) bool {
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
+const toThePrimary = "connect to the primary, for example with target_session_attrs=read-write"
+
 // explain wraps an error of one of our own statements with what to do about it.
 func explain(doing string, err error) error {
 	remedy := ""
@@ -330,7 +356,9 @@ func explain(doing string, err error) error {
 	case codeUndefinedColumn, codeNoSuchConstraint:
 		remedy = `the table "idempotency_keys" is not of this version: run migrations.Up, or the command "idempotency migrate up"`
 	case codeReadOnly:
-		remedy = "the server or the transaction is read-only: connect to the primary, for example with target_session_attrs=read-write"
+		remedy = "the server or the transaction is read-only: " + toThePrimary
+	case codeNotSupported:
+		remedy = "this server cannot do that, as a standby cannot begin a serializable transaction: " + toThePrimary
 	case codeNoPrivilege:
 		remedy = `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema`
 	default:

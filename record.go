@@ -15,6 +15,7 @@ import (
 type Record struct {
 	Key         Key
 	Result      json.RawMessage // the value as it was stored
+	Origin      string          // what Config.Trace said for the call that made it
 	CreatedAt   time.Time       // the start of the transaction that made it
 	CompletedAt time.Time       // when the result was recorded
 	ExpiresAt   time.Time       // when the key becomes free again
@@ -24,7 +25,7 @@ type Record struct {
 // when there is none: never called, failed, still running, or expired. It does
 // not wait.
 func (s *Store) Get(ctx context.Context, key Key) (rec Record, err error) {
-	err = s.observed(ctx, "Get", func(*Event) error {
+	err = s.observed(ctx, "Get", key, func(ctx context.Context, _ *Event) error {
 		rec, err = s.get(ctx, key)
 		return err
 	})
@@ -43,7 +44,7 @@ func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 	case err != nil:
 		return Record{}, explain("get the record", err)
 	case rec.CompletedAt.IsZero():
-		return Record{}, errAbandoned
+		return Record{}, ErrAbandoned
 	}
 	return rec, nil
 }
@@ -59,7 +60,7 @@ const listPage = 200
 // not for a request path.
 func (s *Store) All(ctx context.Context, scope string) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		err := s.observed(ctx, "All", func(*Event) error {
+		err := s.observed(ctx, "All", Key{Scope: scope}, func(ctx context.Context, _ *Event) error {
 			return s.each(ctx, scope, func(rec Record) bool { return yield(rec, nil) })
 		})
 		if err != nil {
@@ -104,22 +105,32 @@ func (s *Store) page(ctx context.Context, scope, after string) ([]Record, error)
 
 // scanRecord reads the columns of getSQL, after those of first.
 func scanRecord(row pgx.Row, rec *Record, first ...any) error {
-	var fingerprint []byte
-	var completed, expires *time.Time // null in an abandoned row
-	err := row.Scan(append(first, &fingerprint, (*[]byte)(&rec.Result), &rec.CreatedAt, &completed, &expires)...)
+	var (
+		fingerprint        []byte
+		origin             *string
+		purgeAfter         time.Time
+		completed, expires *time.Time // null in an abandoned row
+	)
+	err := row.Scan(append(first, &fingerprint, (*[]byte)(&rec.Result), &origin, &purgeAfter, &completed, &expires)...)
 	copy(rec.Key.Fingerprint[:], fingerprint)
+	if origin != nil {
+		rec.Origin = *origin
+	}
 	if completed != nil && expires != nil {
 		rec.CompletedAt, rec.ExpiresAt = *completed, *expires
+		// Both ends have the same retention.
+		rec.CreatedAt = purgeAfter.Add(rec.CompletedAt.Sub(rec.ExpiresAt))
 	}
 	return err
 }
 
 // Delete forgets the record of key, so that the next call with it runs again.
 // It is ErrInProgress when a call holds the key for a second or more, and
-// ErrNotFound when there is no record. To delete a key that a client may still retry is to give up its
-// protection, also for a call whose commit is in doubt at this moment.
+// ErrNotFound when there is no record. To delete a key that a client may still
+// retry is to give up its protection, also for a call whose commit is in doubt at
+// this moment.
 func (s *Store) Delete(ctx context.Context, key Key) error {
-	return s.observed(ctx, "Delete", func(event *Event) error {
+	return s.observed(ctx, "Delete", key, func(ctx context.Context, event *Event) error {
 		if err := key.validate(); err != nil {
 			return err
 		}
@@ -174,41 +185,4 @@ func (s *Store) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 		return ErrInProgress
 	}
 	return ErrNotFound
-}
-
-// purgeBatch is the number of records that one transaction of Purge deletes: few
-// enough that the calls beside it do not notice.
-const purgeBatch = 1000
-
-// Purge deletes the expired records, oldest first, in small transactions, and
-// returns how many. It can run beside calls and other purges: what they have
-// locked it passes over. When ctx ends, what was deleted stays deleted, and is
-// counted.
-func (s *Store) Purge(ctx context.Context) (deleted int64, err error) {
-	err = s.observed(ctx, "Purge", func(event *Event) error {
-		for {
-			n, err := s.purgeBatch(ctx)
-			deleted += n
-			event.Deleted = deleted
-			if err != nil {
-				return explain("purge", err)
-			}
-			if n < purgeBatch {
-				return nil
-			}
-		}
-	})
-	return deleted, err
-}
-
-func (s *Store) purgeBatch(ctx context.Context) (deleted int64, err error) {
-	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, s.sql.purge, purgeBatch)
-		deleted = tag.RowsAffected()
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	return deleted, nil
 }

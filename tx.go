@@ -27,9 +27,9 @@ const (
 // exactly one of record (when that succeeds), settle and rollback.
 type session struct {
 	store *Store
-	key   Key
 	conn  *pgxpool.Conn
 	tx    pgx.Tx
+	args  []any      // claimArgs
 	row   pgtype.TID // the row it owns, once it has claimed the key
 }
 
@@ -40,14 +40,15 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	if err != nil {
 		return nil, finding{}, explain("acquire a connection", err)
 	}
+	args := claimArgs(key, s.cfg.Retention)
 	var batch pgx.Batch
 	batch.BeginTx(s.cfg.TxOptions)
-	batch.Queue(settingsSQL, idleTimeout(s.cfg.MaxIdle))
-	batch.Queue(s.sql.claim, claimArgs(key, s.cfg.Retention)...)
-	batch.Queue(s.sql.read, key.ID, key.Scope)
+	batch.Queue(settingsSQL, s.idle...)
+	batch.Queue(s.sql.claim, args...)
+	batch.Queue(s.sql.read, args[:2]...)
 
 	results := conn.SendBatch(ctx, &batch)
-	x := &session{store: s, key: key, conn: conn, tx: results.Tx()}
+	x := &session{store: s, conn: conn, tx: results.Tx(), args: args}
 	f, err := readBegin(results)
 	if err == nil && f.state == expired {
 		f, err = x.takeOver(ctx)
@@ -81,7 +82,7 @@ func readBegin(results pgx.BatchResults) (f finding, err error) {
 // takeOver makes an expired row this transaction's own, unless another call is
 // doing so.
 func (x *session) takeOver(ctx context.Context) (finding, error) {
-	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.key.ID, x.key.Scope, x.key.lockID()))
+	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.args[:3]...))
 }
 
 // A failure is an attempt that did not end with an acknowledged COMMIT.
@@ -106,12 +107,12 @@ func (x *session) run(ctx context.Context, fn function) ([]byte, *failure) {
 // commit stores the result and commits, in one round trip. When the row is not
 // there the record fails, which keeps the COMMIT behind it from being executed:
 // the batch has one Sync.
-func (x *session) commit(stored []byte) *failure {
+func (x *session) commit(rec *record) *failure {
 	// Not the caller's context: to cancel a COMMIT is to put it in doubt.
 	ctx, cancel := context.WithTimeout(context.Background(), commitBound)
 	defer cancel()
 	sent := time.Now()
-	err := x.finish(ctx, x.store.sql.record, recordArgs(x.key, x.row, stored, x.store.cfg.Retention)...)
+	err := x.finish(ctx, x.store.sql.record, recordArgs(x.args, x.row, rec)...)
 	if err != nil {
 		// A COMMIT that took too long will do so again.
 		tooLong := errors.Is(err, context.DeadlineExceeded)
@@ -192,7 +193,7 @@ func (s *Store) commitSQL() string {
 
 // doTx is DoTx on stored values.
 func (s *Store) doTx(ctx context.Context, tx pgx.Tx, key Key, w work) (replayed bool, err error) {
-	return s.call(ctx, "DoTx", key, w, func(c *call) (*record, error) { return c.doTx(ctx, tx) })
+	return s.call(ctx, "DoTx", key, w, func(c *call, ctx context.Context) (*record, error) { return c.doTx(ctx, tx) })
 }
 
 // doTx returns the record that it found, or neither record nor error when the
@@ -213,7 +214,7 @@ func (c *call) doTx(ctx context.Context, tx pgx.Tx) (*record, error) {
 	}()
 	stored, err := runGuarded(ctx, tx, c.run)
 	if err == nil {
-		err = sp.record(ctx, stored)
+		err = sp.record(ctx, &record{fingerprint: c.key.Fingerprint, result: stored, origin: c.origin})
 	}
 	recorded = err == nil
 	return nil, err
@@ -222,7 +223,7 @@ func (c *call) doTx(ctx context.Context, tx pgx.Tx) (*record, error) {
 // claimIn returns a savepoint that owns the key, or the record that it found.
 func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, error) {
 	for {
-		sp := &savepoint{store: c.store, key: c.key, tx: tx}
+		sp := &savepoint{store: c.store, tx: tx, args: claimArgs(c.key, c.store.cfg.Retention)}
 		f, err := sp.claim(ctx)
 		if err == nil && f.state == claimed {
 			return sp, nil, nil
@@ -234,7 +235,7 @@ func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, err
 		case f.state == recorded:
 			return nil, f.rec, nil
 		case f.state == abandoned:
-			return nil, nil, errAbandoned
+			return nil, nil, ErrAbandoned
 		}
 		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err
@@ -253,21 +254,21 @@ const (
 // A savepoint holds a claim inside a transaction that is the caller's.
 type savepoint struct {
 	store  *Store
-	key    Key
 	tx     pgx.Tx
+	args   []any // claimArgs
 	row    pgtype.TID
 	stands bool // else its name may mean the savepoint of an outer DoTx
 }
 
 // claim sets the savepoint and claims the key.
 func (sp *savepoint) claim(ctx context.Context) (finding, error) {
-	sql, key := &sp.store.sql, sp.key
-	f, err := sp.set(ctx, sql.claim, claimArgs(key, sp.store.cfg.Retention)...)
+	sql := &sp.store.sql
+	f, err := sp.set(ctx, sql.claim, sp.args...)
 	if err == nil && f.state != claimed {
-		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, key.ID, key.Scope))
+		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, sp.args[:2]...))
 	}
 	if err == nil && f.state == expired {
-		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, key.ID, key.Scope, key.lockID()))
+		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, sp.args[:3]...))
 	}
 	sp.row = f.row
 	return f, err
@@ -285,12 +286,12 @@ func (sp *savepoint) set(ctx context.Context, claim string, args ...any) (findin
 	return readClaim(sp.tx.QueryRow(ctx, claim, args...))
 }
 
-func (sp *savepoint) record(ctx context.Context, stored []byte) error {
+func (sp *savepoint) record(ctx context.Context, rec *record) error {
 	// A nil error of fn is recorded, whatever the context says by now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
 	defer cancel()
 	var batch pgx.Batch
-	batch.Queue(sp.store.sql.record, recordArgs(sp.key, sp.row, stored, sp.store.cfg.Retention)...)
+	batch.Queue(sp.store.sql.record, recordArgs(sp.args, sp.row, rec)...)
 	batch.Queue(releaseSQL)
 	return explainRecord(sp.tx.SendBatch(ctx, &batch).Close())
 }
@@ -339,7 +340,3 @@ func checkOpen(tx pgx.Tx) error {
 	}
 	return nil
 }
-
-// errAbandoned is for a row that was committed without a result, which only a
-// function that sent its own COMMIT as SQL can do.
-var errAbandoned = fmt.Errorf("%w: no: an earlier function with this key ended its transaction itself; Store.Delete makes the key usable again", ErrOutcomeUnknown)

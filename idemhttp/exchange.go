@@ -171,6 +171,8 @@ func (x *exchange) problem(err error) problem {
 		// this is the status that says so, with Retry-After (RFC 9110, section
 		// 15.6.4).
 		return outcomeUnknown
+	case errors.Is(err, idempotency.ErrAbandoned):
+		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one.")
 	case errors.Is(err, idempotency.ErrInvalidKey), errors.Is(err, idempotency.ErrUndecodable):
 		return failed // the scope is no text; the record is no response
 	case x.response == nil, passes(err):

@@ -109,9 +109,10 @@ func TestEveryProblemTypeIsDocumented(t *testing.T) {
 func TestPolicySaysWhatTheMiddlewareDoes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
+	b.store = b.storeOn(b.pool, idempotency.Config{Retention: time.Hour})
 	m := b.middleware(idemhttp.Config{
 		Header: "X-Idempotency-Key", Optional: true, Methods: []string{"POST", "PUT"}, MaxKeyLength: 64,
-		MaxRequestBody: 1000, Retention: time.Hour, Documentation: "https://example.com/",
+		MaxRequestBody: 1000, Documentation: "https://example.com/",
 		KeepHeaders: []string{"set-cookie"}, DropHeaders: []string{"X-Debug"},
 		Record: func(status int) bool { return status < 500 && status != 409 },
 	})
@@ -168,7 +169,6 @@ func TestConfigIsChecked(t *testing.T) {
 		"MaxRecord":      {MaxRecord: -1},
 		"Methods":        {Methods: []string{"POST", "HEAD"}},
 		"Documentation":  {Documentation: "/docs"},
-		"Retention":      {Retention: -1},
 	} {
 		cfg.Scope = account
 		if _, err := idemhttp.New(b.store, cfg); err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config."+field+" is ") {

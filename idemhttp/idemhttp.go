@@ -26,7 +26,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
@@ -70,8 +69,8 @@ type Config struct {
 	// MaxRecord is the size of the largest response that is recorded whole, in
 	// bytes of the JSON that it is stored as. Of a larger one the status and
 	// the header are recorded, and a replay says so with
-	// "Idempotent-Body-Omitted: true"; the first client gets all of it. It must
-	// not be more than the MaxResult of the Store. Default: 1 MiB, as there.
+	// "Idempotent-Body-Omitted: true"; the first client gets all of it. It
+	// cannot be more than the MaxResult of the Store, which is the default.
 	MaxRecord int
 
 	// Record decides by the status whether a response is final: then it is
@@ -106,10 +105,6 @@ type Config struct {
 	// problem links to it.
 	Documentation string
 
-	// Retention is what Policy says about the Retention of the Store; it does
-	// not change it. Default: 24 hours, as there.
-	Retention time.Duration
-
 	// Report is called with what is behind a 500 or 503 of the Middleware's
 	// own. Default: it is logged with slog.
 	Report func(*http.Request, error)
@@ -127,12 +122,11 @@ func Final(status int) bool {
 	return status < 500
 }
 
-func (c Config) withDefaults() Config {
+func (c Config) withDefaults(store idempotency.Config) Config {
 	c.Header = http.CanonicalHeaderKey(cmp.Or(c.Header, "Idempotency-Key"))
 	c.MaxKeyLength = cmp.Or(c.MaxKeyLength, 255)
 	c.MaxRequestBody = cmp.Or(c.MaxRequestBody, 1<<20)
-	c.MaxRecord = cmp.Or(c.MaxRecord, 1<<20)
-	c.Retention = cmp.Or(c.Retention, 24*time.Hour)
+	c.MaxRecord = cmp.Or(c.MaxRecord, store.MaxResult)
 	if c.Methods == nil {
 		c.Methods = []string{http.MethodPost, http.MethodPatch}
 	}
@@ -156,7 +150,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func (c Config) validate() error {
+func (c Config) validate(store idempotency.Config) error {
 	problem := ""
 	switch {
 	case c.Scope == nil:
@@ -169,12 +163,12 @@ func (c Config) validate() error {
 		problem = fmt.Sprintf("MaxRequestBody is %d: it has to be a byte or more", c.MaxRequestBody)
 	case c.MaxRecord < 1:
 		problem = fmt.Sprintf("MaxRecord is %d: it has to be a byte or more", c.MaxRecord)
+	case c.MaxRecord > store.MaxResult:
+		problem = fmt.Sprintf("MaxRecord is %d: the Store takes at most %d (its MaxResult)", c.MaxRecord, store.MaxResult)
 	case slices.ContainsFunc(c.Methods, alwaysPasses):
 		problem = fmt.Sprintf("Methods is %q: a method without effects passes through always", c.Methods)
 	case !isLink(c.Documentation):
 		problem = fmt.Sprintf("Documentation is %q: it has to be an absolute URL", c.Documentation)
-	case c.Retention < 0:
-		problem = fmt.Sprintf("Retention is %v: it has to be that of the Store", c.Retention)
 	default:
 		return nil
 	}
@@ -207,8 +201,8 @@ func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
 	if store == nil {
 		return nil, errors.New("idemhttp: store is nil")
 	}
-	m := &Middleware{store: store, cfg: cfg.withDefaults(), customFingerprint: cfg.Fingerprint != nil}
-	if err := m.cfg.validate(); err != nil {
+	m := &Middleware{store: store, cfg: cfg.withDefaults(store.Config()), customFingerprint: cfg.Fingerprint != nil}
+	if err := m.cfg.validate(store.Config()); err != nil {
 		return nil, err
 	}
 	return m, nil

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/dunglas/httpsfv"
+	"github.com/pgidem/idempotency"
 )
 
 // keyFields is what clients send, and the key that it means; "" is an error.
@@ -149,7 +150,7 @@ func FuzzKey(f *testing.F) {
 
 func TestHeaderNamesAreAsUsersWriteThem(t *testing.T) {
 	t.Parallel()
-	cfg := Config{Header: "paypal-request-id"}.withDefaults()
+	cfg := Config{Header: "paypal-request-id"}.withDefaults(idempotency.Config{MaxResult: 1})
 	if cfg.Header != http.CanonicalHeaderKey("PayPal-Request-Id") {
 		t.Errorf("got %q", cfg.Header)
 	}

@@ -111,17 +111,18 @@ func TestLargestRecordFitsIntoTheStoresDefault(t *testing.T) {
 	b.ran(2)
 }
 
-func TestStoreThatTakesLessThanMaxRecordKeepsNothing(t *testing.T) {
+func TestMaxRecordIsWhatTheStoreTakes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.store = b.storeOn(b.pool, idempotency.Config{MaxResult: 100})
-	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, strings.Repeat("a", 200))
-	})
-	b.post(server, "k").isProblem(t, 500, "failed")
-	b.ran(1)
-	b.effects(0)
-	if !strings.Contains(b.reports(), "MaxResult") {
-		t.Errorf("reported %s", b.reports())
+	b.store = b.storeOn(b.pool, idempotency.Config{MaxResult: 200})
+	_, err := idemhttp.New(b.store, idemhttp.Config{Scope: account, MaxRecord: 201})
+	if err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config.MaxRecord is 201: ") {
+		t.Errorf("MaxRecord beyond the Store's: %v", err)
 	}
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, strings.Repeat("a", 300))
+	})
+	b.post(server, "k").is(t, 200, strings.Repeat("a", 300), false)
+	b.post(server, "k").is(t, 200, "", true)
+	b.ran(1)
 }

@@ -58,7 +58,7 @@ func (m *Middleware) Policy() Policy {
 		MaxKeyLength:     m.cfg.MaxKeyLength,
 		Scope:            "the keys of each client are its own",
 		SameRequest:      sameRequest,
-		RetentionSeconds: int64(m.cfg.Retention / time.Second),
+		RetentionSeconds: int64(m.store.Config().Retention / time.Second),
 		NotRecorded:      notRecorded(m.cfg.Record),
 		NotReplayed:      slices.DeleteFunc(slices.Concat(ofOneExchange, m.cfg.DropHeaders), func(name string) bool { return !m.isOfOneExchange(name) }),
 		MaxRequestBody:   m.cfg.MaxRequestBody,

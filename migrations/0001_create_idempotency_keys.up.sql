@@ -11,7 +11,6 @@
 -- the result is, and to index it would make of every update a new entry in
 -- every index. The fillfactor leaves room for the update on the claim's page.
 create table if not exists idempotency_keys (
-	created_at   timestamptz not null default now(),
 	purge_after  timestamptz not null,
 	id           text collate "C" not null,
 	scope        text collate "C" not null,
@@ -19,5 +18,6 @@ create table if not exists idempotency_keys (
 	expires_at   timestamptz,
 	fingerprint  bytea,
 	result       bytea,
+	origin       text collate "C",
 	primary key (id, scope)
 ) with (fillfactor = 90);

@@ -101,7 +101,7 @@ func TestForeignRelationIsRefusedAndUntouched(t *testing.T) {
 	pool := pgtest.Empty(t)
 	for _, row := range []struct{ schema, sql, why string }{
 		{"other columns", `create table idempotency_keys (id bigint, key text)`, "it has no column scope, fingerprint, result"},
-		{"no key", `create table idempotency_keys (id text, scope text, fingerprint bytea, result bytea, created_at timestamptz,
+		{"no key", `create table idempotency_keys (id text, scope text, fingerprint bytea, result bytea, origin text,
 			completed_at timestamptz, expires_at timestamptz, purge_after timestamptz)`, "no unique index on id and scope"},
 		{"view", `create view idempotency_keys as select 1`, "not a table"},
 		{"sequence", `create sequence idempotency_keys`, "not a table"},

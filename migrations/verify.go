@@ -12,7 +12,7 @@ import (
 const keysTable = "idempotency_keys"
 
 // columns are those that package idempotency needs.
-var columns = []string{"id", "scope", "fingerprint", "result", "created_at", "completed_at", "expires_at", "purge_after"}
+var columns = []string{"id", "scope", "fingerprint", "result", "origin", "completed_at", "expires_at", "purge_after"}
 
 var errMissing = errors.New("missing")
 

@@ -158,7 +158,7 @@ type answerKey struct{}
 
 // observe notes what only the Store knows of the client's call.
 func observe(ctx context.Context, e idempotency.Event) {
-	if a, ok := ctx.Value(answerKey{}).(*answer); ok && e.InDoubt {
+	if a, ok := ctx.Value(answerKey{}).(*answer); ok && e.InDoubt != "" {
 		a.InDoubt++
 	}
 }

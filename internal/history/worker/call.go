@@ -199,7 +199,7 @@ func (c *call) end(value string, replayed bool, err error) {
 		Call:    c.begin.Call,
 		Outcome: outcome(replayed, err),
 		Runs:    c.runs,
-		InDoubt: c.event.InDoubt,
+		InDoubt: c.event.InDoubt != "",
 	}
 	if err == nil {
 		e.Value, e.Replayed = value, replayed

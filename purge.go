@@ -1,0 +1,124 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// purgeBatch is the number of records that one transaction of a purge deletes:
+	// few enough that the calls beside it do not notice.
+	purgeBatch = 1000
+
+	// purgePace is the time that a batch takes at least, the pause after it
+	// included: 10,000 records a second.
+	purgePace = 100 * time.Millisecond
+)
+
+// Purge deletes the expired records, oldest first, in small transactions with
+// pauses between them, 10,000 a second at most, and returns how many. It can run
+// beside calls and other purges: what they have locked it passes over. When ctx
+// ends, what was deleted stays deleted, and is counted.
+func (s *Store) Purge(ctx context.Context) (deleted int64, err error) {
+	return s.purge(ctx, s.purgeBatch)
+}
+
+// PurgeEvery runs Purge now and then once in every interval, until ctx ends,
+// when it returns the context's error. The caller owns the goroutine. It may run
+// in every process of a fleet: one of them at a time deletes, the others stand
+// by.
+//
+// Each purge is reported to [Config.Observe], and one that fails is followed by
+// the next, so that a lost connection or a failover does not end the loop. It
+// returns at once when trying again cannot help: the table is missing or of
+// another version, or the role may not delete from it.
+func (s *Store) PurgeEvery(ctx context.Context, interval time.Duration) error {
+	if interval <= 0 {
+		return fmt.Errorf("idempotency: PurgeEvery: the interval is %v: it has to be more than 0", interval)
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		if _, err := s.purge(ctx, s.purgeBatchInTurn); misconfigured(err) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// misconfigured: SQLSTATE classes 42 (syntax or access rule) and 3F (schema).
+func misconfigured(err error) bool {
+	code := sqlState(err)
+	return strings.HasPrefix(code, "42") || code == codeInvalidSchema
+}
+
+func (s *Store) purge(ctx context.Context, batch func(context.Context) (int64, error)) (deleted int64, err error) {
+	err = s.observed(ctx, "Purge", Key{}, func(ctx context.Context, event *Event) error {
+		for {
+			start := time.Now()
+			n, err := batch(ctx)
+			deleted += n
+			event.Deleted = deleted
+			switch {
+			case err != nil:
+				return explain("purge", err)
+			case n < purgeBatch:
+				return nil
+			}
+			// On a server that is slow now, no more than half of the time.
+			took := time.Since(start)
+			if err := sleep(ctx, max(purgePace-took, took)); err != nil {
+				return explain("purge", err)
+			}
+		}
+	})
+	return deleted, err
+}
+
+func (s *Store) purgeBatch(ctx context.Context) (deleted int64, err error) {
+	return s.purgeBatchIf(ctx, func(pgx.Tx) error { return nil })
+}
+
+// errNotOurTurn: another process is at the purge.
+var errNotOurTurn = errors.New("another purge is at work")
+
+// purgeBatchInTurn takes turns by the batch: a lock that outlives a transaction
+// would be session state, which a pooler gives to others.
+func (s *Store) purgeBatchInTurn(ctx context.Context) (deleted int64, err error) {
+	deleted, err = s.purgeBatchIf(ctx, func(tx pgx.Tx) error {
+		var ours bool
+		err := tx.QueryRow(ctx, s.sql.purgeTurn).Scan(&ours)
+		if err == nil && !ours {
+			return errNotOurTurn
+		}
+		return err
+	})
+	if errors.Is(err, errNotOurTurn) {
+		return 0, nil
+	}
+	return deleted, err
+}
+
+func (s *Store) purgeBatchIf(ctx context.Context, allowed func(pgx.Tx) error) (deleted int64, err error) {
+	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
+		if err := allowed(tx); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, s.sql.purge, purgeBatch)
+		deleted = tag.RowsAffected()
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return deleted, nil
+}

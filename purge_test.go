@@ -1,0 +1,260 @@
+package idempotency_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
+)
+
+func TestPurgeDeletesWhatHasExpiredAndReturnsTheCount(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 'scope', '1', now(), t, t
+		from generate_series(1, 3000) i, lateral (select now() + case when i <= 2500 then '-1 second' else '1 hour' end::interval) x (t)`)
+	if n, err := b.store.Purge(t.Context()); n != 2500 || err != nil {
+		t.Errorf("Purge = %d, %v", n, err)
+	}
+	if n := query[int](b, "select count(*) from idempotency_keys"); n != 500 {
+		t.Errorf("%d records left", n)
+	}
+	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+		t.Errorf("Purge = %d, %v", n, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := b.store.Purge(ctx)
+	b.wantErr(err, context.Canceled)
+}
+
+func TestPurgeThatIsCancelledCountsWhatItHasDeleted(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.expiredRows(5000)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil && b.rows() > 4000 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	n, err := b.store.Purge(ctx)
+	b.wantErr(err, context.Canceled)
+	if left := b.rows(); n == 0 || n == 5000 || left != 5000-int(n) {
+		t.Errorf("%d counted, %d of 5000 left", n, left)
+	}
+}
+
+// expiredRows makes records that have expired.
+func (b *bundle) expiredRows(n int) {
+	b.Helper()
+	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 'scope', '1', now(), now(), now() from generate_series(1, $1) i`, n)
+}
+
+func (b *bundle) rows() int {
+	b.Helper()
+	return query[int](b, "select count(*) from idempotency_keys")
+}
+
+// emptied waits until no row is left.
+func (b *bundle) emptied() {
+	b.Helper()
+	for start := time.Now(); b.rows() > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 30*time.Second {
+			b.Fatalf("%d rows are left", b.rows())
+		}
+	}
+}
+
+// purging runs PurgeEvery until stop is called, which returns its error.
+func (b *bundle) purging(store *idempotency.Store) (stop func() error) {
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan error, 1)
+	go func() { done <- store.PurgeEvery(ctx, 10*time.Millisecond) }()
+	return func() error { cancel(); return <-done }
+}
+
+func TestPurgeEveryPurgesAgainAndAgainUntilItsContextEnds(t *testing.T) {
+	t.Parallel()
+	var deleted atomic.Int64
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { deleted.Add(e.Deleted) }})
+	stop := b.purging(b.store)
+	for range 3 {
+		b.expiredRows(1500)
+		b.emptied()
+	}
+	b.wantErr(stop(), context.Canceled)
+	if deleted.Load() != 4500 {
+		t.Errorf("%d were reported", deleted.Load())
+	}
+}
+
+func TestOnePurgerOfAFleetDeletesWhileTheOthersStandBy(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var rounds atomic.Int64
+	store := b.storeOn(b.pool, idempotency.Config{Observe: func(context.Context, idempotency.Event) { rounds.Add(1) }})
+	working := b.begin(pgx.TxOptions{})
+	if _, err := working.Exec(t.Context(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {
+		t.Fatal(err)
+	}
+	b.expiredRows(100)
+	stop := b.purging(store)
+	for rounds.Load() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	if n := b.rows(); n != 100 {
+		t.Errorf("%d rows left: one that should stand by has deleted", n)
+	}
+	if err := working.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.emptied()
+	b.wantErr(stop(), context.Canceled)
+}
+
+func TestPurgeEveryGoesOnAfterLostConnections(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var failures atomic.Int64
+	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		if e.Outcome == "failed" {
+			failures.Add(1)
+		}
+	}})
+	proxy.SetRule(func(pgproxy.Message) pgproxy.Verdict { return pgproxy.Drop })
+	b.expiredRows(100)
+	stop := b.purging(store)
+	for failures.Load() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	proxy.SetRule(nil)
+	b.emptied()
+	b.wantErr(stop(), context.Canceled)
+}
+
+func TestPurgeEveryReturnsWhatTryingAgainCannotMend(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store := b.storeOn(b.pool, idempotency.Config{Schema: "nowhere"})
+	if err := store.PurgeEvery(t.Context(), time.Hour); err == nil || !strings.Contains(err.Error(), "migrate up") {
+		t.Errorf("got %v", err)
+	}
+	if err := store.PurgeEvery(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "interval") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPurgePassesOverAKeyThatIsBeingTakenOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	k := newBlocker()
+	call := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
+	<-k.begun
+	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+		t.Errorf("Purge = %d, %v", n, err)
+	}
+	k.goOn <- nil
+	b.wantOutcome(<-call, outcome{2, false, nil})
+	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+		t.Errorf("Purge = %d, %v", n, err)
+	}
+	b.replays(2)
+}
+
+func TestPurgesBesideCallsDeleteNothingLive(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var purges, calls sync.WaitGroup
+	for range 2 {
+		purges.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := b.store.Purge(ctx); err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range 4 {
+		calls.Go(func() {
+			for j := range 50 {
+				other := *b
+				other.key.ID = fmt.Sprint("key-", i)
+				b.exec("update idempotency_keys set expires_at = now(), purge_after = now() where id = $1", other.key.ID)
+				if got, _, err := other.do(charge(other.key.ID, j)); got != j || err != nil {
+					t.Errorf("Do = %v, %v; want %v", got, err, j)
+				}
+				other.replaysQuietly(j)
+			}
+		})
+	}
+	calls.Wait()
+	cancel()
+	purges.Wait()
+}
+
+// Of many expired rows the purgers delete each once, and none that a call has
+// taken over since it was selected.
+func TestThreePurgersOnManyRowsBesideTakeOvers(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	rows := long(20_000, 1_000_000)
+	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select 'key-' || i, $1, '0', t, t, t from generate_series(1, $2) i, lateral (select now() - random() * interval '1 hour') x (t)`,
+		b.key.Scope, rows)
+	ctx, cancel := context.WithCancel(t.Context())
+	var purges, calls sync.WaitGroup
+	var purged atomic.Int64
+	for range 3 {
+		purges.Go(func() {
+			n, err := b.store.Purge(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			purged.Add(n)
+		})
+	}
+	var called sync.Map
+	for range 4 {
+		calls.Go(func() {
+			for ctx.Err() == nil {
+				other := *b
+				other.key.ID = fmt.Sprint("key-", 1+rand.IntN(rows))
+				if got, _, err := other.do(charge(other.key.ID, 1)); got != 1 || err != nil {
+					t.Errorf("Do = %v, %v", got, err)
+				}
+				called.Store(other.key.ID, true)
+				other.replaysQuietly(1)
+			}
+		})
+	}
+	purges.Wait()
+	cancel()
+	calls.Wait()
+	keys := 0
+	called.Range(func(any, any) bool { keys++; return true })
+	t.Logf("%d of %d rows purged, %d keys called", purged.Load(), rows, keys)
+	if n := query[int](b, "select count(*) from charges"); n != keys {
+		t.Errorf("%d charges of %d keys", n, keys)
+	}
+	if _, err := b.store.Purge(t.Context()); err != nil { // what a caller had locked
+		t.Error(err)
+	}
+	if n := query[int](b, "select count(*) from idempotency_keys"); n != keys {
+		t.Errorf("%d records are left of %d keys called", n, keys)
+	}
+}

@@ -1,0 +1,153 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
+)
+
+type tracedKey struct{}
+
+// traced is a Config whose origin is the one in the operation's context, and
+// which keeps the last event.
+func traced(last *idempotency.Event, seen *[]any) idempotency.Config {
+	return idempotency.Config{
+		Trace: func(ctx context.Context, operation string) (context.Context, string) {
+			origin, _ := ctx.Value(tracedKey{}).(string)
+			return context.WithValue(ctx, tracedKey{}, operation+" of "+origin), origin
+		},
+		Observe: func(ctx context.Context, e idempotency.Event) {
+			*last = e
+			*seen = append(*seen, ctx.Value(tracedKey{}))
+		},
+	}
+}
+
+func TestReplayNamesTheOriginOfTheCallThatExecuted(t *testing.T) {
+	t.Parallel()
+	var last idempotency.Event
+	var seen []any
+	b := setup(t, traced(&last, &seen))
+	call := func(origin string) (insideFn any) {
+		ctx := context.WithValue(t.Context(), tracedKey{}, origin)
+		_, _, err := idempotency.Do(ctx, b.store, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+			insideFn = ctx.Value(tracedKey{})
+			return charge(b.key.ID, 1)(ctx, tx)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return insideFn
+	}
+	if got := call("first"); got != "Do of first" {
+		t.Errorf("the function's context is of %v", got)
+	}
+	if last.Outcome != "executed" || last.Origin != "first" {
+		t.Errorf("executed: %+v", last)
+	}
+	call("second")
+	if last.Outcome != "replayed" || last.Origin != "first" {
+		t.Errorf("replayed: %+v", last)
+	}
+	if rec, err := b.store.Get(t.Context(), b.key); rec.Origin != "first" || err != nil {
+		t.Errorf("Get = %+v, %v", rec, err)
+	}
+	for rec := range b.store.All(t.Context(), b.key.Scope) {
+		if rec.Origin != "first" {
+			t.Errorf("All: %+v", rec)
+		}
+	}
+	if want := []any{"Do of first", "Do of second", "Get of ", "All of "}; len(seen) != len(want) || seen[1] != want[1] || seen[3] != want[3] {
+		t.Errorf("Observe got the contexts %v", seen)
+	}
+}
+
+func TestWaiterIsGivenTheOriginOfTheCallItWaitedFor(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	origins := make(chan string, 2)
+	b.store = b.storeOn(b.pool, idempotency.Config{
+		Trace: func(ctx context.Context, _ string) (context.Context, string) {
+			origin, _ := ctx.Value(tracedKey{}).(string)
+			return ctx, origin
+		},
+		Observe: func(_ context.Context, e idempotency.Event) { origins <- e.Origin },
+	})
+	k := newBlocker()
+	first := b.start(context.WithValue(t.Context(), tracedKey{}, "first"), b.store, k.charge(b.key.ID, 1))
+	<-k.begun
+	second := b.start(context.WithValue(t.Context(), tracedKey{}, "second"), b.store, k.charge(b.key.ID, 2))
+	b.stays(second)
+	k.goOn <- nil
+	b.wantOutcome(<-first, outcome{1, false, nil})
+	b.wantOutcome(<-second, outcome{1, true, nil})
+	for range 2 {
+		if got := <-origins; got != "first" {
+			t.Errorf("origin %q", got)
+		}
+	}
+}
+
+func TestOriginIsKeptByDoTx(t *testing.T) {
+	t.Parallel()
+	var last idempotency.Event
+	var seen []any
+	b := setup(t, traced(&last, &seen))
+	for _, origin := range []string{"first", "second"} {
+		err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+			_, _, err := idempotency.DoTx(context.WithValue(t.Context(), tracedKey{}, origin), b.store, tx, b.key, charge(b.key.ID, 1))
+			return err
+		})
+		if err != nil || last.Origin != "first" {
+			t.Errorf("%v, %+v", err, last)
+		}
+	}
+}
+
+func TestOriginThatCannotBeStoredIsLeftOutAndFailsNothing(t *testing.T) {
+	t.Parallel()
+	for _, origin := range []string{"", "a\x00b", "\xff", strings.Repeat("x", 256)} {
+		var last idempotency.Event
+		var seen []any
+		b := setup(t, traced(&last, &seen))
+		ctx := context.WithValue(t.Context(), tracedKey{}, origin)
+		_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+		if err != nil || last.Origin != "" {
+			t.Errorf("%q: %v, %+v", origin, err, last)
+		}
+		if n := query[int](b, "select count(*) from idempotency_keys where origin is null"); n != 1 {
+			t.Errorf("%q was stored", origin)
+		}
+	}
+}
+
+func TestEventsHoldNoKeyUnlessAsked(t *testing.T) {
+	t.Parallel()
+	for _, asked := range []bool{false, true} {
+		var events []idempotency.Event
+		b := setup(t, idempotency.Config{
+			ObserveKeys: asked,
+			Observe:     func(_ context.Context, e idempotency.Event) { events = append(events, e) },
+		})
+		b.executes(1)
+		b.do(func(context.Context, pgx.Tx) (int, error) { return 0, errors.New("no") })
+		b.store.Delete(t.Context(), b.key)
+		for _, e := range events {
+			if (e.Key == b.key) != asked || !asked && e.Key != (idempotency.Key{}) {
+				t.Errorf("asked %v: %+v", asked, e)
+			}
+		}
+	}
+}
+
+func TestConfigOfAStoreHasItsDefaults(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxResult: 7})
+	if c := b.store.Config(); c.MaxResult != 7 || c.Retention.Hours() != 24 || c.Wait.Seconds() != 10 || c.MaxIdle.Minutes() != 1 {
+		t.Errorf("got %+v", c)
+	}
+}
