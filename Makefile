@@ -18,7 +18,7 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench-once fmt lint deps ci
+.PHONY: help demo test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-report bench-once fmt lint deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,18 @@ test-docker: ## test internal/testdb's Docker source, and the root package on it
 
 bench-once: ## run each benchmark for one iteration, so that none rots
 	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
+
+# BENCH is flags of bench run: make bench BENCH='-peers idempotency -rounds 50'
+bench: ## measure the package beside its peers: docs/benchmarks.md (minutes)
+	$(TESTDB) -C bench -- go run . run $(BENCH)
+
+# With a DATABASE_URL of your own it can be interrupted and goes on later.
+ROWS ?= 200000
+bench-scale: ## measure a table that has grown: ROWS=20000000 (hours)
+	$(TESTDB) -C bench -- go run . scale -rows $(ROWS) -kept=$(if $(DATABASE_URL),true,false) $(BENCH)
+
+bench-report: ## renew docs/benchmarks.md and its charts from the newest runs
+	go -C bench run . report
 
 fmt: ## format all Go files
 	gofmt -w .

@@ -32,16 +32,18 @@ func main() {
 
 func command(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: bench run [flags]")
+		return errors.New("usage: bench run|scale|report [flags]; -h explains them")
 	}
 	switch name, rest := args[0], args[1:]; name {
 	case "run":
 		return runCommand(ctx, rest)
+	case "report":
+		return reportCommand(rest)
 	case link.ProcessArg: // of our own making
 		return link.Main(rest)
 	case run.CallArg:
 		return run.CallMain()
 	default:
-		return fmt.Errorf("there is no command %q: there is run", name)
+		return fmt.Errorf("there is no command %q: there are run, scale and report", name)
 	}
 }

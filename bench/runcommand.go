@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pgidem/idempotency/bench/peers"
+	"github.com/pgidem/idempotency/bench/report"
 	"github.com/pgidem/idempotency/bench/results"
 	"github.com/pgidem/idempotency/bench/run"
 )
@@ -29,10 +30,11 @@ func runCommand(ctx context.Context, args []string) error {
 	flags.IntVar(&set.Pool, "pool", 16, "connections of each peer")
 	flags.IntVar(&set.Duplicates, "duplicates", 1000, "in a storm")
 	flags.IntVar(&set.Many, "many", 10000, "in a second storm, of this package alone; 0: none")
-	flags.DurationVar(&set.Window, "window", 600*time.Millisecond, "of a storm, and of the calm before it")
+	flags.DurationVar(&set.Window, "window", time.Second, "of a storm, and of the calm before it")
+	flags.DurationVar(&set.Work, "work", 100*time.Millisecond, "that the function of a storm's key takes")
 	flags.IntVar(&set.Calls, "calls", 200, "that are counted")
 	flags.IntVar(&set.Keys, "keys", 5, "that meet each fault")
-	out := flags.String("out", filepath.Join("results", "runs", time.Now().UTC().Format("bench-20060102-150405.json")), "the `file` for the results")
+	out := flags.String("out", filepath.Join(runsFolder, time.Now().UTC().Format("bench-20060102-150405.json")), "the `file` for the results")
 	list := flags.Bool("list", false, "list the peers, and do nothing")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -66,6 +68,10 @@ func runAndSave(ctx context.Context, set run.Settings, out string, args []string
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "bench: saved", out)
+	fmt.Printf("`%s`: ", measured.Command)
+	report.Conditions(os.Stdout, measured.Conditions, measured.Started, measured.Took)
+	fmt.Println()
+	report.Run(os.Stdout, measured)
 	return nil
 }
 

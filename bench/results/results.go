@@ -35,6 +35,8 @@ type Conditions struct {
 	Pool       int32         // connections of each peer
 	Slice      time.Duration // of one peer in one round
 	Rounds     int
+	Window     time.Duration     // of a storm, at least, and of the calm before it
+	Work       time.Duration     // that the function of a storm's key takes
 	Tools      map[string]string // versions of what peers need besides
 }
 
@@ -86,6 +88,7 @@ type Storm struct {
 // Load is what callers with distinct keys got.
 type Load struct {
 	P50, P99  time.Duration
+	Longest   time.Duration
 	PerSecond float64
 }
 

@@ -25,6 +25,7 @@ func (b *bench) conditions(ctx context.Context) error {
 		return err
 	}
 	c.Delay, c.Pool, c.Slice, c.Rounds = b.Delay, int32(b.Pool), b.Slice, b.Rounds
+	c.Window, c.Work = b.Window, b.Work
 	if b.redis != nil {
 		c.Tools["redis-server"] = b.redis.Version + ", appendonly, appendfsync everysec"
 	}

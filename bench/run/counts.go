@@ -242,7 +242,8 @@ func (b *bench) held(ctx context.Context, e *entrant, client peers.Client, calle
 	var executions atomic.Int64
 	errs := make([]error, callers)
 	var wg sync.WaitGroup
-	bound := time.Now().Add(stormBound)
+	asking, cancel := context.WithTimeout(ctx, stormBound)
+	defer cancel()
 	for i := range callers {
 		wg.Go(func() {
 			call := peers.CallOf(id)
@@ -250,7 +251,7 @@ func (b *bench) held(ctx context.Context, e *entrant, client peers.Client, calle
 				executions.Add(1)
 				time.Sleep(heldWork)
 			}
-			_, errs[i] = insist(ctx, client, call, bound)
+			_, errs[i] = peers.Insist(asking, client, call)
 		})
 	}
 	sleep(ctx, heldWork/3)

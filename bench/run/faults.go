@@ -26,7 +26,7 @@ const faultBound = 20 * time.Second
 func (b *bench) faults(ctx context.Context) error {
 	for _, e := range b.entrants {
 		b.logf("faults, %s", e.Name)
-		for kind, meet := range map[string]func(context.Context, *entrant, []string) error{
+		for kind, meet := range map[string]func(context.Context, *entrant, *results.Fault, []string) error{
 			results.Killed:       b.kill,
 			results.LostResponse: b.loseResponses,
 		} {
@@ -34,65 +34,62 @@ func (b *bench) faults(ctx context.Context) error {
 			for i := range ids {
 				ids[i] = peers.NewCall().ID
 			}
-			if err := meet(ctx, e, ids); err != nil {
-				return fmt.Errorf("%s: %w", e.Name, err)
+			f := results.Fault{Peer: e.Name, Kind: kind, Keys: len(ids)}
+			if err := meet(ctx, e, &f, ids); err != nil {
+				return fmt.Errorf("%s: %s: %w", e.Name, kind, err)
 			}
-			f, err := b.aftermath(ctx, e, ids)
-			if err != nil {
-				return err
-			}
-			f.Kind = kind
 			b.run.Faults = append(b.run.Faults, f)
 		}
 	}
 	return nil
 }
 
-// aftermath retries the calls in a new client, as after a restart, twice each,
-// and counts what remains.
-func (b *bench) aftermath(ctx context.Context, e *entrant, ids []string) (results.Fault, error) {
-	f := results.Fault{Peer: e.Name, Keys: len(ids)}
-	client, err := b.client(ctx, e, b.env(e, results.Socket))
-	if err != nil {
-		return f, err
-	}
-	defer client.Close()
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	var tooks []time.Duration
-	start := time.Now()
-	for _, id := range ids {
-		wg.Go(func() {
-			answer, err := retry(ctx, client, id, start.Add(faultBound))
-			took := time.Since(start)
-			again := answer
-			if err == nil {
-				again, err = retry(ctx, client, id, start.Add(faultBound))
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				f.Answers++
-				tooks = append(tooks, took)
-			case f.Error == "":
-				f.Error = err.Error()
-			}
-			if again != answer {
-				f.Wrong++
-			}
-		})
-	}
-	wg.Wait()
+// aftermath retries the calls that have no answer, as clients do, until they
+// have one, and counts what remains. Then it retries once more each call that
+// was answered, to see whether it is answered the same.
+func (b *bench) aftermath(ctx context.Context, e *entrant, f *results.Fault, client peers.Client, ids, answers []string) (err error) {
+	errs := make([]error, len(ids))
+	tooks := make([]time.Duration, len(ids))
+	each(ids, func(i int) {
+		start := time.Now()
+		if answers[i] == "" {
+			answers[i], errs[i] = retry(ctx, client, ids[i], start.Add(faultBound))
+		}
+		tooks[i] = time.Since(start)
+	})
 	f.Took = median(tooks)
-	for _, id := range ids {
+	for i, id := range ids {
 		n, err := b.server.Int(ctx, e.database, "select count(*) from charges where key = $1", id)
 		if err != nil {
-			return f, err
+			return err
 		}
 		f.Effects = append(f.Effects, int(n))
+		if errs[i] == nil {
+			f.Answers++
+		} else if f.Error == "" {
+			f.Error = errs[i].Error()
+		}
 	}
-	return f, nil
+	again := make([]string, len(ids))
+	each(ids, func(i int) {
+		if errs[i] == nil {
+			again[i], errs[i] = retry(ctx, client, ids[i], time.Now().Add(faultBound))
+		}
+	})
+	for i := range ids {
+		if errs[i] == nil && again[i] != answers[i] {
+			f.Wrong++
+		}
+	}
+	return nil
+}
+
+func each(ids []string, do func(i int)) {
+	var wg sync.WaitGroup
+	for i := range ids {
+		wg.Go(func() { do(i) })
+	}
+	wg.Wait()
 }
 
 // retry calls until there is an answer, whatever the error is.
@@ -117,14 +114,19 @@ type job struct {
 }
 
 // kill lets a process make each call, and kills it between the business write
-// and the record.
-func (b *bench) kill(ctx context.Context, e *entrant, ids []string) error {
+// and the record. Another one, which starts afterwards, gets the retries.
+func (b *bench) kill(ctx context.Context, e *entrant, f *results.Fault, ids []string) error {
 	for _, id := range ids {
 		if err := killOne(ctx, job{e.Name, b.env(e, results.Socket), id}); err != nil {
 			return err
 		}
 	}
-	return nil
+	client, err := b.client(ctx, e, b.env(e, results.Socket))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return b.aftermath(ctx, e, f, client, ids, make([]string, len(ids)))
 }
 
 // written is what the process says when it is there.
@@ -190,8 +192,8 @@ func CallMain() error {
 
 // loseResponses makes each call over a link that is cut when the server answers
 // the COMMIT behind the business write: it has committed, and the client never
-// hears of it.
-func (b *bench) loseResponses(ctx context.Context, e *entrant, ids []string) error {
+// hears of it. The same process goes on.
+func (b *bench) loseResponses(ctx context.Context, e *entrant, f *results.Fault, ids []string) error {
 	proxy, err := pgproxy.Listen(b.server.Network, b.server.Address)
 	if err != nil {
 		return err
@@ -207,19 +209,19 @@ func (b *bench) loseResponses(ctx context.Context, e *entrant, ids []string) err
 	if err := times(ctx, 3, firstCall(client)); err != nil {
 		return err
 	}
-	for _, id := range ids {
+	answers := make([]string, len(ids))
+	for i, id := range ids {
 		lost := loseNext(proxy)
-		// The caller, too, retries in its own process, once: aftermath goes on.
-		if _, err := client.Do(ctx, peers.CallOf(id)); err != nil {
-			sleep(ctx, 100*time.Millisecond)
-			client.Do(ctx, peers.CallOf(id))
-		}
+		answer, err := client.Do(ctx, peers.CallOf(id))
 		proxy.SetRule(nil)
 		if !lost() {
 			return errors.New("no COMMIT was seen behind the business write")
 		}
+		if err == nil {
+			answers[i] = answer
+		}
 	}
-	return nil
+	return b.aftermath(ctx, e, f, client, ids, answers)
 }
 
 // loseNext loses one response to COMMIT, the first behind a business write.

@@ -28,7 +28,8 @@ type Settings struct {
 	Callers    []int         // concurrency of first calls behind the delay link, for the chart
 	Duplicates int           // in a storm
 	Many       int           // in a storm of this package
-	Window     time.Duration // of a storm
+	Window     time.Duration // of a storm, and of the calm before it
+	Work       time.Duration // that the storm's key takes
 	Calls      int           // that are counted
 	Keys       int           // of each fault
 	Log        io.Writer     // progress

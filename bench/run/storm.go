@@ -2,9 +2,6 @@ package run
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -15,10 +12,6 @@ import (
 )
 
 const (
-	// stormWork is how long the business function of a storm's key takes, so that
-	// there is something to wait for.
-	stormWork = 50 * time.Millisecond
-
 	// stormBound is how long the duplicates ask for their answer.
 	stormBound = 15 * time.Second
 
@@ -47,7 +40,9 @@ func (b *bench) storms(ctx context.Context) error {
 }
 
 // storm compares what workers on distinct keys get in calm windows with what
-// they get beside storms of duplicates of one key.
+// they get in windows that begin with a storm of duplicates of one key. Such a
+// window ends when the last duplicate has its answer, at the earliest like the
+// calm one.
 func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicates int) error {
 	b.logf("storm of %d, %s, %s", duplicates, linkName, e.Name)
 	client, err := b.client(ctx, e, b.env(e, linkName))
@@ -66,11 +61,9 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 		c := during(ctx, distinct, op, lasting(ctx, b.Window))
 		start := time.Now()
 		w := during(ctx, distinct, op, func() {
-			for ctx.Err() == nil && time.Since(start) < b.Window {
-				began := time.Now()
-				b.blow(ctx, client, duplicates, &out)
-				tooks = append(tooks, time.Since(began))
-			}
+			b.blow(ctx, client, duplicates, &out)
+			tooks = append(tooks, time.Since(start))
+			sleep(ctx, b.Window-time.Since(start))
 		})
 		p99s = append(p99s, ratio(w.quantile(0.99), c.quantile(0.99)))
 		rates = append(rates, w.perSecond()/c.perSecond())
@@ -92,20 +85,22 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 	return nil
 }
 
-// blow is one storm.
+// blow is one storm. The business function of its key takes b.Work, so that there
+// is something to wait for.
 func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, out *results.Storm) {
 	id := peers.NewCall().ID
 	var executions, unanswered atomic.Int64
 	var wg sync.WaitGroup
-	bound := time.Now().Add(stormBound)
+	ctx, cancel := context.WithTimeout(ctx, stormBound)
+	defer cancel()
 	for range duplicates {
 		wg.Go(func() {
 			call := peers.CallOf(id)
 			call.Hook = func(context.Context) {
 				executions.Add(1)
-				time.Sleep(stormWork)
+				time.Sleep(b.Work)
 			}
-			if _, err := insist(ctx, client, call, bound); err != nil {
+			if _, err := peers.Insist(ctx, client, call); err != nil {
 				unanswered.Add(1)
 			}
 		})
@@ -116,23 +111,8 @@ func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, o
 	out.Unanswered += int(unanswered.Load())
 }
 
-// insist calls until there is an answer, as an HTTP client does that is told to
-// come back. Other errors end it.
-func insist(ctx context.Context, client peers.Client, call *peers.Call, bound time.Time) (string, error) {
-	for {
-		answer, err := client.Do(ctx, call)
-		if !errors.Is(err, peers.ErrInProgress) {
-			return answer, err
-		}
-		if time.Now().After(bound) {
-			return "", fmt.Errorf("no answer at the bound: %w", err)
-		}
-		sleep(ctx, 25*time.Millisecond+rand.N(50*time.Millisecond))
-	}
-}
-
 func load(s slice) results.Load {
-	return results.Load{P50: s.quantile(0.5), P99: s.quantile(0.99), PerSecond: s.perSecond()}
+	return results.Load{P50: s.quantile(0.5), P99: s.quantile(0.99), Longest: s.quantile(1), PerSecond: s.perSecond()}
 }
 
 func ratio(a, b time.Duration) float64 {

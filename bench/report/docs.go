@@ -1,0 +1,91 @@
+package report
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"gonum.org/v1/plot/vg"
+
+	"github.com/pgidem/idempotency/bench/results"
+)
+
+// write saves an SVG, and names fonts like ours for readers who do not have them.
+func write(canvas vg.CanvasWriterTo, path string) error {
+	var b bytes.Buffer
+	if _, err := canvas.WriteTo(&b); err != nil {
+		return err
+	}
+	svg := strings.ReplaceAll(b.String(), "font-family:Liberation Sans;", "font-family:Liberation Sans,Arial,Helvetica,sans-serif;")
+	return os.WriteFile(path, []byte(svg), 0o644)
+}
+
+// Docs writes benchmarks.md and its charts into a folder. A nil scale, or a run
+// without a section, leaves its part out.
+func Docs(folder string, run results.Run, scale *results.Scale) error {
+	charts := filepath.Join(folder, "benchmarks")
+	if err := os.MkdirAll(charts, 0o755); err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	fmt.Fprint(&b, intro)
+	fmt.Fprintf(&b, "## Conditions of the run\n\n`%s`: ", run.Command)
+	Conditions(&b, run.Conditions, run.Started, run.Took)
+	b.WriteByte('\n')
+	for _, chart := range []struct {
+		file, alt string
+		draw      func(path string) error
+	}{
+		{"latency.svg", "First call: latency against concurrency", func(path string) error { return latency(run, path) }},
+		{"storm.svg", "Distinct keys beside a storm of duplicates", func(path string) error { return storm(run, path) }},
+	} {
+		if err := drawn(&b, charts, chart.file, chart.alt, chart.draw); err != nil {
+			return err
+		}
+	}
+	Run(&b, run)
+	if scale != nil {
+		fmt.Fprint(&b, "## A table that has grown\n\n")
+		err := drawn(&b, charts, "growth.svg", "Cost of a call against the size of the table", func(path string) error { return growth(*scale, path) })
+		if err != nil {
+			return err
+		}
+		Scale(&b, *scale)
+		fmt.Fprintf(&b, "Conditions: `%s`: ", scale.Command)
+		Conditions(&b, scale.Conditions, scale.Started, scale.Took)
+		b.WriteByte('\n')
+	}
+	about(&b, run)
+	text := strings.TrimRight(b.String(), "\n") + "\n"
+	return os.WriteFile(filepath.Join(folder, "benchmarks.md"), []byte(text), 0o644)
+}
+
+const intro = "# Benchmarks\n\n" +
+	"This page is made by `make bench-report`, from the files in [benchmarks/](benchmarks) that `make bench` and `make bench-scale` have written; nothing in it is written by hand. " +
+	"All peers run against the same server with the same business write, interleaved in slices of a moment, and each is compared with the bare business transaction of the same round: such ratios are stable where times are not. " +
+	"Identical things differ by some percent from run to run.\n\n"
+
+// drawn draws a chart and links it, if there was something to draw.
+func drawn(w io.Writer, folder, file, alt string, draw func(path string) error) error {
+	path := filepath.Join(folder, file)
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	if err := draw(path); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		fmt.Fprintf(w, "![%s](benchmarks/%s)\n\n", alt, file)
+	}
+	return nil
+}
+
+func about(w io.Writer, run results.Run) {
+	fmt.Fprint(w, "## The peers\n\n")
+	for _, p := range run.Peers {
+		fmt.Fprintf(w, "- %s: %s\n", name(p.Name), p.About)
+	}
+}

@@ -1,0 +1,235 @@
+// Package report makes Markdown and charts of what was measured.
+package report
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pgidem/idempotency/bench/peers"
+	"github.com/pgidem/idempotency/bench/results"
+)
+
+// Run writes the tables of a run.
+func Run(w io.Writer, run results.Run) {
+	counts(w, run)
+	faults(w, run)
+	for _, section := range []string{results.First, results.Replay, results.Mix} {
+		timed(w, run, section)
+	}
+	storms(w, run)
+}
+
+// name emphasises this package.
+func name(peer string) string {
+	if peer == peers.Ours {
+		return "**" + peer + "**"
+	}
+	return peer
+}
+
+func counts(w io.Writer, run results.Run) {
+	if len(run.Counts) == 0 {
+		return
+	}
+	t := table{head: []string{"", "round trips", "waited for", "WAL bytes", "transaction ids", "fsyncs", "allocations", "connections held by 64 duplicates"}}
+	for _, c := range run.Counts {
+		held := count(c.Held)
+		if c.Executed > 1 {
+			held = fmt.Sprintf("%s: %d executions", held, c.Executed)
+		}
+		t.add(append(append([]string{name(c.Peer) + ": first call"}, cost(c.First)...), held)...)
+		t.add(append(append([]string{"replay"}, cost(c.Replay)...), "")...)
+	}
+	fmt.Fprintf(w, `## What a call costs, counted
+
+Means over many calls on warm connections, the least of three tries. Round trips are counted on the wire, to PostgreSQL and to Redis; those that the caller waits for are told by the time behind a link of 20 ms. Write-ahead log, transaction ids and fsyncs are what the whole server counted meanwhile. Allocations are those of the client's process. Held are PostgreSQL connections that are not idle while 64 duplicates in one process wait for one call, less what the call itself needs.
+
+%s
+`, &t)
+}
+
+func cost(c results.Cost) []string {
+	return []string{count(c.Trips), fmt.Sprint(c.Waited), count(c.WAL), count(c.XIDs), count(c.Fsyncs), count(c.Allocations)}
+}
+
+func faults(w io.Writer, run results.Run) {
+	if len(run.Faults) == 0 {
+		return
+	}
+	t := table{head: []string{"", "SIGKILL: effects per key", "keys answered", "after", "response lost: effects per key", "keys answered", "after", "another answer later"}}
+	for _, p := range run.Peers {
+		killed, lost := fault(run, p.Name, results.Killed), fault(run, p.Name, results.LostResponse)
+		if killed == nil && lost == nil {
+			continue
+		}
+		wrong := 0
+		row := []string{name(p.Name)}
+		for _, f := range []*results.Fault{killed, lost} {
+			if f == nil {
+				row = append(row, "-", "-", "-")
+				continue
+			}
+			row = append(row, effects(f), fmt.Sprintf("%d of %d", f.Answers, f.Keys), ms(f.Took)+" ms")
+			wrong += f.Wrong
+		}
+		t.add(append(row, fmt.Sprint(wrong))...)
+	}
+	fmt.Fprintf(w, `## What remains after a fault
+
+A process is killed (SIGKILL) between the business write and the record of its answer, and another one retries until it is answered, for 20 s at most. And: the server's answer to the business transaction's COMMIT is lost with the connection, and the same process retries. Then the business rows of each key are counted in the database: one is right. The last column is the number of keys whose answer was another one when they were retried once more.
+
+%s
+`, &t)
+	for _, f := range run.Faults {
+		if f.Error != "" {
+			fmt.Fprintf(w, "%s, %s, a key without an answer: `%s`\n\n", f.Peer, f.Kind, oneLine(f.Error))
+		}
+	}
+}
+
+func oneLine(text string) string {
+	text = strings.ReplaceAll(strings.Join(strings.Fields(text), " "), "`", "'")
+	if len(text) > 200 {
+		text = strings.ToValidUTF8(text[:200], "") + " …"
+	}
+	return text
+}
+
+func fault(run results.Run, peer, kind string) *results.Fault {
+	for i, f := range run.Faults {
+		if f.Peer == peer && f.Kind == kind {
+			return &run.Faults[i]
+		}
+	}
+	return nil
+}
+
+// effects is one number when it is the same for all keys.
+func effects(f *results.Fault) string {
+	low, high := slices.Min(f.Effects), slices.Max(f.Effects)
+	text := fmt.Sprint(low)
+	if low != high {
+		text = fmt.Sprintf("%d to %d", low, high)
+	}
+	if low != 1 || high != 1 {
+		text = "**" + text + "**"
+	}
+	return text
+}
+
+// explanations of the timed sections.
+var explanations = map[string]string{
+	results.First:  "A new key each time: one business INSERT.",
+	results.Replay: "A random one of 500 recorded keys. The bare transaction's replay is a select of the answer by its primary key, the least that any of them can do; the others also compare fingerprints, or look whether the answer has expired.",
+	results.Mix:    "One call in twenty is a first call, the others are replays.",
+}
+
+func timed(w io.Writer, run results.Run, section string) {
+	type column struct {
+		link    string
+		callers int
+	}
+	var columns []column
+	cells := make(map[string]map[column]results.Timed)
+	for _, t := range run.Timed {
+		if t.Section != section {
+			continue
+		}
+		c := column{t.Link, t.Callers}
+		if !slices.Contains(columns, c) {
+			columns = append(columns, c)
+		}
+		if cells[t.Peer] == nil {
+			cells[t.Peer] = make(map[column]results.Timed)
+		}
+		cells[t.Peer][c] = t
+	}
+	if len(columns) == 0 {
+		return
+	}
+	t := table{head: []string{""}}
+	for _, c := range columns {
+		t.head = append(t.head, fmt.Sprintf("%s, %s", linkName(run, c.link), callers(c.callers)))
+	}
+	for _, p := range run.Peers {
+		row := []string{name(p.Name)}
+		for _, c := range columns {
+			row = append(row, timedCell(cells[p.Name][c]))
+		}
+		t.add(row...)
+	}
+	fmt.Fprintf(w, "## %s%s\n\n%s In each cell: the time of a call as a multiple of the bare transaction's (the median of the paired ratios of %d rounds), then p50 and p99 in ms.\n\n%s\n",
+		strings.ToUpper(section[:1]), section[1:], explanations[section], run.Conditions.Rounds, &t)
+	for _, t := range run.Timed {
+		if t.Section == section && t.Errors > 0 {
+			fmt.Fprintf(w, "%s, %s, %s: %d of %d calls failed: `%s`\n\n", t.Peer, linkName(run, t.Link), callers(t.Callers), t.Errors, t.Errors+t.Calls, oneLine(t.Error))
+		}
+	}
+}
+
+func timedCell(t results.Timed) string {
+	if t.Calls == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s (%s, %s)", times(t.Ratio), ms(t.P50), ms(t.P99))
+}
+
+func callers(n int) string {
+	if n == 1 {
+		return "1 caller"
+	}
+	return fmt.Sprintf("%d callers", n)
+}
+
+func linkName(run results.Run, link string) string {
+	switch {
+	case link == results.Delay:
+		return span(2*run.Conditions.Delay) + " latency"
+	case strings.HasPrefix(run.Conditions.Socket, "TCP"):
+		return "loopback"
+	}
+	return "unix socket"
+}
+
+func storms(w io.Writer, run results.Run) {
+	if len(run.Storms) == 0 {
+		return
+	}
+	t := table{head: []string{"", "duplicates", "link", "p99 of distinct keys", "p99 in ms: calm, storm", "longest in ms", "calls/s of distinct keys", "executions per key", "last answer after", "unanswered"}}
+	for _, s := range run.Storms {
+		executions := count(float64(s.Executions) / float64(max(s.Storms, 1)))
+		if s.Executions != s.Storms {
+			executions = "**" + executions + "**"
+		}
+		t.add(name(s.Peer), grouped(int64(s.Duplicates)), linkName(run, s.Link),
+			times(s.P99Ratio), ms(s.Calm.P99)+", "+ms(s.Wild.P99), ms(s.Calm.Longest)+", "+ms(s.Wild.Longest), times(s.RateRatio), executions, ms(s.Took)+" ms", grouped(int64(s.Unanswered)))
+	}
+	fmt.Fprintf(w, `## Storm
+
+Duplicates of one key arrive at once, whose function takes %s, beside 8 workers on distinct keys, in one process with a pool of %d. The window begins with the storm and lasts until its last duplicate has an answer, %s at least; it is compared with a calm window of %s (p99 and calls per second as multiples, medians of paired windows). A stall of all workers is few calls, so look at the longest, too. Duplicates that are turned away come back after 25 to 75 ms, for 15 s at most.
+
+%s
+`, span(run.Conditions.Work), run.Conditions.Pool, span(run.Conditions.Window), span(run.Conditions.Window), &t)
+}
+
+// Conditions writes what the figures depend on.
+func Conditions(w io.Writer, c results.Conditions, started time.Time, took time.Duration) {
+	fmt.Fprintf(w, "%s, %v. PostgreSQL %s over %s, %s, pgx %s, %s, %d cores (%s), load average before: %s.",
+		started.Format("2006-01-02 15:04 MST"), took.Round(time.Second), c.PostgreSQL, c.Socket, c.Go, c.PGX, c.System, c.Cores, c.CPU, c.LoadBefore)
+	if c.Rounds > 0 {
+		fmt.Fprintf(w, " %d rounds, %s for each peer in a round, interleaved. A pool of %d connections each. Latency: %s each way, by a proxy in a process of its own, which delays bytes and does not serialise them.", c.Rounds, span(c.Slice), c.Pool, span(c.Delay))
+	}
+	var settings []string
+	for _, key := range slices.Sorted(maps.Keys(c.Settings)) {
+		settings = append(settings, fmt.Sprintf("%s = %s", key, c.Settings[key]))
+	}
+	fmt.Fprintf(w, " Settings: `%s`.", strings.Join(settings, ", "))
+	for _, tool := range slices.Sorted(maps.Keys(c.Tools)) {
+		fmt.Fprintf(w, " %s: %s.", tool, c.Tools[tool])
+	}
+	fmt.Fprintln(w)
+}

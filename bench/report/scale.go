@@ -1,0 +1,32 @@
+package report
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/pgidem/idempotency/bench/results"
+)
+
+// Scale writes the tables of a run of "bench scale".
+func Scale(w io.Writer, scale results.Scale) {
+	if len(scale.Points) > 0 {
+		t := table{head: []string{"ids and scopes", "rows", "table, indexes", "", "callers", "time, empty table = 1", "p50 in ms: empty, full", "WAL bytes: empty, full"}}
+		for _, p := range scale.Points {
+			wal := "-"
+			if p.EmptyWAL > 0 {
+				wal = count(p.EmptyWAL) + ", " + count(p.FullWAL)
+			}
+			t.add(p.Shape, grouped(p.Rows), megabytes(p.HeapBytes)+", "+megabytes(p.IndexBytes), p.Section, fmt.Sprint(p.Callers),
+				times(p.Ratio), ms(p.Empty.P50)+", "+ms(p.Full.P50), wal)
+		}
+		fmt.Fprintf(w, "Calls on a full table, interleaved with the same calls on an empty one; the ratio is the median of the paired rounds. Replays are of random keys of the whole table.\n\n%s\n", &t)
+	}
+	if len(scale.Purges) > 0 {
+		t := table{head: []string{"purge beside calls", "rows in the table", "rows deleted in a second", "callers", "calls/s", "p99", "p99 in ms: without, with"}}
+		for _, p := range scale.Purges {
+			t.add(p.Shape, grouped(p.Rows), fmt.Sprintf("%s of %s", grouped(int64(p.PerSecond)), grouped(int64(p.Target))), fmt.Sprint(p.Callers),
+				times(p.RateRatio), times(p.P99Ratio), ms(p.Calm.P99)+", "+ms(p.Busy.P99))
+		}
+		fmt.Fprintf(w, "First calls with a purge beside them, interleaved with the same calls without one (medians of paired windows).\n\n%s\n", &t)
+	}
+}
