@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+)
+
+const (
+	// churnStep is the number of calls, and of rows purged beside them, between two
+	// looks at the table.
+	churnStep = 2000
+
+	// churnSessions make them.
+	churnSessions = 4
+)
+
+// churnProcedure makes calls on the server: the package's claim and record, each
+// pair in a transaction of its own.
+func (s *site) churnProcedure() string {
+	named := strings.NewReplacer("$1", "key", "$2", "'customer-1'", "$3", "hashtext(key)", "$4", "0", ":lifetime", "0")
+	claim := named.Replace(s.sql.claim) + " into strict tid"
+	record := strings.NewReplacer("$1", "key", "$2", "'customer-1'", "$3", "tid", "$4", "fingerprint", "$5", "answer", "$6", "0", "$7", "null").
+		Replace(strings.ReplaceAll(s.sql.record, "set fingerprint =", "set \"fingerprint\" =")) + " into strict one"
+	return fmt.Sprintf(`
+create procedure churn(n int, answer bytea) language plpgsql as $churn$
+#variable_conflict use_column
+declare
+	key text;
+	tid tid;
+	one bigint;
+	print bytea := decode(repeat('00', 32), 'hex');
+begin
+	for i in 1..n loop
+		key := lpad(to_hex((extract(epoch from clock_timestamp()) * 1000000)::bigint), 16, '0') || substr(md5(random()::text), 1, 20);
+		%s;
+		%s;
+		commit;
+	end loop;
+end
+$churn$`, claim, strings.ReplaceAll(record, "= fingerprint", "= print"))
+}
+
+// A churned is what a table came to while calls were made and as many rows purged.
+type churned struct {
+	heap, indexes int64 // bytes at the end
+	heapMost      int64
+	vacuums       int
+	vacuumWAL     int64
+	purgePages    int64 // of the purges between two vacuums: the most
+	calls         int64
+}
+
+// churnOn keeps so many live rows, makes calls and purges beside, and vacuums when
+// so many rows are dead, as autovacuum would; 0 is never.
+func (l *lab) churnOn(ctx context.Context, s *site, keep, vacuumAt int) (c churned, err error) {
+	if _, err := s.pool.Exec(ctx, s.churnProcedure()); err != nil {
+		return c, err
+	}
+	for range keep / churnStep {
+		if err := s.step(ctx, false); err != nil {
+			return c, err
+		}
+	}
+	if _, err := s.pool.Exec(ctx, "vacuum (analyze) idempotency_keys"); err != nil {
+		return c, err
+	}
+	dead := 0
+	for range l.churn / churnStep {
+		if err := s.step(ctx, true); err != nil {
+			return c, err
+		}
+		c.calls += churnStep
+		dead += churnStep
+		if err := l.look(ctx, s, &c); err != nil {
+			return c, err
+		}
+		if vacuumAt == 0 || dead < vacuumAt {
+			continue
+		}
+		p, err := l.purge(ctx, s)
+		if err != nil {
+			return c, err
+		}
+		c.purgePages = max(c.purgePages, p.pages)
+		if err := l.vacuumNow(ctx, s, &c); err != nil {
+			return c, err
+		}
+		dead = 0
+	}
+	if c.purgePages == 0 {
+		p, err := l.purge(ctx, s)
+		if err != nil {
+			return c, err
+		}
+		c.purgePages = p.pages
+	}
+	return c, nil
+}
+
+func (l *lab) vacuumNow(ctx context.Context, s *site, c *churned) error {
+	before, err := l.wal(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := s.pool.Exec(ctx, "vacuum idempotency_keys"); err != nil {
+		return err
+	}
+	after, err := l.wal(ctx)
+	c.vacuums++
+	c.vacuumWAL += after - before
+	return err
+}
+
+func (l *lab) look(ctx context.Context, s *site, c *churned) error {
+	err := l.admin.QueryRow(ctx, "select pg_relation_size($1::regclass), pg_indexes_size($1::regclass)",
+		s.schema+".idempotency_keys").Scan(&c.heap, &c.indexes)
+	c.heapMost = max(c.heapMost, c.heap)
+	return err
+}
+
+// step makes churnStep calls, and purges as many rows beside them.
+func (s *site) step(ctx context.Context, purge bool) error {
+	errs := make([]error, churnSessions+1)
+	var wg sync.WaitGroup
+	for i := range churnSessions {
+		wg.Go(func() {
+			_, errs[i] = s.pool.Exec(ctx, "call churn($1, $2)", churnStep/churnSessions, smallResult)
+		})
+	}
+	if purge {
+		wg.Go(func() {
+			for range churnStep / 1000 {
+				if _, err := s.pool.Exec(ctx, s.sql.purge, 1000); err != nil {
+					errs[churnSessions] = err
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keptRows is how many live rows a table has while it is churned.
+const keptRows = 20_000
+
+// byDefault is when autovacuum comes by default: 50 rows and a fifth of the table.
+const byDefault = 50 + keptRows/5
+
+func fillfactorIs(percent string) []edit {
+	return []edit{{"with (fillfactor = 90)", "with (fillfactor = " + percent + ")"}}
+}
+
+// fillfactor: the room on a page for the update that records a result.
+func (l *lab) fillfactor(ctx context.Context) error {
+	t := newTable("fillfactor", "HOT updates", "heap MB at the end", "heap B per live row", "indexes MB")
+	for _, v := range []variant{
+		{name: "100", table: fillfactorIs("100")}, ours("90 (as it is)"),
+		{name: "80", table: fillfactorIs("80")}, {name: "70", table: fillfactorIs("70")},
+		{name: "50", table: fillfactorIs("50")},
+	} {
+		s, err := l.site(ctx, way{async: true}, v)
+		if err != nil {
+			return err
+		}
+		defer l.leave([]*site{s})
+		c, err := l.churnOn(ctx, s, keptRows, byDefault)
+		if err != nil {
+			return fmt.Errorf("%s: %w", v.name, err)
+		}
+		hot, err := l.hot(ctx, s)
+		if err != nil {
+			return err
+		}
+		t.add(v.name, hot, megabytes(c.heap), grouped(c.heap/keptRows), megabytes(c.indexes))
+	}
+	l.show(fmt.Sprintf("Fillfactor: %s calls of %d sessions with as many rows purged beside, %s rows live, vacuumed as by default",
+		grouped(int64(l.churn)), churnSessions, grouped(keptRows)), t)
+	return nil
+}
+
+// vacuum: when to clean a table that is inserted into and purged all the time.
+func (l *lab) vacuum(ctx context.Context) error {
+	t := newTable("vacuum when so many rows are dead", "vacuums", "their WAL B per call", "heap MB at most", "indexes MB", "pages that a purge of 1,000 touches before one, at most")
+	for _, v := range []struct {
+		name string
+		at   int
+	}{
+		{"never", 0}, {"20 % (PostgreSQL's default)", byDefault}, {"10 %", keptRows / 10},
+	} {
+		s, err := l.site(ctx, way{async: true}, ours(v.name))
+		if err != nil {
+			return err
+		}
+		defer l.leave([]*site{s})
+		c, err := l.churnOn(ctx, s, keptRows, v.at)
+		if err != nil {
+			return fmt.Errorf("%s: %w", v.name, err)
+		}
+		t.add(v.name, fmt.Sprint(c.vacuums), grouped(c.vacuumWAL/c.calls), megabytes(c.heapMost), megabytes(c.indexes), grouped(c.purgePages))
+	}
+	l.show(fmt.Sprintf("Vacuum: %s calls with as many rows purged beside, %s rows live", grouped(int64(l.churn)), grouped(keptRows)), t)
+	return nil
+}
