@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -12,34 +14,62 @@ const (
 	// looks at the table.
 	churnStep = 2000
 
+	// checkpointEvery is in steps. It decides how often a page is logged in whole.
+	checkpointEvery = 5
+
 	// churnSessions make them.
 	churnSessions = 4
 )
 
-// churnProcedure makes calls on the server: the package's claim and record, each
-// pair in a transaction of its own.
-func (s *site) churnProcedure() string {
-	named := strings.NewReplacer("$1", "key", "$2", "'customer-1'", "$3", "hashtext(key)", "$4", "0", ":lifetime", "0")
-	claim := named.Replace(s.sql.claim) + " into strict tid"
-	record := strings.NewReplacer("$1", "key", "$2", "'customer-1'", "$3", "tid", "$4", "fingerprint", "$5", "answer", "$6", "0", "$7", "null").
-		Replace(strings.ReplaceAll(s.sql.record, "set fingerprint =", "set \"fingerprint\" =")) + " into strict one"
+// A stretch is so many calls on the server.
+type stretch struct {
+	calls, scopes int
+	every         int           // calls in one transaction
+	lifetime      time.Duration // of their records
+}
+
+// callsProcedure makes calls on the server, with the package's claim and record.
+func (s *site) callsProcedure() string {
+	id := "lpad(to_hex((extract(epoch from clock_timestamp()) * 1000000)::bigint), 16, '0') || substr(md5(random()::text), 1, 20)"
+	if s.randomIDs {
+		id = "gen_random_uuid()::text"
+	}
+	claim := strings.NewReplacer("$1", "_id", "$2", "_scope", "$3", "hashtextextended(_id, 0)", "$4", "_lifetime").Replace(s.sql.claim)
+	record := strings.NewReplacer("$1", "_id", "$2", "_scope", "$3", "_row", "$4", "_print", "$5", "_result", "$6", "_lifetime", "$7", "null").Replace(s.sql.record)
 	return fmt.Sprintf(`
-create procedure churn(n int, answer bytea) language plpgsql as $churn$
-#variable_conflict use_column
+create or replace procedure calls(_calls int, _every int, _scopes int, _lifetime bigint, _result bytea) language plpgsql as $calls$
 declare
-	key text;
-	tid tid;
-	one bigint;
-	print bytea := decode(repeat('00', 32), 'hex');
+	_id text;
+	_scope text;
+	_row tid;
+	_one bigint;
+	_print bytea := decode(repeat('00', 32), 'hex');
 begin
-	for i in 1..n loop
-		key := lpad(to_hex((extract(epoch from clock_timestamp()) * 1000000)::bigint), 16, '0') || substr(md5(random()::text), 1, 20);
-		%s;
-		%s;
-		commit;
+	for i in 1.._calls loop
+		_id := %s;
+		_scope := 'customer-' || floor(random() * _scopes);
+		%s into strict _row;
+		%s into strict _one;
+		if i %% _every = 0 then
+			commit;
+		end if;
 	end loop;
 end
-$churn$`, claim, strings.ReplaceAll(record, "= fingerprint", "= print"))
+$calls$`, id, claim, record)
+}
+
+// make makes calls in some sessions at a time.
+func (s *site) make(ctx context.Context, st stretch) error {
+	errs := make([]error, churnSessions)
+	var wg sync.WaitGroup
+	for i := range churnSessions {
+		wg.Go(func() {
+			_, errs[i] = s.pool.Exec(ctx, "call calls($1, $2, $3, $4, $5)",
+				st.calls/churnSessions, st.every, st.scopes, st.lifetime.Microseconds(), smallResult)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // A churned is what a table came to while calls were made and as many rows purged.
@@ -49,13 +79,14 @@ type churned struct {
 	vacuums       int
 	vacuumWAL     int64
 	purgePages    int64 // of the purges between two vacuums: the most
+	wal           int64 // of calls, purges and vacuums
 	calls         int64
 }
 
 // churnOn keeps so many live rows, makes calls and purges beside, and vacuums when
 // so many rows are dead, as autovacuum would; 0 is never.
 func (l *lab) churnOn(ctx context.Context, s *site, keep, vacuumAt int) (c churned, err error) {
-	if _, err := s.pool.Exec(ctx, s.churnProcedure()); err != nil {
+	if _, err := s.pool.Exec(ctx, s.callsProcedure()); err != nil {
 		return c, err
 	}
 	for range keep / churnStep {
@@ -66,8 +97,17 @@ func (l *lab) churnOn(ctx context.Context, s *site, keep, vacuumAt int) (c churn
 	if _, err := s.pool.Exec(ctx, "vacuum (analyze) idempotency_keys"); err != nil {
 		return c, err
 	}
+	began, err := l.wal(ctx)
+	if err != nil {
+		return c, err
+	}
 	dead := 0
-	for range l.churn / churnStep {
+	for i := range l.churn / churnStep {
+		if i%checkpointEvery == 0 {
+			if err := l.exec(ctx, "checkpoint"); err != nil {
+				return c, err
+			}
+		}
 		if err := s.step(ctx, true); err != nil {
 			return c, err
 		}
@@ -89,6 +129,11 @@ func (l *lab) churnOn(ctx context.Context, s *site, keep, vacuumAt int) (c churn
 		}
 		dead = 0
 	}
+	ended, err := l.wal(ctx)
+	if err != nil {
+		return c, err
+	}
+	c.wal = ended - began
 	if c.purgePages == 0 {
 		p, err := l.purge(ctx, s)
 		if err != nil {
@@ -122,33 +167,23 @@ func (l *lab) look(ctx context.Context, s *site, c *churned) error {
 
 // step makes churnStep calls, and purges as many rows beside them.
 func (s *site) step(ctx context.Context, purge bool) error {
-	errs := make([]error, churnSessions+1)
 	var wg sync.WaitGroup
-	for i := range churnSessions {
-		wg.Go(func() {
-			_, errs[i] = s.pool.Exec(ctx, "call churn($1, $2)", churnStep/churnSessions, smallResult)
-		})
-	}
+	var purged error
 	if purge {
 		wg.Go(func() {
 			for range churnStep / 1000 {
-				if _, err := s.pool.Exec(ctx, s.sql.purge, 1000); err != nil {
-					errs[churnSessions] = err
-				}
+				_, err := s.pool.Exec(ctx, s.sql.purge, 1000)
+				purged = errors.Join(purged, err)
 			}
 		})
 	}
+	err := s.make(ctx, stretch{calls: churnStep, scopes: 1000, every: 1})
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(err, purged)
 }
 
 // keptRows is how many live rows a table has while it is churned.
-const keptRows = 20_000
+const keptRows = 40_000
 
 // byDefault is when autovacuum comes by default: 50 rows and a fifth of the table.
 const byDefault = 50 + keptRows/5
@@ -159,9 +194,9 @@ func fillfactorIs(percent string) []edit {
 
 // fillfactor: the room on a page for the update that records a result.
 func (l *lab) fillfactor(ctx context.Context) error {
-	t := newTable("fillfactor", "HOT updates", "heap MB at the end", "heap B per live row", "indexes MB")
+	t := newTable("fillfactor", "HOT updates", "heap MB at the end", "heap B per live row", "indexes MB", "WAL B per call")
 	for _, v := range []variant{
-		{name: "100", table: fillfactorIs("100")}, ours("90 (as it is)"),
+		{name: "100", table: fillfactorIs("100")}, {name: "95", table: fillfactorIs("95")}, ours("90 (as it is)"),
 		{name: "80", table: fillfactorIs("80")}, {name: "70", table: fillfactorIs("70")},
 		{name: "50", table: fillfactorIs("50")},
 	} {
@@ -178,21 +213,21 @@ func (l *lab) fillfactor(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		t.add(v.name, hot, megabytes(c.heap), grouped(c.heap/keptRows), megabytes(c.indexes))
+		t.add(v.name, hot, megabytes(c.heap), grouped(c.heap/keptRows), megabytes(c.indexes), grouped(c.wal/c.calls))
 	}
-	l.show(fmt.Sprintf("Fillfactor: %s calls of %d sessions with as many rows purged beside, %s rows live, vacuumed as by default",
-		grouped(int64(l.churn)), churnSessions, grouped(keptRows)), t)
+	l.show(fmt.Sprintf("Fillfactor: %s calls of %d sessions with as many rows purged beside, %s rows live, vacuumed as by default, a checkpoint every %s calls",
+		grouped(int64(l.churn)), churnSessions, grouped(keptRows), grouped(checkpointEvery*churnStep)), t)
 	return nil
 }
 
 // vacuum: when to clean a table that is inserted into and purged all the time.
 func (l *lab) vacuum(ctx context.Context) error {
-	t := newTable("vacuum when so many rows are dead", "vacuums", "their WAL B per call", "heap MB at most", "indexes MB", "pages that a purge of 1,000 touches before one, at most")
+	t := newTable("vacuum when so many rows are dead", "vacuums", "their WAL B per call", "all WAL B per call", "heap MB at most", "indexes MB", "pages that a purge of 1,000 touches before one, at most")
 	for _, v := range []struct {
 		name string
 		at   int
 	}{
-		{"never", 0}, {"20 % (PostgreSQL's default)", byDefault}, {"10 %", keptRows / 10},
+		{"never", 0}, {"50 %", keptRows / 2}, {"20 % (PostgreSQL's default)", byDefault}, {"10 %", keptRows / 10}, {"5 %", keptRows / 20},
 	} {
 		s, err := l.site(ctx, way{async: true}, ours(v.name))
 		if err != nil {
@@ -203,7 +238,7 @@ func (l *lab) vacuum(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
-		t.add(v.name, fmt.Sprint(c.vacuums), grouped(c.vacuumWAL/c.calls), megabytes(c.heapMost), megabytes(c.indexes), grouped(c.purgePages))
+		t.add(v.name, fmt.Sprint(c.vacuums), grouped(c.vacuumWAL/c.calls), grouped(c.wal/c.calls), megabytes(c.heapMost), megabytes(c.indexes), grouped(c.purgePages))
 	}
 	l.show(fmt.Sprintf("Vacuum: %s calls with as many rows purged beside, %s rows live", grouped(int64(l.churn)), grouped(keptRows)), t)
 	return nil

@@ -3,11 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"time"
-
-	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 )
 
 var scopeFirst = []edit{{"primary key (id, scope)", "primary key (scope, id)"}}
@@ -26,7 +22,7 @@ func (l *lab) keys(ctx context.Context) error {
 	defer l.leave(all)
 	var indexes []int64
 	for _, s := range all {
-		if err := l.fill(ctx, s, l.rows, time.Hour); err != nil {
+		if err := l.fill(ctx, s, l.rows, 0); err != nil {
 			return fmt.Errorf("%s: fill: %w", s.name, err)
 		}
 		n, err := l.number(ctx, "select pg_relation_size($1::regclass)", s.schema+".idempotency_keys_pkey")
@@ -54,34 +50,20 @@ func (l *lab) keys(ctx context.Context) error {
 	return nil
 }
 
-// fill copies finished records into a table, as calls of the past would have left
-// them: keys in the order of their time, and due for the purge that much from now.
-func (l *lab) fill(ctx context.Context, s *site, rows int, due time.Duration) error {
-	began := time.Now().Add(-time.Hour)
-	step := time.Hour / time.Duration(rows)
-	_, err := s.pool.CopyFrom(ctx, pgx.Identifier{"idempotency_keys"},
-		[]string{"purge_after", "id", "scope", "completed_at", "expires_at", "fingerprint", "result"},
-		pgx.CopyFromSlice(rows, func(i int) ([]any, error) {
-			at := began.Add(time.Duration(i) * step)
-			ends := at.Add(time.Hour + due)
-			return []any{ends, s.idOf(at), fmt.Sprintf("customer-%d", rand.IntN(l.scopes)), at, ends, make([]byte, 32), smallResult}, nil
-		}))
-	if err != nil {
+// fill makes rows as calls make them, of which a part has expired: the oldest. The
+// vacuum behind it is what autovacuum does after as many inserts.
+func (l *lab) fill(ctx context.Context, s *site, rows, expired int) error {
+	if _, err := s.pool.Exec(ctx, s.callsProcedure()); err != nil {
 		return err
 	}
-	_, err = s.pool.Exec(ctx, "vacuum (analyze) idempotency_keys")
-	return err
-}
-
-// idOf is an id that was made at some time.
-func (s *site) idOf(at time.Time) string {
-	id := uuid.New()
-	if !s.randomIDs {
-		ms := at.UnixMilli()
-		for i := range 6 {
-			id[i] = byte(ms >> (8 * (5 - i)))
+	for _, st := range []stretch{
+		{calls: expired, scopes: l.scopes, every: 1},
+		{calls: rows - expired, scopes: l.scopes, every: 1, lifetime: 24 * time.Hour},
+	} {
+		if err := s.make(ctx, st); err != nil {
+			return err
 		}
-		id[6] = id[6]&0x0f | 0x70
 	}
-	return id.String()
+	_, err := s.pool.Exec(ctx, "vacuum (analyze) idempotency_keys")
+	return err
 }

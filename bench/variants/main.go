@@ -33,6 +33,7 @@ type section struct {
 var sections = []section{
 	{"keys", (*lab).keys},
 	{"expiry", (*lab).expiry},
+	{"pages", (*lab).pages},
 	{"fillfactor", (*lab).fillfactor},
 	{"columns", (*lab).columns},
 	{"result", (*lab).result},
