@@ -182,11 +182,16 @@ func (s *site) step(ctx context.Context, purge bool) error {
 	return errors.Join(err, purged)
 }
 
-// keptRows is how many live rows a table has while it is churned.
-const keptRows = 40_000
+// kept is how many live rows a table has while it is churned.
+func (l *lab) kept() int {
+	if l.brief {
+		return 2 * churnStep
+	}
+	return 40_000
+}
 
 // byDefault is when autovacuum comes by default: 50 rows and a fifth of the table.
-const byDefault = 50 + keptRows/5
+func (l *lab) byDefault() int { return 50 + l.kept()/5 }
 
 func fillfactorIs(percent string) []edit {
 	return []edit{{"with (fillfactor = 90)", "with (fillfactor = " + percent + ")"}}
@@ -205,7 +210,7 @@ func (l *lab) fillfactor(ctx context.Context) error {
 			return err
 		}
 		defer l.leave([]*site{s})
-		c, err := l.churnOn(ctx, s, keptRows, byDefault)
+		c, err := l.churnOn(ctx, s, l.kept(), l.byDefault())
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
@@ -213,10 +218,10 @@ func (l *lab) fillfactor(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		t.add(v.name, hot, megabytes(c.heap), grouped(c.heap/keptRows), megabytes(c.indexes), grouped(c.wal/c.calls))
+		t.add(v.name, hot, megabytes(c.heap), grouped(c.heap/int64(l.kept())), megabytes(c.indexes), grouped(c.wal/c.calls))
 	}
 	l.show(fmt.Sprintf("Fillfactor: %s calls of %d sessions with as many rows purged beside, %s rows live, vacuumed as by default, a checkpoint every %s calls",
-		grouped(int64(l.churn)), churnSessions, grouped(keptRows), grouped(checkpointEvery*churnStep)), t)
+		grouped(int64(l.churn)), churnSessions, grouped(int64(l.kept())), grouped(checkpointEvery*churnStep)), t)
 	return nil
 }
 
@@ -227,19 +232,19 @@ func (l *lab) vacuum(ctx context.Context) error {
 		name string
 		at   int
 	}{
-		{"never", 0}, {"50 %", keptRows / 2}, {"20 % (PostgreSQL's default)", byDefault}, {"10 %", keptRows / 10}, {"5 %", keptRows / 20},
+		{"never", 0}, {"50 %", l.kept() / 2}, {"20 % (PostgreSQL's default)", l.byDefault()}, {"10 %", l.kept() / 10}, {"5 %", l.kept() / 20},
 	} {
 		s, err := l.site(ctx, way{async: true}, ours(v.name))
 		if err != nil {
 			return err
 		}
 		defer l.leave([]*site{s})
-		c, err := l.churnOn(ctx, s, keptRows, v.at)
+		c, err := l.churnOn(ctx, s, l.kept(), v.at)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
 		t.add(v.name, fmt.Sprint(c.vacuums), grouped(c.vacuumWAL/c.calls), grouped(c.wal/c.calls), megabytes(c.heapMost), megabytes(c.indexes), grouped(c.purgePages))
 	}
-	l.show(fmt.Sprintf("Vacuum: %s calls with as many rows purged beside, %s rows live", grouped(int64(l.churn)), grouped(keptRows)), t)
+	l.show(fmt.Sprintf("Vacuum: %s calls with as many rows purged beside, %s rows live", grouped(int64(l.churn)), grouped(int64(l.kept()))), t)
 	return nil
 }

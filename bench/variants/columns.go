@@ -103,7 +103,7 @@ func (l *lab) columns(ctx context.Context) error {
 		}
 		t.add(at.name, at.walPerOp(), grouped(b.heap), grouped(b.tuple), grouped(b.indexes), hot)
 	}
-	l.show("Columns: 3,000 calls with a result of 300 B and a fingerprint, the business write left out", t)
+	l.show(fmt.Sprintf("Columns: %s calls with a result of 300 B and a fingerprint, the business write left out", grouped(int64(lanes[0].ops))), t)
 	return nil
 }
 

@@ -67,7 +67,7 @@ func (l *lab) expiry(ctx context.Context) error {
 		}
 		t.add("`"+at.name+"`", at.walPerOp(), at.ratio(lanes[0]), hot, megabytes(size), grouped(p.pages), grouped(p.wal/p.rows), fmt.Sprintf("%.1f", p.ms))
 	}
-	l.show(fmt.Sprintf("Index for the purge: %s calls on an empty table; then %s rows, of which a quarter has expired", grouped(rounds*per), grouped(int64(l.rows))), t)
+	l.show(fmt.Sprintf("Index for the purge: %s calls on an empty table; then %s rows, of which a quarter has expired", grouped(int64(lanes[0].ops)), grouped(int64(l.rows))), t)
 	return nil
 }
 

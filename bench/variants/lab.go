@@ -17,6 +17,7 @@ const database = "bench_variants"
 // A lab is one run.
 type lab struct {
 	rows, scopes, churn, rounds int
+	brief                       bool
 
 	server *server.Server
 	admin  *pgxpool.Pool // on the database

@@ -61,6 +61,6 @@ func (l *lab) pages(ctx context.Context) error {
 		}
 		t.add(at.name, at.walPerOp(), grouped(heaps[i]), hot, after[i].walPerOp())
 	}
-	l.show(fmt.Sprintf("Pages: %s calls of %d callers on an empty table, a vacuum, a checkpoint, and %s calls", grouped(rounds*per), callers, grouped(per)), t)
+	l.show(fmt.Sprintf("Pages: %s calls of %d callers on an empty table, a vacuum, a checkpoint, and %s calls", grouped(int64(fresh[0].ops)), callers, grouped(int64(after[0].ops))), t)
 	return nil
 }

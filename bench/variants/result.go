@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 )
 
-var asType = func(name string) []edit {
+func asType(name string) []edit {
 	return []edit{{"result       bytea", "result       " + name}}
 }
 
@@ -98,17 +98,15 @@ func (l *lab) resultOf(ctx context.Context, size int, variants []variant) error 
 		}
 		t.add(at.name, at.walPerOp(), grouped(b.heap), at.ratio(firsts[0]), replays[i].ratio(replays[0]))
 	}
-	l.show(fmt.Sprintf("Result of %s B of JSON (%s)", grouped(int64(size)), exactly(all, results)), t)
+	l.show(fmt.Sprintf("Result of %s B of JSON (%s)", grouped(int64(size)), "on average "+grouped(averageSize(results))), t)
 	return nil
 }
 
-// exactly says what kind of text it is.
-func exactly(_ []*site, results [][]byte) string {
-	n := 0
+func averageSize(results [][]byte) (n int64) {
 	for _, r := range results {
-		n += len(r)
+		n += int64(len(r))
 	}
-	return fmt.Sprintf("on average %s", grouped(int64(n/len(results))))
+	return n / int64(len(results))
 }
 
 // document is JSON as an API answers it: names that repeat, values that do not.

@@ -10,8 +10,6 @@ import (
 )
 
 const (
-	guardSQL = "\nwhere pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)"
-
 	valuesClaimSQL = `
 insert into idempotency_keys (id, scope, purge_after)
 values ($1, $2, now() + $3::bigint * interval '1 microsecond')

@@ -28,6 +28,9 @@ type operation func(ctx context.Context, s *site) error
 // turns lets every site do per operations in each round, one site after the
 // other, by some callers at a time. The first round only warms up.
 func (l *lab) turns(ctx context.Context, all []*site, rounds, per, callers int, op operation) ([]*lane, error) {
+	if l.brief {
+		rounds, per = 1, min(per, 20)
+	}
 	var lanes []*lane
 	for _, s := range all {
 		lanes = append(lanes, &lane{site: s})
@@ -112,13 +115,4 @@ func (l *lane) ratio(base *lane) string {
 		return "1"
 	}
 	return fmt.Sprintf("%.2f (%.2f to %.2f)", at(0.5), at(0.25), at(0.75))
-}
-
-// mean is the time of one operation of one caller.
-func (l *lane) mean(callers int) time.Duration {
-	var sum time.Duration
-	for _, d := range l.took {
-		sum += d
-	}
-	return sum * time.Duration(callers) / time.Duration(l.ops)
 }
