@@ -26,6 +26,7 @@ type stretch struct {
 	calls, scopes int
 	every         int           // calls in one transaction
 	lifetime      time.Duration // of their records
+	result        []byte
 }
 
 // callsProcedure makes calls on the server, with the package's claim and record.
@@ -65,7 +66,7 @@ func (s *site) make(ctx context.Context, st stretch) error {
 	for i := range churnSessions {
 		wg.Go(func() {
 			_, errs[i] = s.pool.Exec(ctx, "call calls($1, $2, $3, $4, $5)",
-				st.calls/churnSessions, st.every, st.scopes, st.lifetime.Microseconds(), smallResult)
+				st.calls/churnSessions, st.every, st.scopes, st.lifetime.Microseconds(), st.result)
 		})
 	}
 	wg.Wait()
@@ -85,12 +86,12 @@ type churned struct {
 
 // churnOn keeps so many live rows, makes calls and purges beside, and vacuums when
 // so many rows are dead, as autovacuum would; 0 is never.
-func (l *lab) churnOn(ctx context.Context, s *site, keep, vacuumAt int) (c churned, err error) {
+func (l *lab) churnOn(ctx context.Context, s *site, result []byte, keep, vacuumAt int) (c churned, err error) {
 	if _, err := s.pool.Exec(ctx, s.callsProcedure()); err != nil {
 		return c, err
 	}
 	for range keep / churnStep {
-		if err := s.step(ctx, false); err != nil {
+		if err := s.step(ctx, result, false); err != nil {
 			return c, err
 		}
 	}
@@ -108,7 +109,7 @@ func (l *lab) churnOn(ctx context.Context, s *site, keep, vacuumAt int) (c churn
 				return c, err
 			}
 		}
-		if err := s.step(ctx, true); err != nil {
+		if err := s.step(ctx, result, true); err != nil {
 			return c, err
 		}
 		c.calls += churnStep
@@ -166,7 +167,7 @@ func (l *lab) look(ctx context.Context, s *site, c *churned) error {
 }
 
 // step makes churnStep calls, and purges as many rows beside them.
-func (s *site) step(ctx context.Context, purge bool) error {
+func (s *site) step(ctx context.Context, result []byte, purge bool) error {
 	var wg sync.WaitGroup
 	var purged error
 	if purge {
@@ -177,7 +178,7 @@ func (s *site) step(ctx context.Context, purge bool) error {
 			}
 		})
 	}
-	err := s.make(ctx, stretch{calls: churnStep, scopes: 1000, every: 1})
+	err := s.make(ctx, stretch{calls: churnStep, scopes: 1000, every: 1, result: result})
 	wg.Wait()
 	return errors.Join(err, purged)
 }
@@ -199,29 +200,46 @@ func fillfactorIs(percent string) []edit {
 
 // fillfactor: the room on a page for the update that records a result.
 func (l *lab) fillfactor(ctx context.Context) error {
-	t := newTable("fillfactor", "HOT updates", "heap MB at the end", "heap B per live row", "indexes MB", "WAL B per call")
-	for _, v := range []variant{
-		{name: "100", table: fillfactorIs("100")}, {name: "95", table: fillfactorIs("95")}, ours("90 (as it is)"),
-		{name: "80", table: fillfactorIs("80")}, {name: "70", table: fillfactorIs("70")},
-		{name: "50", table: fillfactorIs("50")},
+	large := []byte(`"` + strings.Repeat("x", 1498) + `"`) // not so large that it is compressed
+	for _, of := range []struct {
+		result   []byte
+		percents []string
+	}{
+		{smallResult, []string{"100", "95", "90", "80", "70", "50"}},
+		{large, []string{"100", "90", "70"}},
 	} {
+		if err := l.fillfactorOf(ctx, of.result, of.percents); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *lab) fillfactorOf(ctx context.Context, result []byte, percents []string) error {
+	t := newTable("fillfactor", "HOT updates", "heap MB at the end", "heap B per live row", "indexes MB", "WAL B per call")
+	for _, percent := range percents {
+		v := variant{name: percent, table: fillfactorIs(percent)}
+		if percent == "90" {
+			v = ours("90 (as it is)")
+		}
 		s, err := l.site(ctx, way{async: true}, v)
 		if err != nil {
 			return err
 		}
-		defer l.leave([]*site{s})
-		c, err := l.churnOn(ctx, s, l.kept(), l.byDefault())
+		c, err := l.churnOn(ctx, s, result, l.kept(), l.byDefault())
 		if err != nil {
+			l.leave([]*site{s})
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
 		hot, err := l.hot(ctx, s)
+		l.leave([]*site{s})
 		if err != nil {
 			return err
 		}
 		t.add(v.name, hot, megabytes(c.heap), grouped(c.heap/int64(l.kept())), megabytes(c.indexes), grouped(c.wal/c.calls))
 	}
-	l.show(fmt.Sprintf("Fillfactor: %s calls of %d sessions with as many rows purged beside, %s rows live, vacuumed as by default, a checkpoint every %s calls",
-		grouped(int64(l.churn)), churnSessions, grouped(int64(l.kept())), grouped(checkpointEvery*churnStep)), t)
+	l.show(fmt.Sprintf("Fillfactor, a result of %s B: %s calls of %d sessions with as many rows purged beside, %s rows live, vacuumed as by default, a checkpoint every %s calls",
+		grouped(int64(len(result))), grouped(int64(l.churn)), churnSessions, grouped(int64(l.kept())), grouped(checkpointEvery*churnStep)), t)
 	return nil
 }
 
@@ -238,8 +256,8 @@ func (l *lab) vacuum(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer l.leave([]*site{s})
-		c, err := l.churnOn(ctx, s, l.kept(), v.at)
+		c, err := l.churnOn(ctx, s, smallResult, l.kept(), v.at)
+		l.leave([]*site{s})
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}

@@ -9,7 +9,8 @@ import (
 var scopeFirst = []edit{{"primary key (id, scope)", "primary key (scope, id)"}}
 
 // keys: the order of the primary key, on a table that has grown, right after a
-// checkpoint, when the first change of each page is logged with the whole page.
+// checkpoint, when the first change of each page is logged with the whole page. There
+// is no vacuum before, so that the pages of the table are new ones (see pages).
 func (l *lab) keys(ctx context.Context) error {
 	all, err := l.sites(ctx, way{async: true},
 		ours("(id, scope), time-ordered ids"),
@@ -50,20 +51,19 @@ func (l *lab) keys(ctx context.Context) error {
 	return nil
 }
 
-// fill makes rows as calls make them, of which a part has expired: the oldest. The
-// vacuum behind it is what autovacuum does after as many inserts.
+// fill makes rows as calls make them, of which a part has expired: the oldest.
 func (l *lab) fill(ctx context.Context, s *site, rows, expired int) error {
 	if _, err := s.pool.Exec(ctx, s.callsProcedure()); err != nil {
 		return err
 	}
 	for _, st := range []stretch{
-		{calls: expired, scopes: l.scopes, every: 1},
-		{calls: rows - expired, scopes: l.scopes, every: 1, lifetime: 24 * time.Hour},
+		{calls: expired, scopes: l.scopes, every: 1, result: smallResult},
+		{calls: rows - expired, scopes: l.scopes, every: 1, result: smallResult, lifetime: 24 * time.Hour},
 	} {
 		if err := s.make(ctx, st); err != nil {
 			return err
 		}
 	}
-	_, err := s.pool.Exec(ctx, "vacuum (analyze) idempotency_keys")
+	_, err := s.pool.Exec(ctx, "analyze idempotency_keys")
 	return err
 }

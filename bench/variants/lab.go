@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,6 +19,7 @@ const database = "bench_variants"
 type lab struct {
 	rows, scopes, churn, rounds int
 	brief                       bool
+	into                        string // a document to renew
 
 	server *server.Server
 	admin  *pgxpool.Pool // on the database
@@ -38,17 +40,26 @@ func (l *lab) measure(ctx context.Context, dsn string, todo []section) (err erro
 	if l.admin, err = pgxpool.New(ctx, l.server.DSN(database, "")); err != nil {
 		return err
 	}
-	if err := l.conditions(ctx); err != nil {
-		return err
-	}
-	for _, s := range todo {
-		l.logf("%s", s.name)
-		if err := s.run(l, ctx); err != nil {
+	for _, s := range append([]section{{"conditions", (*lab).conditions}}, todo...) {
+		if err := l.section(ctx, s); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	l.logf("done")
 	return nil
+}
+
+func (l *lab) section(ctx context.Context, s section) error {
+	l.logf("%s", s.name)
+	var text strings.Builder
+	out := l.out
+	l.out = io.MultiWriter(out, &text)
+	err := s.run(l, ctx)
+	l.out = out
+	if err == nil && l.into != "" {
+		err = renew(l.into, s.name, text.String())
+	}
+	return err
 }
 
 // close removes everything, also after Ctrl-C.

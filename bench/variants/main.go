@@ -69,6 +69,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	flags.IntVar(&l.scopes, "scopes", 50_000, "that the filled tables have")
 	flags.IntVar(&l.churn, "churn", 60_000, "calls with a purge beside, for the sections fillfactor and vacuum")
 	flags.IntVar(&l.rounds, "rounds", 15, "turns of each variant where time is measured")
+	flags.StringVar(&l.into, "into", "", "a `document` whose tables are renewed, such as ../docs/design.md")
 	flags.BoolVar(&l.brief, "brief", false, "one short turn of everything: shows that it runs, not what it costs")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -26,5 +28,35 @@ func TestVariantThatChangesNothingIsRefused(t *testing.T) {
 	v := variant{table: []edit{{"primary key (nothing)", ""}}}
 	if _, err := v.ddl(); err == nil {
 		t.Error("no error")
+	}
+}
+
+func TestDocumentIsRenewedBetweenItsMarks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "doc.md")
+	doc := "before\n<!-- variants: keys -->\nold\n<!-- end of variants -->\nafter\n"
+	if err := os.WriteFile(path, []byte(doc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := renew(path, "keys", "\nnew\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if want := strings.Replace(doc, "old", "new", 1); err != nil || string(got) != want {
+		t.Errorf("%v, %q, want %q", err, got, want)
+	}
+	if err := renew(path, "result", "new"); err == nil {
+		t.Error("a section without marks is renewed")
+	}
+}
+
+func TestDesignHasThePlaceOfEverySection(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/design.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range sections {
+		if !strings.Contains(string(doc), "<!-- variants: "+s.name+" -->\n") {
+			t.Errorf("docs/design.md has no tables of %s", s.name)
+		}
 	}
 }
