@@ -44,7 +44,7 @@ func (l *lab) keys(ctx context.Context) error {
 	}
 	t := newTable("primary key", "WAL B per call", "time", "its index MB", "index B per row")
 	for i, at := range lanes {
-		t.add(at.name, at.walPerOp(), at.ratio(lanes[0]), megabytes(indexes[i]), grouped(indexes[i]/int64(l.rows)))
+		t.add(at.name, at.walMean(), at.ratio(lanes[0]), megabytes(indexes[i]), grouped(indexes[i]/int64(l.rows)))
 	}
 	l.show(fmt.Sprintf("Order of the primary key: %s rows in %s scopes, then a checkpoint and %s calls",
 		grouped(int64(l.rows)), grouped(int64(l.scopes)), grouped(int64(lanes[0].ops))), t)

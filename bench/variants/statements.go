@@ -75,7 +75,7 @@ func statementVariants() []variant {
 		{name: "claim: no try-lock, values", form: with(claimedBy(valuesClaimSQL))},
 		{name: "claim: no try-lock, values, with a lock_timeout", form: with(func(f *form) {
 			claimedBy(valuesClaimSQL)(f)
-			f.settings = append(f.settings, ask("set local lock_timeout = 1"))
+			f.settings = append(f.settings, ask("set local lock_timeout = 1000"))
 		})},
 		{name: "read: without its condition", calls: []edit{{" and pg_current_xact_id_if_assigned() is null", ""}}},
 		{name: "read: none (what it costs)", form: with(func(f *form) { f.read = nil })},

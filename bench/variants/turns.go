@@ -17,7 +17,7 @@ import (
 type lane struct {
 	*site
 	took      []time.Duration // of each turn
-	wal       int64
+	wal       []int64         // bytes per operation, of each turn
 	ops       int
 	conflicts int64 // 40001
 }
@@ -62,7 +62,7 @@ func (l *lab) turn(ctx context.Context, at *lane, per, callers int, op operation
 	}
 	at.took = append(at.took, time.Since(start))
 	after, err := l.wal(ctx)
-	at.wal += after - before
+	at.wal = append(at.wal, (after-before)/int64(per))
 	at.ops += per
 	at.conflicts += conflicts
 	return err
@@ -94,8 +94,21 @@ func conflicted(err error) bool {
 	return ok && pgErr.Code == "40001"
 }
 
-// walPerOp is in bytes.
-func (l *lane) walPerOp() string { return grouped(l.wal / int64(l.ops)) }
+// walPerOp is in bytes, of the middle turn: at times the server does something of
+// its own.
+func (l *lane) walPerOp() string {
+	sorted := slices.Sorted(slices.Values(l.wal))
+	return grouped(sorted[len(sorted)/2])
+}
+
+// walMean is for turns that differ, because each page is logged in whole once.
+func (l *lane) walMean() string {
+	var sum int64
+	for _, n := range l.wal {
+		sum += n
+	}
+	return grouped(sum / int64(len(l.wal)))
+}
 
 // perThousand is the conflicts.
 func (l *lane) perThousand() string {
