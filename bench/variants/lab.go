@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -81,9 +83,20 @@ func (l *lab) conditions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.printf("PostgreSQL %s, fsync %s, default_toast_compression %s; %s; -rows %d -scopes %d -churn %d -rounds %d\n",
-		version, fsync, compression, l.server.Network, l.rows, l.scopes, l.churn, l.rounds)
+	l.printf("PostgreSQL %s, fsync %s, default_toast_compression %s, %s socket; %d cores, load %s; -rows %d -scopes %d -churn %d -rounds %d\n",
+		version, fsync, compression, l.server.Network, runtime.NumCPU(), load(), l.rows, l.scopes, l.churn, l.rounds)
 	return nil
+}
+
+// load is how many processes wanted to run in the last minute: where they are more
+// than the cores, times say little.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(text), " ")
+	return one
 }
 
 func (l *lab) printf(format string, args ...any) { fmt.Fprintf(l.out, format, args...) }
