@@ -22,6 +22,7 @@ type lab struct {
 	rows, scopes, churn, rounds int
 	brief                       bool
 	into                        string // a document to renew
+	whole                       bool   // all sections are run, so that the conditions are those of all
 
 	server *server.Server
 	admin  *pgxpool.Pool // on the database
@@ -42,6 +43,7 @@ func (l *lab) measure(ctx context.Context, dsn string, todo []section) (err erro
 	if l.admin, err = pgxpool.New(ctx, l.server.DSN(database, "")); err != nil {
 		return err
 	}
+	l.whole = len(todo) == len(sections)
 	for _, s := range append([]section{{"conditions", (*lab).conditions}}, todo...) {
 		if err := l.section(ctx, s); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
@@ -58,7 +60,7 @@ func (l *lab) section(ctx context.Context, s section) error {
 	l.out = io.MultiWriter(out, &text)
 	err := s.run(l, ctx)
 	l.out = out
-	if err == nil && l.into != "" {
+	if err == nil && l.into != "" && (l.whole || s.name != "conditions") {
 		err = renew(l.into, s.name, text.String())
 	}
 	return err
