@@ -18,7 +18,7 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-report bench-once fmt lint deps ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ bench: ## measure the package beside its peers: docs/benchmarks.md (minutes)
 ROWS ?= 200000
 bench-scale: ## measure a table that has grown: ROWS=20000000 (hours)
 	$(TESTDB) -C bench -- go run . scale -rows $(ROWS) -kept=$(if $(DATABASE_URL),true,false) $(BENCH)
+
+# BENCH is flags of bench/variants: make bench-variants BENCH='-sections columns'
+bench-variants: ## measure other tables and statements beside ours: docs/design.md (minutes)
+	$(TESTDB) -C bench -- go run ./variants $(BENCH)
 
 bench-report: ## renew docs/benchmarks.md and its charts from the newest runs
 	go -C bench run . report
