@@ -11,7 +11,8 @@ import (
 )
 
 // vacuumSQL has the threshold as autovacuum reckons it. The oldest snapshot is of
-// a session, a prepared transaction or a replication slot.
+// a session (which not every role may see), a prepared transaction or a
+// replication slot.
 const vacuumSQL = `
 select current_setting('autovacuum')::bool, current_setting('track_counts')::bool,
 	coalesce((select option_value::bool from pg_options_to_table(c.reloptions) where option_name = 'autovacuum_enabled'), true),
@@ -32,7 +33,8 @@ select current_setting('autovacuum')::bool, current_setting('track_counts')::boo
 			union all
 			select age(xmin), 'the replication slot ' || slot_name from pg_replication_slots) x (age, holder)
 		where age is not null
-		order by age desc limit 1), '')
+		order by age desc limit 1), ''),
+	pg_has_role('pg_read_all_stats', 'usage')
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 left join pg_stat_user_tables s on s.relid = c.oid
 where n.nspname = $1 and c.relname = 'idempotency_keys'`
@@ -48,11 +50,11 @@ func checkAutovacuum(ctx context.Context, p *patient) error {
 	if p.table == nil {
 		return nil
 	}
-	var on, counts, enabled bool
+	var on, counts, enabled, sees bool
 	var dead int64
 	var threshold float64
 	var last, holder string
-	err := p.query(ctx, "looking at autovacuum", vacuumSQL, []any{p.table.schema}, &on, &counts, &enabled, &dead, &threshold, &last, &holder)
+	err := p.query(ctx, "looking at autovacuum", vacuumSQL, []any{p.table.schema}, &on, &counts, &enabled, &dead, &threshold, &last, &holder, &sees)
 	if err != nil {
 		return err
 	}
@@ -67,9 +69,12 @@ func checkAutovacuum(ctx context.Context, p *patient) error {
 	if float64(dead) > behindFactor*threshold && dead > behindRows {
 		found := fmt.Sprintf("about %d dead rows in %s, last autovacuum: %s", dead, p.table.name, last)
 		remedy := "vacuum " + p.table.name + "; and give autovacuum more to work with: autovacuum_vacuum_cost_limit, autovacuum_max_workers"
-		if holder != "" {
+		switch {
+		case holder != "":
 			found += "; the oldest snapshot is held by " + holder
 			remedy = "end that first if it is old, since nothing newer can be removed (pg_terminate_backend, rollback prepared, pg_drop_replication_slot); then " + remedy
+		case !sees:
+			remedy = "look for an old transaction, which this role cannot see (a member of pg_monitor can): nothing newer than it can be removed; then " + remedy
 		}
 		p.find(Warning, "dead rows", found, remedy)
 	}
