@@ -25,6 +25,7 @@ type database struct {
 	schema  string
 	timeout time.Duration
 	asIs    bool // the connection as the URL describes it
+	tracer  pgx.QueryTracer
 }
 
 func databaseFlags(fs *flag.FlagSet, timeout time.Duration) *database {
@@ -51,6 +52,7 @@ func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Po
 		ctx, cancel = context.WithTimeout(ctx, d.timeout)
 		defer cancel()
 	}
+	cfg.ConnConfig.Tracer = d.tracer
 	if !d.asIs {
 		cfg.ConnConfig.RuntimeParams["application_name"] = cmp.Or(cfg.ConnConfig.RuntimeParams["application_name"], "idempotency")
 		if cfg.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {

@@ -47,12 +47,8 @@ type purger struct {
 }
 
 func (p *purger) once(ctx context.Context) error {
+	p.tracer = p
 	return p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		pool, err := p.counted(ctx, pool)
-		if err != nil {
-			return err
-		}
-		defer pool.Close()
 		store, err := p.store(pool, nil)
 		if err != nil {
 			return err
@@ -71,13 +67,16 @@ func (p *purger) once(ctx context.Context) error {
 	})
 }
 
+// readableSQL reads nothing, but fails where the table is missing.
+const readableSQL = `select from idempotency_keys limit 0`
+
 // loop fails at once where the first connection fails; later the Store's loop goes
 // on, and only says so.
 func (p *purger) loop(ctx context.Context, every time.Duration) error {
 	stopped := ctx
 	err := p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		if err := pool.Ping(ctx); err != nil {
-			return err
+		if _, err := pool.Exec(ctx, p.on(readableSQL)); err != nil {
+			return remedied(err)
 		}
 		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) { p.report(ctx, e) })
 		if err != nil {
@@ -101,15 +100,8 @@ func (p *purger) report(ctx context.Context, e idempotency.Event) {
 		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, plural(e.Deleted, "expired record"), span(e.Duration))
 	}
 	if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
-		fmt.Fprintf(p.std.err, "%s idempotency: %v: trying again\n", now, p.explain(ctx, e.Err))
+		fmt.Fprintf(p.std.err, "%s idempotency: %v\n", now, p.explain(ctx, e.Err))
 	}
-}
-
-// counted is the pool with a look at its batches.
-func (p *purger) counted(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Pool, error) {
-	cfg := pool.Config()
-	cfg.ConnConfig.Tracer = p
-	return pgxpool.NewWithConfig(ctx, cfg)
 }
 
 func (p *purger) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {

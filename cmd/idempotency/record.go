@@ -108,22 +108,23 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 	and l.database = (select oid from pg_database where datname = current_database())
 	and (l.classid::bigint << 32) | l.objid::bigint = $1::bigint # 'idempotency_keys'::regclass::oid::bigint`
 
-// lookUp returns what is known about a key. A call that is at work counts more
-// than the expired row that it takes over.
+// lookUp returns what is known about a key. It asks for the lock first: a call
+// that has none any more has a record by then, or has failed. A call that is at
+// work counts more than the expired row that it takes over.
 func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id string, result bool) (record, error) {
+	holders, err := d.holders(ctx, pool, scope, id)
+	if err != nil {
+		return record{}, err
+	}
 	rows, _ := pool.Query(ctx, d.on(recordSQL), id, scope, result)
 	rec, err := pgx.CollectExactlyOneRow(rows, scanRecord)
 	if errors.Is(err, pgx.ErrNoRows) {
 		rec, err = record{Scope: scope, ID: id, State: notFound}, nil
 	}
-	if err != nil || rec.State == done || rec.State == abandoned {
-		return rec, remedied(err)
-	}
-	holders, err := d.holders(ctx, pool, scope, id)
-	if len(holders) > 0 {
+	if len(holders) > 0 && (rec.State == notFound || rec.State == expired) {
 		rec.State, rec.Holders = inProgress, holders
 	}
-	return rec, err
+	return rec, remedied(err)
 }
 
 func (d *database) holders(ctx context.Context, pool *pgxpool.Pool, scope, id string) ([]holder, error) {
