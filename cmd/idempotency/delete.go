@@ -11,7 +11,7 @@ import (
 	"github.com/pgidem/idempotency"
 )
 
-var delete_ = &command{
+var deleteKey = &command{
 	name:    "delete",
 	args:    "SCOPE KEY",
 	summary: "forget one key, so that the next call with it runs again",

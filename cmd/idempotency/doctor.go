@@ -14,7 +14,7 @@ import (
 	"github.com/pgidem/idempotency/doctor"
 )
 
-var doctor_ = &command{
+var examine = &command{
 	name:    "doctor",
 	summary: "look for what endangers the promise, or will hurt",
 	text: `It only reads. Run it with the URL that your program has, pooler and role included:

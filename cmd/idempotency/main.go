@@ -29,7 +29,7 @@ var root = &command{
 	summary: "look after the table of package idempotency in PostgreSQL",
 	text: `Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no record of the key, 4 a call
 with the key is in progress.`,
-	subs: []*command{get, list, delete_, stats, purge, doctor_, migrate},
+	subs: []*command{get, list, deleteKey, stats, purge, examine, migrate},
 }
 
 const (

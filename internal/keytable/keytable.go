@@ -55,7 +55,7 @@ type Querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// ErrMissing: there is no relation of that name.
+// ErrMissing says that there is no relation of that name.
 var ErrMissing = errors.New("missing")
 
 // describeSQL reads the catalog alone, which every role may.
