@@ -38,7 +38,7 @@ func databaseFlags(fs *flag.FlagSet, timeout time.Duration) *database {
 }
 
 func schemaFlag(fs *flag.FlagSet, schema *string) {
-	fs.StringVar(schema, "schema", "", "`NAME` of the table's schema (default: along the connection's search_path)")
+	fs.StringVar(schema, "schema", "", "`NAME` of the table's schema (default: as the connection's search_path has it)")
 }
 
 // use calls do with a pool on the database, and says what to do when that fails.

@@ -161,6 +161,7 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		{"purge -once -every 1h", "give -once, or -every TIME"},
 		{"purge -every -1h", "want a time"},
 		{"stats -scopes -1", "-scopes -1"},
+		{"stats -sample 0", "-sample 0"},
 	} {
 		run(t, nil, strings.Fields(row.args)...).wantLine(t, 2, row.says)
 	}

@@ -78,8 +78,14 @@ type holder struct {
 
 func (h holder) String() string {
 	text := fmt.Sprintf("process %d", h.PID)
-	if more := strings.Join(strings.Fields(plainIf(h.Application)+" "+h.Client+" "+plainIf(h.State)), " "); more != "" {
-		text += " (" + more + ")"
+	var about []string
+	for _, part := range []string{h.Application, h.Client, h.State} {
+		if part != "" {
+			about = append(about, plain(part))
+		}
+	}
+	if len(about) > 0 {
+		text += " (" + strings.Join(about, ", ") + ")"
 	}
 	return text + " " + h.since()
 }
@@ -89,13 +95,6 @@ func (h holder) since() string {
 		return "since a time that this role may not see (a member of pg_monitor may)"
 	}
 	return "for " + span(time.Duration(*h.Seconds*float64(time.Second)))
-}
-
-func plainIf(text string) string {
-	if text == "" {
-		return ""
-	}
-	return plain(text)
 }
 
 // holderSQL looks for the lock that claims take: a number of 64 bits, of which
@@ -138,7 +137,8 @@ func (rec record) absence() error {
 	key := fmt.Sprintf("key %s of scope %s", plain(rec.ID), plain(rec.Scope))
 	switch rec.State {
 	case inProgress:
-		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: nothing has taken effect yet, ask again", key, rec.Holders[0])}
+		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: nothing has taken effect yet: ask again, or end it with select pg_terminate_backend(%d)",
+			key, rec.Holders[0], rec.Holders[0].PID)}
 	case notFound:
 		return exitError{exitNotFound, "no record of " + key + ": no call with it has taken effect, or its record expired and was purged"}
 	}

@@ -284,10 +284,7 @@ func TestCommandsWorkInEveryModeOfPgx(t *testing.T) {
 	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
 		execute(t, pool, "s", "i", 1)
 		hold(t, pool, "s", mode)
-		env := []string{on(pool)[0] + "&default_query_exec_mode=" + mode}
-		if !strings.Contains(env[0], "?") {
-			t.Skip("DATABASE_URL has no parameters")
-		}
+		env := []string{"DATABASE_URL=" + with(pool, "default_query_exec_mode", mode)}
 		run(t, env, "get", "s", "i", "-show-result").wantAll(t, 0, "done")
 		run(t, env, "list", "-newer", "1h").wantAll(t, 0, "done")
 		run(t, env, "stats").wantAll(t, 0, "in progress")

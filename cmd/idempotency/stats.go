@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -22,14 +23,21 @@ far as they are not purged yet.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		exact := fs.Bool("exact", false, "read the whole table")
+		sample := fs.Int64("sample", 20_000, "read about so many `pages` of 8 kB of a larger table")
 		scopes := fs.Int("scopes", 10, "list so many of the largest `scopes`")
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			if *scopes < 0 {
 				return usageError{fmt.Sprintf("-scopes %d: it has to be 0 or more", *scopes), true}
 			}
+			if *sample < 1 {
+				return usageError{fmt.Sprintf("-sample %d: it has to be 1 or more", *sample), true}
+			}
+			if *exact {
+				*sample = math.MaxInt64
+			}
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				s, err := db.statistics(ctx, pool, *exact, *scopes)
+				s, err := db.statistics(ctx, pool, *sample, *scopes)
 				if err != nil {
 					return remedied(err)
 				}
@@ -145,18 +153,15 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 group by l.pid, a.application_name, a.client_addr, a.state, a.xact_start
 order by a.xact_start nulls last, l.pid`
 
-// samplePages is read in a second or so: 160 MB.
-const samplePages = 20_000
-
-func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, exact bool, scopes int) (s statistic, err error) {
+func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample int64, scopes int) (s statistic, err error) {
 	var pages int64
 	err = pool.QueryRow(ctx, d.on(sizeSQL)).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
 	if err != nil {
 		return s, err
 	}
 	s.SampledPercent = 100
-	if !exact && pages > samplePages {
-		s.Estimated, s.SampledPercent = true, 100*float64(samplePages)/float64(pages)
+	if pages > sample {
+		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
 	}
 	err = pool.QueryRow(ctx, d.on(keysSQL), float32(s.SampledPercent), scopes).
 		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &s.Arrivals)
