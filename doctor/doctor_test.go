@@ -122,6 +122,7 @@ func TestWhatIsWrongWithTheTableIsFound(t *testing.T) {
 		{"foreign column", "alter table idempotency_keys add column tenant int not null", doctor.Error, "columns", "no call fills: tenant"},
 		{"unlogged", "alter table idempotency_keys set unlogged", doctor.Error, "unlogged", "set logged"},
 		{"no unique index", "alter table idempotency_keys drop constraint idempotency_keys_pkey", doctor.Error, "unique index", "add primary key (id, scope)"},
+		{"invalid primary key", "update pg_index set indisvalid = false where indexrelid = 'idempotency_keys_pkey'::regclass", doctor.Error, "unique index", "reindex"},
 		{"scope first", "alter table idempotency_keys drop constraint idempotency_keys_pkey, add primary key (scope, id)", doctor.Warning, "unique index", "leads with the scope"},
 		{"the same twice", "create unique index twice on idempotency_keys (scope, id)", doctor.Warning, "second unique index", "2 unique indexes"},
 		{"another unique index", "create unique index one_result on idempotency_keys (result)", doctor.Error, "second unique index", "one_result"},

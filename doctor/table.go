@@ -99,7 +99,7 @@ func checkIndexes(_ context.Context, p *patient) error {
 	switch {
 	case len(arbiters) == 0:
 		p.find(Error, "unique index", t.name+" has no valid unique index on id and scope, so calls fail",
-			"alter table "+t.name+" add primary key (id, scope)")
+			"alter table "+t.name+" add primary key (id, scope); or reindex the one that is there, if it is invalid")
 	case len(arbiters) > 1:
 		p.find(Warning, "second unique index", fmt.Sprintf("%s has %d unique indexes on id and scope: each call pays for all of them", t.name, len(arbiters)),
 			"drop all but the primary key")
@@ -108,6 +108,9 @@ func checkIndexes(_ context.Context, p *patient) error {
 			"make the primary key anew, on (id, scope)")
 	}
 	for _, i := range t.Obstacles() {
+		if !i.Valid && len(arbiters) == 0 {
+			continue // it may be the one that is missing
+		}
 		if !i.Valid {
 			p.find(Warning, "second unique index", "the unique index "+i.Name+" is invalid: it was not built to its end", "drop it")
 			continue
