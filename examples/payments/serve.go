@@ -56,8 +56,8 @@ func prepare(ctx context.Context, pool *pgxpool.Pool, cfg config) error {
 }
 
 // requestLimit is how long a request may take: a duplicate waits 10 seconds for
-// the first, and a commit in doubt can take 15 to find out.
-const requestLimit = 30 * time.Second
+// the first, and a commit in doubt can take 30 to find out.
+const requestLimit = 45 * time.Second
 
 // newServer has a limit for everything that a client can be slow at. Net/http
 // has none by default.
