@@ -108,6 +108,29 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 	}
 }
 
+func TestEveryStatementOfTheOperatorsPageIsRunByATest(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(*testing.T){
+		"pg_terminate_backend(4711)": TestEndingTheProcessThatHoldsAKeyFreesIt,
+		"select coalesce((":          TestMonitoringStatementOfTheOperatorsPageIsTheAgeOfTheOldestExpired,
+		"shop_app":                   TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore,
+		"shop_reader":                TestReaderOfTheOperatorsPageCanLookAndNotTouch,
+		"shop_purger":                TestPurgerOfTheOperatorsPageCanPurge,
+		"update idempotency_keys\n":  TestRetentionLostInARestoreIsGivenBack,
+	}
+	for _, block := range blocks(operatorsPage(t), "sql") {
+		runs := 0
+		for word := range tests {
+			if strings.Contains(block, word) {
+				runs++
+			}
+		}
+		if runs != 1 {
+			t.Errorf("%d tests run\n%s", runs, block)
+		}
+	}
+}
+
 // statements of the page whose text has one of the words, with the names of roles
 // made unique, since roles belong to the whole server.
 func statements(t *testing.T, pool *pgxpool.Pool, word string) (found []string, role string) {
