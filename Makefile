@@ -39,8 +39,8 @@ test-isolation: ## test the root package on the stricter isolation levels
 	set -e; for level in "repeatable read" serializable; do \
 		IDEMPOTENCY_TEST_ISOLATION="$$level" $(TESTDB) -- go test -count=1 .; done
 
-test-matrix: ## test the root package and the migrations on each PostgreSQL of VERSIONS
-	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations; done
+test-matrix: ## test all but the demo on each PostgreSQL of VERSIONS
+	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations ./doctor ./cmd/...; done
 
 test-modes: ## test the root package in each query exec mode of pgx
 	set -e; for m in $(MODES); do $(TESTDB) -mode $$m -- go test -count=1 .; done

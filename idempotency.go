@@ -31,13 +31,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/keylock"
 )
 
 // The errors a caller can decide on, with [errors.Is].
@@ -125,13 +125,7 @@ func validateText(field, text string) error {
 }
 
 // lockID is the key's place among PostgreSQL's advisory locks.
-func (k Key) lockID() int64 {
-	h := fnv.New64a()
-	h.Write([]byte(k.Scope))
-	h.Write([]byte{0}) // no text has a NUL: ("a", "bc") is not ("ab", "c")
-	h.Write([]byte(k.ID))
-	return int64(h.Sum64())
-}
+func (k Key) lockID() int64 { return keylock.ID(k.Scope, k.ID) }
 
 // A Fingerprint identifies what a request asks for. The zero value is a
 // fingerprint as any other: it equals only itself.
