@@ -18,13 +18,16 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint deps ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## run the example: a small payments API and clients that retry
-	$(TESTDB) -- go run ./examples/payments
+demo: ## run the example: two processes of a payments API behind a bad network
+	$(TESTDB) -C examples/payments -- go run .
+
+serve: ## run the payments API of the example, to try it with curl
+	$(TESTDB) -C examples/payments -- go run . serve -examples
 
 test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)

@@ -3,10 +3,10 @@ package idempotency
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/running"
 )
 
 const (
@@ -96,7 +96,7 @@ func (c *call) admit(ctx context.Context) error {
 	if err := c.key.validate(); err != nil {
 		return err
 	}
-	if c.heldBy(ctx) {
+	if running.Under(ctx, c.running()) { // to wait for it would be to wait for ourselves
 		return fmt.Errorf("%w: it is the function that made this call", ErrInProgress)
 	}
 	return ctx.Err()
@@ -238,10 +238,9 @@ func (c *call) attempt(ctx context.Context, x *session) *failure {
 // run runs the function, with a context that is marked with its key.
 func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c.event.Runs++
-	outer, _ := ctx.Value(holdKey{}).(*hold)
-	h := &hold{store: c.store, at: gateKey{c.key.Scope, c.key.ID}, outer: outer}
-	defer h.ended.Store(true)
-	return c.work.run(context.WithValue(ctx, holdKey{}, h), tx)
+	ctx, end := running.Mark(ctx, c.running())
+	defer end()
+	return c.work.run(ctx, tx)
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming
@@ -291,24 +290,7 @@ func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record,
 	}
 }
 
-// A hold marks the context of a function with the key that it runs under.
-type hold struct {
-	store *Store
-	at    gateKey
-	outer *hold
-	ended atomic.Bool // the context can outlive the function
-}
-
-type holdKey struct{}
-
-// heldBy reports whether ctx is of a function that runs under the same key: to
-// wait for that would be to wait for ourselves.
-func (c *call) heldBy(ctx context.Context) bool {
-	h, _ := ctx.Value(holdKey{}).(*hold)
-	for ; h != nil; h = h.outer {
-		if h.store == c.store && h.at == (gateKey{c.key.Scope, c.key.ID}) && !h.ended.Load() {
-			return true
-		}
-	}
-	return false
+// running is the mark of the function's context.
+func (c *call) running() running.Key {
+	return running.Key{Store: c.store, Scope: c.key.Scope, ID: c.key.ID}
 }
