@@ -37,6 +37,8 @@ func command(ctx context.Context, args []string) error {
 	switch name, rest := args[0], args[1:]; name {
 	case "run":
 		return runCommand(ctx, rest)
+	case "scale":
+		return scaleCommand(ctx, rest)
 	case "report":
 		return reportCommand(rest)
 	case link.ProcessArg: // of our own making

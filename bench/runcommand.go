@@ -30,7 +30,7 @@ func runCommand(ctx context.Context, args []string) error {
 	flags.IntVar(&set.Pool, "pool", 16, "connections of each peer")
 	flags.IntVar(&set.Duplicates, "duplicates", 1000, "in a storm")
 	flags.IntVar(&set.Many, "many", 10000, "in a second storm, of this package alone; 0: none")
-	flags.DurationVar(&set.Window, "window", time.Second, "of a storm, and of the calm before it")
+	flags.DurationVar(&set.Window, "window", 700*time.Millisecond, "of a storm, and of the calm before it")
 	flags.DurationVar(&set.Work, "work", 100*time.Millisecond, "that the function of a storm's key takes")
 	flags.IntVar(&set.Calls, "calls", 200, "that are counted")
 	flags.IntVar(&set.Keys, "keys", 5, "that meet each fault")
@@ -64,8 +64,11 @@ func runAndSave(ctx context.Context, set run.Settings, out string, args []string
 	}
 	measured, err := run.Run(ctx, set)
 	measured.Command = strings.TrimSpace("bench run " + strings.Join(args, " "))
+	if err != nil { // not among those that are reported
+		out = strings.TrimSuffix(out, ".json") + ".partial"
+	}
 	if err := errors.Join(err, results.Save(out, measured)); err != nil {
-		return err
+		return fmt.Errorf("%w (what was measured until then is in %s)", err, out)
 	}
 	fmt.Fprintln(os.Stderr, "bench: saved", out)
 	fmt.Printf("`%s`: ", measured.Command)

@@ -33,8 +33,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ErrInProgress: another call for the key is at work, and the library does not
-// wait for it. Nothing was executed.
+// ErrInProgress says that another call for the key is at work, and that the
+// library does not wait for it. Nothing was executed.
 var ErrInProgress = errors.New("a call with this key is in progress")
 
 // A Peer is one way to make a business transaction idempotent.

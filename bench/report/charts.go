@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgidem/idempotency/bench/peers"
@@ -37,14 +38,15 @@ type look struct {
 	colour color.RGBA
 	shape  draw.GlyphDrawer
 	width  vg.Length
+	dashes []vg.Length
 }
 
 func lookOf(all []results.Peer, name string) look {
 	switch name {
 	case peers.Ours:
-		return look{ourColour, draw.CircleGlyph{}, vg.Points(3)}
+		return look{colour: ourColour, shape: draw.CircleGlyph{}, width: vg.Points(3)}
 	case peers.Bare:
-		return look{bareColour, draw.CircleGlyph{}, vg.Points(1.5)}
+		return look{colour: bareColour, shape: draw.CircleGlyph{}, width: vg.Points(1.5)}
 	}
 	i := 0
 	for _, p := range all {
@@ -55,7 +57,7 @@ func lookOf(all []results.Peer, name string) look {
 			i++
 		}
 	}
-	return look{colours[i%len(colours)], shapes[i%len(shapes)], vg.Points(1.5)}
+	return look{colour: colours[i%len(colours)], shape: shapes[i%len(shapes)], width: vg.Points(1.5)}
 }
 
 const (
@@ -84,13 +86,13 @@ func newPlot(title, x, y string) *plot.Plot {
 	return p
 }
 
-// line adds one series; last is where its legend goes.
+// line adds one series.
 func line(p *plot.Plot, name string, l look, points plotter.XYs) error {
 	curve, marks, err := plotter.NewLinePoints(points)
 	if err != nil {
 		return err
 	}
-	curve.Color, curve.Width = l.colour, l.width
+	curve.Color, curve.Width, curve.Dashes = l.colour, l.width, l.dashes
 	marks.Color, marks.Shape, marks.Radius = l.colour, l.shape, vg.Points(3.5)
 	p.Add(curve, marks)
 	p.Legend.Add(name, curve, marks)
@@ -99,11 +101,11 @@ func line(p *plot.Plot, name string, l look, points plotter.XYs) error {
 
 // saveBeside draws the plot with its legend to the right of it, where it covers
 // nothing.
-func saveBeside(p *plot.Plot, path string) error {
+func saveBeside(p *plot.Plot, height vg.Length, path string) error {
 	legend := p.Legend
 	p.Legend = plot.NewLegend()
 	legend.Top, legend.Left = true, true
-	canvas, err := draw.NewFormattedCanvas(chartWidth, chartHeight, filepath.Ext(path)[1:])
+	canvas, err := draw.NewFormattedCanvas(chartWidth, height, filepath.Ext(path)[1:])
 	if err != nil {
 		return err
 	}
@@ -145,7 +147,7 @@ func latency(run results.Run, path string) error {
 	}
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(ticks)
 	p.Y.Min = 0
-	return saveBeside(p, path)
+	return saveBeside(p, chartHeight, path)
 }
 
 // storm is the p99 of distinct keys with and without a storm, by peer.
@@ -174,8 +176,7 @@ func storm(run results.Run, path string) error {
 	p.Y.Min, p.Y.Max = -0.6, float64(len(names))-0.4
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, decades{}
 	p.X.Min, p.X.Max = decade(slices.MinFunc(calm, byX).X, math.Floor), decade(slices.MaxFunc(wild, byX).X, math.Ceil)
-	p.Legend.Top = true
-	return saveBeside(p, path)
+	return saveBeside(p, max(chartHeight, vg.Length(len(names))*0.9*vg.Centimeter+3*vg.Centimeter), path)
 }
 
 func byX(a, b plotter.XY) int {
@@ -217,21 +218,29 @@ func dumbbells(p *plot.Plot, from, to plotter.XYs) error {
 // growth is the cost of a call against the rows of the table.
 func growth(scale results.Scale, path string) error {
 	p := newPlot("Cost of a call against the size of the table", "rows in the table", "time of a call, empty table = 1")
-	var series []string
+	shorter := strings.NewReplacer(" ids", "")
+	var shapesSeen, series []string
 	drawn := 0
 	for _, point := range scale.Points {
-		key := point.Shape + ": " + point.Section
-		if point.Callers != 1 || slices.Contains(series, key) {
+		key := shorter.Replace(point.Shape) + ": " + point.Section
+		if point.Callers != 1 || point.Section != results.First && point.Section != results.Replay || slices.Contains(series, key) {
 			continue
 		}
 		series = append(series, key)
+		if !slices.Contains(shapesSeen, point.Shape) {
+			shapesSeen = append(shapesSeen, point.Shape)
+		}
 		var points plotter.XYs
 		for _, q := range scale.Points {
-			if q.Callers == 1 && q.Shape+": "+q.Section == key {
+			if q.Callers == 1 && q.Section == point.Section && q.Shape == point.Shape {
 				points = append(points, plotter.XY{X: float64(q.Rows), Y: q.Ratio})
 			}
 		}
-		l := look{colours[len(series)%len(colours)], shapes[len(series)%len(shapes)], vg.Points(1.8)}
+		i := slices.Index(shapesSeen, point.Shape)
+		l := look{colour: []color.RGBA{ourColour, colours[0], colours[2]}[i%3], shape: draw.CircleGlyph{}, width: vg.Points(2)}
+		if point.Section == results.Replay {
+			l.shape, l.dashes = draw.RingGlyph{}, []vg.Length{vg.Points(5), vg.Points(3)}
+		}
 		if err := line(p, key, l, points); err != nil {
 			return err
 		}
@@ -251,7 +260,7 @@ func growth(scale results.Scale, path string) error {
 	one.Color, one.Width = bareColour, vg.Points(1)
 	one.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
 	p.Add(one)
-	return saveBeside(p, path)
+	return saveBeside(p, chartHeight, path)
 }
 
 func milli(d time.Duration) float64 { return float64(d) / 1e6 }

@@ -35,6 +35,7 @@ func Docs(folder string, run results.Run, scale *results.Scale) error {
 	fmt.Fprintf(&b, "## Conditions of the run\n\n`%s`: ", run.Command)
 	Conditions(&b, run.Conditions, run.Started, run.Took)
 	b.WriteByte('\n')
+	summary(&b, run, scale)
 	for _, chart := range []struct {
 		file, alt string
 		draw      func(path string) error

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -46,10 +47,14 @@ func counts(w io.Writer, run results.Run) {
 	}
 	fmt.Fprintf(w, `## What a call costs, counted
 
-Means over many calls on warm connections, the least of three tries. Round trips are counted on the wire, to PostgreSQL and to Redis; those that the caller waits for are told by the time behind a link of 20 ms. Write-ahead log, transaction ids and fsyncs are what the whole server counted meanwhile. Allocations are those of the client's process. Held are PostgreSQL connections that are not idle while 64 duplicates in one process wait for one call, less what the call itself needs.
+Means over many calls on warm connections, the least of three tries. Round trips are counted on the wire, to PostgreSQL and to Redis; those that the caller waits for are told by the time behind a link of 20 ms. Write-ahead log, transaction ids and fsyncs are what the whole server counted meanwhile, a good while after a checkpoint and with pages that were read before. Allocations are those of the client's process. Held are PostgreSQL connections that are not idle while 64 duplicates in one process wait for one call, less what the call itself needs.
 
 %s
 `, &t)
+	if run.Plain.First > 0 {
+		fmt.Fprintf(w, "Of the allocations of %s, pgx alone needs %s for the statements of a first call, and %s for those of a replay.\n\n",
+			name(peers.Ours), count(run.Plain.First), count(run.Plain.Replay))
+	}
 }
 
 func cost(c results.Cost) []string {
@@ -214,14 +219,21 @@ Duplicates of one key arrive at once, whose function takes %s, beside 8 workers 
 
 %s
 `, span(run.Conditions.Work), run.Conditions.Pool, span(run.Conditions.Window), span(run.Conditions.Window), &t)
+	for _, s := range run.Storms {
+		if s.Error != "" {
+			fmt.Fprintf(w, "%s, %s duplicates, %s: %d of these unanswered, %d calls of distinct keys failed: `%s`\n\n",
+				s.Peer, grouped(int64(s.Duplicates)), linkName(run, s.Link), s.Unanswered, s.Failed, oneLine(s.Error))
+		}
+	}
 }
 
 // Conditions writes what the figures depend on.
 func Conditions(w io.Writer, c results.Conditions, started time.Time, took time.Duration) {
 	fmt.Fprintf(w, "%s, %v. PostgreSQL %s over %s, %s, pgx %s, %s, %d cores (%s), load average before: %s.",
 		started.Format("2006-01-02 15:04 MST"), took.Round(time.Second), c.PostgreSQL, c.Socket, c.Go, c.PGX, c.System, c.Cores, c.CPU, c.LoadBefore)
-	if c.Rounds > 0 {
-		fmt.Fprintf(w, " %d rounds, %s for each peer in a round, interleaved. A pool of %d connections each. Latency: %s each way, by a proxy in a process of its own, which delays bytes and does not serialise them.", c.Rounds, span(c.Slice), c.Pool, span(c.Delay))
+	fmt.Fprintf(w, " %d rounds, %s for each side in a round, interleaved. A pool of %d connections each.", c.Rounds, span(c.Slice), c.Pool)
+	if c.Delay > 0 {
+		fmt.Fprintf(w, " Latency: %s each way, by a proxy in a process of its own, which delays bytes and does not serialise them.", span(c.Delay))
 	}
 	var settings []string
 	for _, key := range slices.Sorted(maps.Keys(c.Settings)) {
@@ -232,4 +244,7 @@ func Conditions(w io.Writer, c results.Conditions, started time.Time, took time.
 		fmt.Fprintf(w, " %s: %s.", tool, c.Tools[tool])
 	}
 	fmt.Fprintln(w)
+	if load, err := strconv.ParseFloat(c.LoadBefore, 64); err == nil && load >= float64(c.Cores) {
+		fmt.Fprintf(w, "\n**The machine was busy with other things when this run began: its times say little; what is counted holds.**\n")
+	}
 }

@@ -12,14 +12,11 @@ func Scale(w io.Writer, scale results.Scale) {
 	if len(scale.Points) > 0 {
 		t := table{head: []string{"ids and scopes", "rows", "table, indexes", "", "callers", "time, empty table = 1", "p50 in ms: empty, full", "WAL bytes: empty, full"}}
 		for _, p := range scale.Points {
-			wal := "-"
-			if p.EmptyWAL > 0 {
-				wal = count(p.EmptyWAL) + ", " + count(p.FullWAL)
-			}
+			wal := count(p.EmptyWAL) + ", " + count(p.FullWAL)
 			t.add(p.Shape, grouped(p.Rows), megabytes(p.HeapBytes)+", "+megabytes(p.IndexBytes), p.Section, fmt.Sprint(p.Callers),
 				times(p.Ratio), ms(p.Empty.P50)+", "+ms(p.Full.P50), wal)
 		}
-		fmt.Fprintf(w, "Calls on a full table, interleaved with the same calls on an empty one; the ratio is the median of the paired rounds. Replays are of random keys of the whole table.\n\n%s\n", &t)
+		fmt.Fprintf(w, "Calls on a full table, interleaved with the same calls on an empty one; the ratio is the median of the paired rounds. Each measurement follows a checkpoint, so the first change of a page logs it whole. The table was filled as calls fill it, row by row, and is vacuumed after the first calls (autovacuum is off, so that none falls into a measurement). At its full size two more are shown: replays before the vacuum, which can have to prune the page they read, and first calls right after it, which fill the gaps in old pages. Replays are of random keys of the whole table.\n\n%s\n", &t)
 	}
 	if len(scale.Purges) > 0 {
 		t := table{head: []string{"purge beside calls", "rows in the table", "rows deleted in a second", "callers", "calls/s", "p99", "p99 in ms: without, with"}}

@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -53,10 +54,10 @@ func ms(d time.Duration) string {
 
 // count has no decimals where there are none to speak of.
 func count(v float64) string {
-	if v >= 20 || v == float64(int64(v)) {
-		return grouped(int64(v + 0.5))
+	if whole := math.Round(v); v >= 20 || math.Abs(v-whole) < 0.05 {
+		return grouped(int64(whole))
 	}
-	return strings.TrimSuffix(fmt.Sprintf("%.2f", v), ".00")
+	return fmt.Sprintf("%.2f", v)
 }
 
 // grouped is 1,234,567.

@@ -18,6 +18,7 @@ type Run struct {
 	Timed      []Timed
 	Storms     []Storm
 	Counts     []Counts
+	Plain      Plain
 	Faults     []Fault
 }
 
@@ -80,6 +81,8 @@ type Storm struct {
 	Storms     int           // that were made, one after another, a key each
 	Took       time.Duration // until the last duplicate had its answer: the median
 	Unanswered int           // duplicates without an answer at the bound
+	Failed     int           // calls of distinct keys beside it
+	Error      string        // one of all these
 	Calm, Wild Load          // distinct keys without and beside the storm
 	P99Ratio   float64       // medians of paired windows
 	RateRatio  float64
@@ -100,6 +103,9 @@ type Counts struct {
 	HeldMost      int
 	Executed      int // of those 64
 }
+
+// Plain is what pgx alone allocates for the statements of this package.
+type Plain struct{ First, Replay float64 }
 
 // Cost is what one call costs. Counts are means over many calls, the least of
 // several tries.

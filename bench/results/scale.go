@@ -40,3 +40,9 @@ type Purge struct {
 	P99Ratio   float64 // medians of paired windows
 	RateRatio  float64
 }
+
+// The sections of a full table besides First and Replay.
+const (
+	ReplayUnvacuumed = "replay, not yet vacuumed"
+	FirstVacuumed    = "first call, just vacuumed"
+)

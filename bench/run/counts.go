@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pgidem/idempotency/bench/link"
+	"github.com/pgidem/idempotency/bench/measure"
 	"github.com/pgidem/idempotency/bench/peers"
 	"github.com/pgidem/idempotency/bench/results"
 	"github.com/pgidem/idempotency/bench/server"
@@ -26,7 +27,7 @@ const (
 
 	// heldDuplicates wait for one call that takes heldWork.
 	heldDuplicates = 64
-	heldWork       = 500 * time.Millisecond
+	heldWork       = time.Second
 )
 
 // counts measures what one call costs, peer by peer, with nothing beside it.
@@ -42,18 +43,25 @@ func (b *bench) counts(ctx context.Context) error {
 			}
 		}
 		b.run.Counts = append(b.run.Counts, c)
+		if e.Name == peers.Ours {
+			plain, err := b.countPlain(ctx, e)
+			if err != nil {
+				b.logf("the allocations of pgx alone are left out: %v", err)
+			}
+			b.run.Plain = plain
+		}
 	}
 	return nil
 }
 
 // both measures first calls, and then replays.
-func (b *bench) both(e *entrant, client peers.Client, c *results.Counts, measure func(operation, *results.Cost) error) error {
+func (b *bench) both(e *entrant, client peers.Client, c *results.Counts, count func(measure.Operation, *results.Cost) error) error {
 	return errors.Join(
-		measure(firstCall(client), &c.First),
-		measure(replayCall(e, client), &c.Replay))
+		count(firstCall(client), &c.First),
+		count(replayCall(e, client), &c.Replay))
 }
 
-func times(ctx context.Context, n int, op operation) error {
+func times(ctx context.Context, n int, op measure.Operation) error {
 	for range n {
 		if err := op(ctx, 0); err != nil {
 			return err
@@ -66,7 +74,21 @@ func times(ctx context.Context, n int, op operation) error {
 const warmCalls = 20
 
 // settle is for what a call leaves to be done in the background.
-const settle = 30 * time.Millisecond
+const settle = 50 * time.Millisecond
+
+// settled is a counter that has come to rest, or goes on by itself.
+func settled(ctx context.Context, counter func() int64) int64 {
+	value := counter()
+	for range 20 {
+		measure.Sleep(ctx, settle)
+		now := counter()
+		if now == value {
+			break
+		}
+		value = now
+	}
+	return value
+}
 
 // through opens a client behind a counting link to each server.
 func (b *bench) through(ctx context.Context, e *entrant, delay time.Duration, do func(client peers.Client, trips func() int64) error) error {
@@ -98,18 +120,16 @@ func (b *bench) through(ctx context.Context, e *entrant, delay time.Duration, do
 
 func (b *bench) countWire(ctx context.Context, e *entrant, c *results.Counts) error {
 	return b.through(ctx, e, 0, func(client peers.Client, trips func() int64) error {
-		return b.both(e, client, c, func(op operation, cost *results.Cost) error {
+		return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
 			if err := times(ctx, warmCalls, op); err != nil {
 				return err
 			}
 			for try := range countTries {
-				sleep(ctx, settle)
-				before := trips()
+				before := settled(ctx, trips)
 				if err := times(ctx, b.Calls, op); err != nil {
 					return err
 				}
-				sleep(ctx, settle)
-				least(&cost.Trips, float64(trips()-before)/float64(b.Calls), try)
+				least(&cost.Trips, float64(settled(ctx, trips)-before)/float64(b.Calls), try)
 			}
 			return nil
 		})
@@ -120,7 +140,7 @@ func (b *bench) countWire(ctx context.Context, e *entrant, c *results.Counts) er
 // calls behind a long link.
 func (b *bench) countWaited(ctx context.Context, e *entrant, c *results.Counts) error {
 	return b.through(ctx, e, waitedDelay, func(client peers.Client, _ func() int64) error {
-		return b.both(e, client, c, func(op operation, cost *results.Cost) error {
+		return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
 			quickest := time.Hour
 			for range 8 {
 				start := time.Now()
@@ -138,7 +158,7 @@ func (b *bench) countWaited(ctx context.Context, e *entrant, c *results.Counts) 
 // countServer counts over the whole life of a client, because PostgreSQL's
 // sessions report their fsyncs when they end.
 func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) error {
-	measure := func(calls int, of func(peers.Client) operation) (server.Counters, error) {
+	life := func(calls int, of func(peers.Client) measure.Operation) (server.Counters, error) {
 		before, err := b.server.Counters(ctx)
 		if err != nil {
 			return before, err
@@ -155,16 +175,13 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 		after, err := b.server.Counters(ctx)
 		return after.Minus(before), err
 	}
-	both := func(calls int, of func(peers.Client) operation, cost *results.Cost) error {
-		if _, err := measure(1, of); err != nil { // full pages follow a checkpoint once
-			return err
-		}
-		for try := range countTries {
-			idle, err := measure(0, of)
+	both := func(calls int, of func(peers.Client) measure.Operation, cost *results.Cost) error {
+		for try := 0; try < countTries || try < 4*countTries && isNoise(*cost); try++ {
+			idle, err := life(0, of)
 			if err != nil {
 				return err
 			}
-			busy, err := measure(calls, of)
+			busy, err := life(calls, of)
 			if err != nil {
 				return err
 			}
@@ -178,10 +195,21 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 	if err := b.server.Exec(ctx, e.database, "checkpoint"); err != nil {
 		return err
 	}
+	// After a checkpoint the first change of a page logs it whole; where the server
+	// has data checksums, to read it for the first time can be such a change.
+	if _, err := life(1, firstCall); err != nil {
+		return err
+	}
+	if _, err := life(len(e.seeds), func(client peers.Client) measure.Operation { return eachSeed(e, client) }); err != nil {
+		return err
+	}
 	return errors.Join(
 		both(b.Calls, firstCall, &c.First),
-		both(b.Calls, func(client peers.Client) operation { return replayCall(e, client) }, &c.Replay))
+		both(b.Calls, func(client peers.Client) measure.Operation { return replayCall(e, client) }, &c.Replay))
 }
+
+// isNoise: so little is what the server logs by itself now and then.
+func isNoise(c results.Cost) bool { return c.WAL > 0 && c.WAL < 20 }
 
 func (b *bench) countAllocations(ctx context.Context, e *entrant, c *results.Counts) error {
 	client, err := b.client(ctx, e, b.env(e, results.Socket))
@@ -189,25 +217,29 @@ func (b *bench) countAllocations(ctx context.Context, e *entrant, c *results.Cou
 		return err
 	}
 	defer client.Close()
-	return b.both(e, client, c, func(op operation, cost *results.Cost) error {
-		if err := times(ctx, warmCalls, op); err != nil {
+	return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
+		return countAllocations(ctx, b.Calls, op, cost)
+	})
+}
+
+func countAllocations(ctx context.Context, calls int, op measure.Operation, cost *results.Cost) error {
+	if err := times(ctx, warmCalls, op); err != nil {
+		return err
+	}
+	for try := range countTries {
+		var before, after runtime.MemStats
+		measure.Sleep(ctx, settle)
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		if err := times(ctx, calls, op); err != nil {
 			return err
 		}
-		for try := range countTries {
-			var before, after runtime.MemStats
-			sleep(ctx, settle)
-			runtime.GC()
-			runtime.ReadMemStats(&before)
-			if err := times(ctx, b.Calls, op); err != nil {
-				return err
-			}
-			sleep(ctx, settle)
-			runtime.ReadMemStats(&after)
-			least(&cost.Allocations, float64(after.Mallocs-before.Mallocs)/float64(b.Calls), try)
-			least(&cost.AllocBytes, float64(after.TotalAlloc-before.TotalAlloc)/float64(b.Calls), try)
-		}
-		return nil
-	})
+		measure.Sleep(ctx, settle)
+		runtime.ReadMemStats(&after)
+		least(&cost.Allocations, float64(after.Mallocs-before.Mallocs)/float64(calls), try)
+		least(&cost.AllocBytes, float64(after.TotalAlloc-before.TotalAlloc)/float64(calls), try)
+	}
+	return nil
 }
 
 // countHeld samples the sessions that are not idle while duplicates wait for one
@@ -218,8 +250,9 @@ func (b *bench) countHeld(ctx context.Context, e *entrant, c *results.Counts) er
 		return err
 	}
 	defer client.Close()
-	if err := times(ctx, 1, firstCall(client)); err != nil {
-		return err
+	// Opens the connections.
+	if warm := measure.During(ctx, b.Pool, firstCall(client), measure.Lasting(ctx, b.Slice)); len(warm.Errors) > 0 {
+		return warm.Errors[0]
 	}
 	alone, _, err := b.held(ctx, e, client, 1)
 	if err != nil {
@@ -230,9 +263,9 @@ func (b *bench) countHeld(ctx context.Context, e *entrant, c *results.Counts) er
 		return err
 	}
 	c.Executed = executed
-	c.Held = max(0, median(busy)-median(alone))
+	c.Held = max(0, measure.Median(busy)-measure.Median(alone))
 	for _, n := range busy {
-		c.HeldMost = max(c.HeldMost, int(n-median(alone)))
+		c.HeldMost = max(c.HeldMost, int(n-measure.Median(alone)))
 	}
 	return nil
 }
@@ -254,8 +287,8 @@ func (b *bench) held(ctx context.Context, e *entrant, client peers.Client, calle
 			_, errs[i] = peers.Insist(asking, client, call)
 		})
 	}
-	sleep(ctx, heldWork/3)
-	for until := time.Now().Add(heldWork / 3); time.Now().Before(until); sleep(ctx, 5*time.Millisecond) {
+	measure.Sleep(ctx, heldWork/2)
+	for until := time.Now().Add(heldWork / 4); time.Now().Before(until); measure.Sleep(ctx, 5*time.Millisecond) {
 		n, err := b.server.Busy(ctx, e.database)
 		if err != nil {
 			return nil, 0, err

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pgidem/idempotency/bench/measure"
 	"github.com/pgidem/idempotency/bench/peers"
 	"github.com/pgidem/idempotency/bench/results"
 	"github.com/pgidem/idempotency/internal/pgproxy"
@@ -22,26 +23,40 @@ import (
 // faultBound is how long a client retries after a fault.
 const faultBound = 20 * time.Second
 
-// faults counts the effects of calls that met one.
+// faults counts the effects of calls that met one, of all peers at the same time:
+// nothing here is timed but how long retries take to get an answer, which with
+// some peers is the time until a lock expires.
 func (b *bench) faults(ctx context.Context) error {
-	for _, e := range b.entrants {
-		b.logf("faults, %s", e.Name)
-		for kind, meet := range map[string]func(context.Context, *entrant, *results.Fault, []string) error{
-			results.Killed:       b.kill,
-			results.LostResponse: b.loseResponses,
-		} {
-			ids := make([]string, b.Keys)
-			for i := range ids {
-				ids[i] = peers.NewCall().ID
+	b.logf("faults, %d peers at a time, %v at most", len(b.entrants), 4*faultBound)
+	kinds := []struct {
+		name string
+		meet func(context.Context, *entrant, *results.Fault, []string) error
+	}{{results.Killed, b.kill}, {results.LostResponse, b.loseResponses}}
+	found := make([]results.Fault, len(b.entrants)*len(kinds))
+	errs := make([]error, len(found))
+	var wg sync.WaitGroup
+	for i, e := range b.entrants {
+		wg.Go(func() {
+			for k, kind := range kinds {
+				f := &found[i*len(kinds)+k]
+				*f = results.Fault{Peer: e.Name, Kind: kind.name, Keys: b.Keys}
+				if err := kind.meet(ctx, e, f, newIDs(b.Keys)); err != nil {
+					errs[i] = fmt.Errorf("%s: %s: %w", e.Name, kind.name, err)
+					return
+				}
 			}
-			f := results.Fault{Peer: e.Name, Kind: kind, Keys: len(ids)}
-			if err := meet(ctx, e, &f, ids); err != nil {
-				return fmt.Errorf("%s: %s: %w", e.Name, kind, err)
-			}
-			b.run.Faults = append(b.run.Faults, f)
-		}
+		})
 	}
-	return nil
+	wg.Wait()
+	b.run.Faults = found
+	return errors.Join(errs...)
+}
+
+func newIDs(n int) (ids []string) {
+	for range n {
+		ids = append(ids, peers.NewCall().ID)
+	}
+	return ids
 }
 
 // aftermath retries the calls that have no answer, as clients do, until they
@@ -57,7 +72,7 @@ func (b *bench) aftermath(ctx context.Context, e *entrant, f *results.Fault, cli
 		}
 		tooks[i] = time.Since(start)
 	})
-	f.Took = median(tooks)
+	f.Took = measure.Median(tooks)
 	for i, id := range ids {
 		n, err := b.server.Int(ctx, e.database, "select count(*) from charges where key = $1", id)
 		if err != nil {
@@ -99,7 +114,7 @@ func retry(ctx context.Context, client peers.Client, id string, bound time.Time)
 		if err == nil || ctx.Err() != nil || time.Now().After(bound) {
 			return answer, err
 		}
-		sleep(ctx, 100*time.Millisecond)
+		measure.Sleep(ctx, 100*time.Millisecond)
 	}
 }
 
@@ -187,7 +202,7 @@ func CallMain() error {
 		<-ctx.Done()
 	}
 	answer, err := client.Do(ctx, call)
-	return fmt.Errorf("Written was not called: Do returned %q, %w", answer, err)
+	return fmt.Errorf("the adapter did not call Written: Do returned %q, %w", answer, err)
 }
 
 // loseResponses makes each call over a link that is cut when the server answers

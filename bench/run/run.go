@@ -106,6 +106,9 @@ func (b *bench) open(ctx context.Context) (err error) {
 	if b.server, err = server.Open(ctx, b.DSN); err != nil {
 		return err
 	}
+	if err := b.checkConnections(ctx); err != nil {
+		return err
+	}
 	if slices.ContainsFunc(b.Peers, func(p peers.Peer) bool { return p.Redis }) {
 		if b.redis, err = server.StartRedis(); err != nil {
 			return err
@@ -126,6 +129,16 @@ func (b *bench) open(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// checkConnections: in a section, all pools are open at the same time.
+func (b *bench) checkConnections(ctx context.Context) error {
+	var most int
+	err := b.server.Admin.QueryRow(ctx, "select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int").Scan(&most)
+	if need := len(b.Peers)*b.Pool + 20; err == nil && most < need {
+		err = fmt.Errorf("the server allows %d connections, and %d peers with pools of %d need %d: raise max_connections, or choose fewer -peers or a smaller -pool", most, len(b.Peers), b.Pool, need)
+	}
+	return err
 }
 
 func (b *bench) openLinks() error {

@@ -2,11 +2,14 @@ package run
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/pgidem/idempotency/bench/measure"
 	"github.com/pgidem/idempotency/bench/peers"
 	"github.com/pgidem/idempotency/bench/results"
 )
@@ -52,23 +55,26 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 	defer client.Close()
 	out := results.Storm{Link: linkName, Peer: e.Name, Duplicates: duplicates}
 	op := firstCall(client)
-	during(ctx, distinct, op, lasting(ctx, b.Window/4)) // the warm-up
-	var calm, wild slice
+	measure.During(ctx, distinct, op, measure.Lasting(ctx, b.Window/4)) // the warm-up
+	var calm, wild measure.Slice
 	var p99s, rates []float64
 	var tooks []time.Duration
 	for range stormPairs {
 		runtime.GC()
-		c := during(ctx, distinct, op, lasting(ctx, b.Window))
+		c := measure.During(ctx, distinct, op, measure.Lasting(ctx, b.Window))
 		start := time.Now()
-		w := during(ctx, distinct, op, func() {
+		w := measure.During(ctx, distinct, op, func() {
 			b.blow(ctx, client, duplicates, &out)
 			tooks = append(tooks, time.Since(start))
-			sleep(ctx, b.Window-time.Since(start))
+			measure.Sleep(ctx, b.Window-time.Since(start))
 		})
-		p99s = append(p99s, ratio(w.quantile(0.99), c.quantile(0.99)))
-		rates = append(rates, w.perSecond()/c.perSecond())
-		calm.add(c)
-		wild.add(w)
+		if len(c.Latencies) == 0 {
+			return fmt.Errorf("%s: no call succeeds in the calm: %w", e.Name, errors.Join(append(c.Errors, ctx.Err())...))
+		}
+		p99s = append(p99s, measure.Ratio(w.Quantile(0.99), c.Quantile(0.99)))
+		rates = append(rates, w.PerSecond()/c.PerSecond())
+		calm.Add(c)
+		wild.Add(w)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -76,11 +82,11 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 			break
 		}
 	}
-	if n := len(wild.errors); n > 0 {
-		b.logf("%d distinct calls failed beside the storm: %v", n, wild.errors[0])
+	if out.Failed = len(wild.Errors); out.Failed > 0 && out.Error == "" {
+		out.Error = wild.Errors[0].Error()
 	}
-	out.Took, out.Calm, out.Wild = median(tooks), load(calm), load(wild)
-	out.P99Ratio, out.RateRatio = median(p99s), median(rates)
+	out.Took, out.Calm, out.Wild = measure.Median(tooks), calm.Load(), wild.Load()
+	out.P99Ratio, out.RateRatio = measure.Median(p99s), measure.Median(rates)
 	b.run.Storms = append(b.run.Storms, out)
 	return nil
 }
@@ -90,6 +96,7 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, out *results.Storm) {
 	id := peers.NewCall().ID
 	var executions, unanswered atomic.Int64
+	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithTimeout(ctx, stormBound)
 	defer cancel()
@@ -102,6 +109,7 @@ func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, o
 			}
 			if _, err := peers.Insist(ctx, client, call); err != nil {
 				unanswered.Add(1)
+				failed.Store(&err)
 			}
 		})
 	}
@@ -109,15 +117,7 @@ func (b *bench) blow(ctx context.Context, client peers.Client, duplicates int, o
 	out.Storms++
 	out.Executions += int(executions.Load())
 	out.Unanswered += int(unanswered.Load())
-}
-
-func load(s slice) results.Load {
-	return results.Load{P50: s.quantile(0.5), P99: s.quantile(0.99), Longest: s.quantile(1), PerSecond: s.perSecond()}
-}
-
-func ratio(a, b time.Duration) float64 {
-	if b == 0 {
-		return 0
+	if err := failed.Load(); err != nil && out.Error == "" {
+		out.Error = (*err).Error()
 	}
-	return float64(a) / float64(b)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/pgidem/idempotency/bench/measure"
 	"github.com/pgidem/idempotency/bench/peers"
 	"github.com/pgidem/idempotency/bench/results"
 )
@@ -44,8 +45,8 @@ func (b *bench) mix(ctx context.Context) error {
 type lane struct {
 	*entrant
 	client peers.Client
-	ops    operation
-	all    slice
+	ops    measure.Operation
+	all    measure.Slice
 	ratios []float64
 }
 
@@ -81,24 +82,28 @@ func (b *bench) timed(ctx context.Context, section, linkName string, concurrenci
 
 func (b *bench) rounds(ctx context.Context, section string, lanes []*lane, callers int) error {
 	for _, l := range lanes {
-		l.all, l.ratios, l.ops = slice{}, nil, operationOf(section, l.entrant, l.client)
+		l.all, l.ratios, l.ops = measure.Slice{}, nil, operationOf(section, l.entrant, l.client)
 		// The warm-up: connections, prepared statements, pages in memory.
-		if warm := during(ctx, callers, l.ops, lasting(ctx, b.Slice)); len(warm.latencies) == 0 {
-			return fmt.Errorf("%s: no call succeeds: %w", l.Name, errors.Join(warm.errors...))
+		warm := measure.During(ctx, callers, l.ops, measure.Lasting(ctx, b.Slice))
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case len(warm.Latencies) == 0 && len(warm.Errors) > 0:
+			return fmt.Errorf("%s: no call succeeds: %w", l.Name, warm.Errors[0])
 		}
 	}
 	for round := range b.Rounds {
-		slices := make([]slice, len(lanes))
+		stretches := make([]measure.Slice, len(lanes))
 		for i := range lanes {
 			at := (i + round) % len(lanes) // so that none always follows the same one
 			runtime.GC()                   // nobody pays for the garbage of the one before
-			slices[at] = during(ctx, callers, lanes[at].ops, lasting(ctx, b.Slice))
+			stretches[at] = measure.During(ctx, callers, lanes[at].ops, measure.Lasting(ctx, b.Slice))
 		}
 		for i, l := range lanes {
-			if bare, own := slices[0].mean(), slices[i].mean(); bare > 0 && own > 0 {
+			if bare, own := stretches[0].Mean(), stretches[i].Mean(); bare > 0 && own > 0 {
 				l.ratios = append(l.ratios, float64(own)/float64(bare))
 			}
-			l.all.add(slices[i])
+			l.all.Add(stretches[i])
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -111,18 +116,18 @@ func (b *bench) report(section, linkName string, callers int, lanes []*lane) {
 	for _, l := range lanes {
 		t := results.Timed{
 			Section: section, Link: linkName, Callers: callers, Peer: l.Name,
-			Calls: len(l.all.latencies), Ratio: median(l.ratios), Ratios: l.ratios,
-			Mean: l.all.mean(), P50: l.all.quantile(0.5), P99: l.all.quantile(0.99),
-			PerSecond: l.all.perSecond(), Errors: len(l.all.errors),
+			Calls: len(l.all.Latencies), Ratio: measure.Median(l.ratios), Ratios: l.ratios,
+			Mean: l.all.Mean(), P50: l.all.Quantile(0.5), P99: l.all.Quantile(0.99),
+			PerSecond: l.all.PerSecond(), Errors: len(l.all.Errors),
 		}
 		if t.Errors > 0 {
-			t.Error = l.all.errors[0].Error()
+			t.Error = l.all.Errors[0].Error()
 		}
 		b.run.Timed = append(b.run.Timed, t)
 	}
 }
 
-func operationOf(section string, e *entrant, client peers.Client) operation {
+func operationOf(section string, e *entrant, client peers.Client) measure.Operation {
 	switch section {
 	case results.First:
 		return firstCall(client)
@@ -138,26 +143,43 @@ func operationOf(section string, e *entrant, client peers.Client) operation {
 	}
 }
 
-func firstCall(client peers.Client) operation {
+func firstCall(client peers.Client) measure.Operation {
 	return func(ctx context.Context, _ int) error {
 		_, err := client.Do(ctx, peers.NewCall())
 		return err
 	}
 }
 
-func replayCall(e *entrant, client peers.Client) operation {
+// ErrWrongAnswer says that a replay did not return what the first call did.
+var ErrWrongAnswer = errors.New("another answer than the first call's")
+
+// replayCall replays a random seed.
+func replayCall(e *entrant, client peers.Client) measure.Operation {
+	return func(ctx context.Context, _ int) error {
+		return e.seeds[rand.IntN(len(e.seeds))].replay(ctx, client)
+	}
+}
+
+// eachSeed replays one after the other.
+func eachSeed(e *entrant, client peers.Client) measure.Operation {
+	next := 0
+	return func(ctx context.Context, _ int) error {
+		s := e.seeds[next%len(e.seeds)]
+		next++
+		return s.replay(ctx, client)
+	}
+}
+
+func (s seed) replay(ctx context.Context, client peers.Client) error {
 	do := client.Do
 	if baseline, ok := client.(peers.Baseline); ok {
 		do = baseline.Replay
 	}
-	return func(ctx context.Context, _ int) error {
-		s := e.seeds[rand.IntN(len(e.seeds))]
-		answer, err := do(ctx, s.call)
-		if err == nil && answer != s.answer {
-			return fmt.Errorf("a replay of key %s answered %q, the first call %q", s.call.ID, answer, s.answer)
-		}
-		return err
+	answer, err := do(ctx, s.call)
+	if err == nil && answer != s.answer {
+		return fmt.Errorf("%w: %q, and not %q", ErrWrongAnswer, answer, s.answer)
 	}
+	return err
 }
 
 // seed records the answers that are to be replayed, once in each database.

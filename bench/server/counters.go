@@ -26,14 +26,20 @@ select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint,
 	fsyncsSQL18 = `select coalesce(sum(fsyncs), 0)::bigint from pg_stat_io where object = 'wal'`
 )
 
+// collectorLag is how old the statistics are that PostgreSQL 14 may answer with.
+const collectorLag = 600 * time.Millisecond
+
 // Counters reads them. Backends report their fsyncs when they end: see Quiet.
 func (s *Server) Counters(ctx context.Context) (c Counters, err error) {
 	if err := s.Admin.QueryRow(ctx, countersSQL).Scan(&c.WAL, &c.XIDs); err != nil {
 		return c, err
 	}
-	version, err := s.Version(ctx)
+	version, err := s.version(ctx)
 	if err != nil {
 		return c, err
+	}
+	if version < 150000 {
+		time.Sleep(collectorLag)
 	}
 	sql := fsyncsSQL
 	if version >= 180000 {
@@ -42,8 +48,8 @@ func (s *Server) Counters(ctx context.Context) (c Counters, err error) {
 	return c, s.Admin.QueryRow(ctx, sql).Scan(&c.Fsyncs)
 }
 
-// Version is the server's, as 150018 for 15.18.
-func (s *Server) Version(ctx context.Context) (v int, err error) {
+// version is 150018 for 15.18.
+func (s *Server) version(ctx context.Context) (v int, err error) {
 	err = s.Admin.QueryRow(ctx, "select current_setting('server_version_num')::int").Scan(&v)
 	return v, err
 }

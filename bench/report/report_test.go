@@ -1,0 +1,102 @@
+package report_test
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgidem/idempotency/bench/peers"
+	"github.com/pgidem/idempotency/bench/report"
+	"github.com/pgidem/idempotency/bench/results"
+)
+
+const docs = "../../docs"
+
+// committed are the results that the docs were made from.
+func committed(t *testing.T) (run results.Run, scale *results.Scale) {
+	t.Helper()
+	if err := results.Read(filepath.Join(docs, "benchmarks", "bench.json"), &run); err != nil {
+		t.Fatal(err)
+	}
+	if err := results.Read(filepath.Join(docs, "benchmarks", "scale.json"), &scale); err != nil {
+		t.Fatal(err)
+	}
+	return run, scale
+}
+
+func TestDocsAreMadeFromTheirResultsAndByNobodysHand(t *testing.T) {
+	run, scale := committed(t)
+	folder := t.TempDir()
+	if err := report.Docs(folder, run, scale); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"benchmarks.md", "benchmarks/latency.svg", "benchmarks/storm.svg", "benchmarks/growth.svg"} {
+		want, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(docs, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("docs/%s is not what `make bench-report` makes of docs/benchmarks/*.json", file)
+		}
+		if strings.HasSuffix(file, ".svg") {
+			wellFormed(t, file, want)
+		}
+	}
+}
+
+func wellFormed(t *testing.T, file string, text []byte) {
+	t.Helper()
+	decoder := xml.NewDecoder(bytes.NewReader(text))
+	for {
+		switch _, err := decoder.Token(); {
+		case errors.Is(err, io.EOF):
+			return
+		case err != nil:
+			t.Errorf("%s: %v", file, err)
+			return
+		}
+	}
+}
+
+func TestReportOfSomeSectionsLeavesTheOthersOut(t *testing.T) {
+	run := results.Run{
+		Command: "bench run -sections faults",
+		Peers:   []results.Peer{{Name: peers.Bare}, {Name: "other"}},
+		Faults: []results.Fault{
+			{Peer: peers.Bare, Kind: results.Killed, Keys: 2, Effects: []int{1, 1}, Answers: 2, Took: time.Millisecond},
+			{Peer: "other", Kind: results.LostResponse, Keys: 2, Effects: []int{1, 3}, Answers: 1, Error: "no\nanswer"},
+		},
+	}
+	folder := t.TempDir()
+	if err := report.Docs(folder, run, nil); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(folder, "benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| bare transaction | 1 | 2 of 2 | 1.00 ms | - | - | - | 0 |",
+		"| other | - | - | - | **1 to 3** | 1 of 2 | 0.00 ms | 0 |",
+		"`no answer`",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is missing in\n%s", want, text)
+		}
+	}
+	for _, not := range []string{"## First call", "## Storm", ".svg", "has grown"} {
+		if strings.Contains(string(text), not) {
+			t.Errorf("%q is there without results for it", not)
+		}
+	}
+}
