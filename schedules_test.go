@@ -290,7 +290,7 @@ func TestRandomSchedulesOnBrokenLinesKeepThePromise(t *testing.T) {
 	lanes.Wait()
 	for _, proxy := range s.proxies {
 		proxy.SetRule(nil)
-		proxy.CutAll() // sessions that were cut off when they held nothing yet
+		proxy.CutAll() // sessions that hold nothing: begun only, or aborted, which also undoes "set local"
 	}
 	t.Logf("%d charges, %d records; %d were forgotten", query[int](s.bundle, "select count(*) from charges"),
 		query[int](s.bundle, "select count(*) from chronicle where what = 'R'"), query[int](s.bundle, "select count(*) from chronicle where what <> 'R'"))
