@@ -48,6 +48,10 @@ type Peer struct {
 	// Redis asks for Env.Redis. The harness starts one redis-server.
 	Redis bool
 
+	// Races: parallel duplicates can each execute, in one process too. The tables of
+	// storms show how often.
+	Races bool
+
 	// Prepare makes the tables, once in each new database, which has the business
 	// table already. Nil: there are none.
 	Prepare func(ctx context.Context, env Env) error

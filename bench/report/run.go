@@ -85,7 +85,7 @@ func faults(w io.Writer, run results.Run) {
 	}
 	fmt.Fprintf(w, `## What remains after a fault
 
-A process is killed (SIGKILL) between the business write and the record of its answer, and another one retries until it is answered, for 20 s at most. And: the server's answer to the business transaction's COMMIT is lost with the connection, and the same process retries. Then the business rows of each key are counted in the database: one is right. The last column is the number of keys whose answer was another one when they were retried once more.
+A process is killed (SIGKILL) between the business write and the record of its answer, and another one retries until it is answered, for 45 s at most. And: the server's answer to the business transaction's COMMIT is lost with the connection, and the same process retries. Then the business rows of each key are counted in the database: one is right. The last column is the number of keys whose answer was another one when they were retried once more.
 
 %s
 `, &t)

@@ -20,8 +20,8 @@ import (
 	"github.com/pgidem/idempotency/internal/pgproxy"
 )
 
-// faultBound is how long a client retries after a fault.
-const faultBound = 20 * time.Second
+// faultBound is how long a client retries after a fault: longer than any lease.
+const faultBound = 45 * time.Second
 
 // faults counts the effects of calls that met one, of all peers at the same time:
 // nothing here is timed but how long retries take to get an answer, which with
