@@ -18,13 +18,16 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-report bench-once fmt lint deps ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## run the example: a small payments API and clients that retry
-	$(TESTDB) -- go run ./examples/payments
+demo: ## run the example: two processes of a payments API behind a bad network
+	$(TESTDB) -C examples/payments -- go run .
+
+serve: ## run the payments API of the example, to try it with curl
+	$(TESTDB) -C examples/payments -- go run . serve -examples
 
 test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)
@@ -36,8 +39,8 @@ test-isolation: ## test the root package on the stricter isolation levels
 	set -e; for level in "repeatable read" serializable; do \
 		IDEMPOTENCY_TEST_ISOLATION="$$level" $(TESTDB) -- go test -count=1 .; done
 
-test-matrix: ## test the root package and the migrations on each PostgreSQL of VERSIONS
-	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations; done
+test-matrix: ## test all but the demo on each PostgreSQL of VERSIONS
+	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations ./doctor ./cmd/...; done
 
 test-modes: ## test the root package in each query exec mode of pgx
 	set -e; for m in $(MODES); do $(TESTDB) -mode $$m -- go test -count=1 .; done
@@ -47,9 +50,12 @@ test-pgbouncer: ## test the root package through PgBouncer in transaction mode
 	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
 		go test -count=1 -skip '^Example|^TestProgramOfTheReadme' .; done
 
-test-long: ## the tests under faults and storms, at full length (minutes)
+test-long: ## the tests under faults and storms, at full length (ten minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
-		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers' .
+		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers|Schedules' .
+	HISTORY_TIME=90s $(TESTDB) -C internal/history -- go test -count=1 -timeout 15m -v -run 'Histories|Redundant' .
+	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -C internal/failover -- go test -count=1 -timeout 15m -v \
+		-run 'PrimaryLost|LimitDuplicate' .
 
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) ./...; done
@@ -69,6 +75,10 @@ bench: ## measure the package beside its peers: docs/benchmarks.md (minutes)
 ROWS ?= 200000
 bench-scale: ## measure a table that has grown: ROWS=20000000 (hours)
 	$(TESTDB) -C bench -- go run . scale -rows $(ROWS) -kept=$(if $(DATABASE_URL),true,false) $(BENCH)
+
+# BENCH is flags of bench/variants: make bench-variants BENCH='-sections columns'
+bench-variants: ## measure other tables and statements beside ours: docs/design.md (minutes)
+	$(TESTDB) -C bench -- go run ./variants $(BENCH)
 
 bench-report: ## renew docs/benchmarks.md and its charts from the newest runs
 	go -C bench run . report

@@ -3,10 +3,10 @@ package idempotency
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/running"
 )
 
 const (
@@ -37,7 +37,7 @@ type call struct {
 	store *Store
 	key   Key
 	work  work
-	event *Event
+	event Event
 	lease *lease // of a Do that leads, until it is handed on
 
 	origin string // of the result, if this call makes it
@@ -57,8 +57,10 @@ func (s *Store) do(ctx context.Context, key Key, w work) (replayed bool, err err
 // call runs a Do or DoTx, and replays the record that it finds if that is the
 // answer to this request.
 func (s *Store) call(ctx context.Context, operation string, key Key, w work, run func(*call, context.Context) (*record, error)) (replayed bool, err error) {
-	err = s.observed(ctx, operation, key, func(ctx context.Context, event *Event) error {
-		c := &call{store: s, key: key, work: w, event: event, origin: event.Origin, waitFrom: time.Now()}
+	c := &call{store: s, key: key, work: w}
+	event := &c.event
+	err = s.observed(ctx, operation, key, event, func(ctx context.Context) error {
+		c.origin, c.waitFrom = event.Origin, time.Now()
 		rec, err := run(c, ctx)
 		event.Outcome = "executed"
 		switch {
@@ -96,7 +98,7 @@ func (c *call) admit(ctx context.Context) error {
 	if err := c.key.validate(); err != nil {
 		return err
 	}
-	if c.heldBy(ctx) {
+	if running.Under(ctx, c.running()) { // to wait for it would be to wait for ourselves
 		return fmt.Errorf("%w: it is the function that made this call", ErrInProgress)
 	}
 	return ctx.Err()
@@ -166,7 +168,7 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 func (c *call) mayReconnect(ctx context.Context, err error) bool {
 	c.lostClaims++
 	return lostConnection(err) && ctx.Err() == nil &&
-		c.lostClaims < max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
+		c.lostClaims <= max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
 }
 
 // replay gives the record to everyone that waits here for it, and ends the
@@ -174,6 +176,7 @@ func (c *call) mayReconnect(ctx context.Context, err error) bool {
 // call for the key is let in afterwards, since it would find the advisory lock
 // taken; but not much later, since a ROLLBACK can hang with its connection.
 func (c *call) replay(x *session, rec *record) {
+	c.lease.stand(asking) // nothing is in flight elsewhere, whatever was found before
 	c.lease.share(rec)
 	lease := c.lease
 	c.lease = nil
@@ -238,10 +241,9 @@ func (c *call) attempt(ctx context.Context, x *session) *failure {
 // run runs the function, with a context that is marked with its key.
 func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c.event.Runs++
-	outer, _ := ctx.Value(holdKey{}).(*hold)
-	h := &hold{store: c.store, at: gateKey{c.key.Scope, c.key.ID}, outer: outer}
-	defer h.ended.Store(true)
-	return c.work.run(context.WithValue(ctx, holdKey{}, h), tx)
+	ctx, end := running.Mark(ctx, c.running())
+	defer end()
+	return c.work.run(ctx, tx)
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming
@@ -291,24 +293,7 @@ func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record,
 	}
 }
 
-// A hold marks the context of a function with the key that it runs under.
-type hold struct {
-	store *Store
-	at    gateKey
-	outer *hold
-	ended atomic.Bool // the context can outlive the function
-}
-
-type holdKey struct{}
-
-// heldBy reports whether ctx is of a function that runs under the same key: to
-// wait for that would be to wait for ourselves.
-func (c *call) heldBy(ctx context.Context) bool {
-	h, _ := ctx.Value(holdKey{}).(*hold)
-	for ; h != nil; h = h.outer {
-		if h.store == c.store && h.at == (gateKey{c.key.Scope, c.key.ID}) && !h.ended.Load() {
-			return true
-		}
-	}
-	return false
+// running is the mark of the function's context.
+func (c *call) running() running.Key {
+	return running.Key{Store: c.store, Scope: c.key.Scope, ID: c.key.ID}
 }

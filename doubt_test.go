@@ -10,8 +10,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgproxy"
+	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
 // A doubt is a call whose COMMIT meets a broken connection.
@@ -336,4 +338,80 @@ func TestWaitBeginsAnewAfterALostConnection(t *testing.T) {
 		return charge(d.key.ID, 1)(ctx, tx)
 	})
 	d.wantOutcome(outcome{value, replayed, err}, outcome{1, false, nil})
+}
+
+// What is not there proves that nothing was committed for nine tenths of the
+// retention, and nothing afterwards: a record may have come and gone. Another
+// call's record proves as much; one of the same request is the answer.
+func TestDoubtIsConclusiveForNineTenthsOfTheRetention(t *testing.T) {
+	t.Parallel()
+	const retention = 1000 * time.Hour
+	for name, c := range map[string]struct {
+		ago      time.Duration
+		recorded bool
+		other    bool // by another request
+		found    bool
+		err      error
+	}{
+		"nothing, before":       {ago: 890 * time.Hour, err: idempotency.ErrLost},
+		"nothing, after":        {ago: 910 * time.Hour, err: idempotency.ErrOutcomeUnknown},
+		"the request, before":   {ago: 890 * time.Hour, recorded: true, found: true},
+		"the request, after":    {ago: 910 * time.Hour, recorded: true, found: true},
+		"another one's, before": {ago: 890 * time.Hour, recorded: true, other: true, found: true},
+		"another one's, after":  {ago: 910 * time.Hour, recorded: true, other: true, err: idempotency.ErrOutcomeUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{Retention: retention})
+			if c.recorded {
+				b.executes(1)
+			}
+			if c.other {
+				b.key.Fingerprint = idempotency.FingerprintOf([]byte("other"))
+			}
+			found, err := b.store.Resolve(t.Context(), b.key, c.ago)
+			if found != c.found || !errors.Is(err, c.err) || errors.Is(err, idempotency.ErrOutcomeUnknown) != (c.err == idempotency.ErrOutcomeUnknown) {
+				t.Errorf("found %v, %v; want %v, %v", found, err, c.found, c.err)
+			}
+		})
+	}
+}
+
+// After a restart of the server, all connections of a pool are dead, and the
+// pool does not know that.
+func TestPoolOfSixteenDeadConnectionsServesTheNextCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.MaxConns(2))
+	const conns = 16
+	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(conns), func(cfg *pgxpool.Config) {
+		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // as if used just now
+	})
+	b.store = store
+	k := newBlocker()
+	var calls []<-chan outcome
+	for i := range conns {
+		other := *b
+		other.key.ID = fmt.Sprint("warm-", i)
+		calls = append(calls, other.start(t.Context(), store, k.charge(other.key.ID, 1)))
+		<-k.begun
+	}
+	for range conns {
+		k.goOn <- nil
+	}
+	b.want(calls, outcome{1, false, nil})
+	proxy.CutAll()
+	b.executes(1)
+	b.effects(1)
+}
+
+func TestNegativeMaxIdleIsNoLimit(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pool := b.anotherPool(param("idle_in_transaction_session_timeout", "50ms"))
+	b.store = b.storeOn(pool, idempotency.Config{MaxIdle: -time.Second})
+	got, replayed, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		time.Sleep(300 * time.Millisecond)
+		return charge(b.key.ID, 1)(ctx, tx)
+	})
+	b.wantOutcome(outcome{got, replayed, err}, outcome{1, false, nil})
 }

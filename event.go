@@ -47,12 +47,25 @@ type Event struct {
 }
 
 // errEnded is what Event.Err says when an operation did not return.
-var errEnded = errors.New("idempotency: the function panicked or ended its goroutine")
+var errEnded error = endedError{}
+
+type endedError struct{}
+
+func (endedError) Error() string {
+	return "idempotency: the function panicked or ended its goroutine"
+}
+
+// ErrorType is what telemetry calls the error by: OpenTelemetry asks for it,
+// where all others have their Go type.
+func (endedError) ErrorType() string { return "panic" }
 
 // observed runs one operation and reports it, also when it panics. The outcome
 // of a success is "done" unless run says otherwise.
-func (s *Store) observed(ctx context.Context, operation string, key Key, run func(context.Context, *Event) error) error {
-	event := Event{Operation: operation, Outcome: "done", Err: errEnded}
+//
+// The event is the caller's, and run has it from there: one that was made here
+// and handed to run would be allocated for every operation, observed or not.
+func (s *Store) observed(ctx context.Context, operation string, key Key, event *Event, run func(context.Context) error) error {
+	*event = Event{Operation: operation, Outcome: "done", Err: errEnded}
 	if s.cfg.Trace != nil {
 		ctx, event.Origin = s.cfg.Trace(ctx, operation)
 		if validateText("origin", event.Origin) != nil {
@@ -67,10 +80,10 @@ func (s *Store) observed(ctx context.Context, operation string, key Key, run fun
 			if s.cfg.ObserveKeys {
 				event.Key = key
 			}
-			s.cfg.Observe(ctx, event)
+			s.cfg.Observe(ctx, *event)
 		}
 	}()
-	event.Err = run(ctx, &event)
+	event.Err = run(ctx)
 	return event.Err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"log/slog"
 	"os"
 
 	"github.com/jackc/pgx/v5"
@@ -137,4 +138,65 @@ func ExampleFingerprintOf() {
 	// charged 10 EUR false
 	//  true
 	// charged 10 EUR false
+}
+
+// An operation is logged with slog, at a level that its outcome decides: what is
+// normal quietly, what a client has to change or to try again as a warning.
+func ExampleConfig_slog() {
+	ctx := context.Background()
+	pool, _ := exampleStore()
+	defer pool.Close()
+
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		Level: slog.LevelDebug,
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey || a.Key == "took" {
+				return slog.Attr{} // so that this example prints the same each time
+			}
+			return a
+		},
+	}))
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{
+		Schema: "idempotency_examples",
+		Observe: func(ctx context.Context, e idempotency.Event) {
+			level := slog.LevelDebug
+			switch e.Outcome {
+			case "replayed":
+				level = slog.LevelInfo
+			case "in_progress", "key_reused":
+				level = slog.LevelWarn
+			case "failed", "outcome_unknown":
+				level = slog.LevelError
+			}
+			attrs := []slog.Attr{slog.String("outcome", e.Outcome), slog.Int("runs", e.Runs), slog.Duration("took", e.Duration)}
+			if e.InDoubt != "" { // the answer to a COMMIT was lost
+				level = max(level, slog.LevelWarn)
+				attrs = append(attrs, slog.String("in_doubt", e.InDoubt))
+			}
+			if e.Err != nil { // the function's own, too: mind what it says
+				attrs = append(attrs, slog.Any("err", e.Err))
+			}
+			logger.LogAttrs(ctx, level, "idempotency "+e.Operation, attrs...)
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	key := idempotency.Key{Scope: "customer-7", ID: "order-4"}
+	charge := func(err error) {
+		idempotency.Do(ctx, store, key, func(context.Context, pgx.Tx) (string, error) { return "charged", err })
+	}
+	charge(errors.New("no such account"))
+	charge(nil)
+	charge(nil)
+	key.Fingerprint = idempotency.FingerprintOf([]byte("another order"))
+	charge(nil)
+	store.Delete(ctx, key)
+	// Output:
+	// level=ERROR msg="idempotency Do" outcome=failed runs=1 err="no such account"
+	// level=DEBUG msg="idempotency Do" outcome=executed runs=1
+	// level=INFO msg="idempotency Do" outcome=replayed runs=0
+	// level=WARN msg="idempotency Do" outcome=key_reused runs=0 err="idempotency: key was used for another request: use a new key for a new operation"
+	// level=DEBUG msg="idempotency Delete" outcome=done runs=0
 }

@@ -1,4 +1,51 @@
 package idempotency
 
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
 // LockID is the number of a key's advisory lock.
 func LockID(key Key) int64 { return key.lockID() }
+
+// Observed is an operation that does nothing but to report itself.
+func (s *Store) Observed(ctx context.Context) error {
+	var event Event
+	return s.observed(ctx, "Get", Key{}, &event, func(context.Context) error {
+		event.Deleted++
+		return nil
+	})
+}
+
+// Waiting is the number of calls that wait at the gate for key.
+func (s *Store) Waiting(key Key) int {
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	f := s.gate.flights[gateKey{key.Scope, key.ID}]
+	if f == nil {
+		return 0
+	}
+	return f.waiters.Len()
+}
+
+// ErrLost is the error of the COMMIT that Resolve asks about.
+var ErrLost = errors.New("the connection was lost")
+
+// Resolve is what a call does whose COMMIT, sent that long ago, was lost, and
+// which may not run again.
+func (s *Store) Resolve(ctx context.Context, key Key, ago time.Duration) (found bool, err error) {
+	lease, _, err := s.gate.enter(ctx, key, -1)
+	if err != nil {
+		return false, err
+	}
+	c := &call{store: s, key: key, lease: lease}
+	defer c.leave()
+	_, rec, err := c.resolve(ctx, &failure{err: ErrLost, inDoubt: true, sent: time.Now().Add(-ago)})
+	return rec != nil, err
+}
+
+// PoolOf is the pool of a Store.
+func PoolOf(s *Store) *pgxpool.Pool { return s.pool }

@@ -220,3 +220,29 @@ func TestGateKeepsKeysApart(t *testing.T) {
 	leader.leave()
 	g.empty()
 }
+
+// A leader leaves as the owner when it has committed. Whoever follows owns
+// nothing yet.
+func TestGateForgetsTheStandingOfTheLeaderThatLeaves(t *testing.T) {
+	t.Parallel()
+	other := theKey
+	other.Fingerprint[0] = 1
+	for _, s := range []standing{owning, elsewhere} {
+		g := &gateTest{T: t}
+		leader := g.lead()
+		next := g.follow(theKey, time.Hour)
+		leader.stand(s)
+		leader.leave()
+		v := <-next
+		for _, waiter := range []<-chan verdict{g.follow(other, time.Hour), g.follow(theKey, -1)} {
+			g.waits(waiter)
+			v.lead.leave()
+			v = <-waiter
+			if v.lead == nil {
+				t.Fatalf("got %+v, not the lead", v)
+			}
+		}
+		v.lead.leave()
+		g.empty()
+	}
+}

@@ -31,13 +31,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/keylock"
 )
 
 // The errors a caller can decide on, with [errors.Is].
@@ -125,13 +125,7 @@ func validateText(field, text string) error {
 }
 
 // lockID is the key's place among PostgreSQL's advisory locks.
-func (k Key) lockID() int64 {
-	h := fnv.New64a()
-	h.Write([]byte(k.Scope))
-	h.Write([]byte{0}) // no text has a NUL: ("a", "bc") is not ("ab", "c")
-	h.Write([]byte(k.ID))
-	return int64(h.Sum64())
-}
+func (k Key) lockID() int64 { return keylock.ID(k.Scope, k.ID) }
 
 // A Fingerprint identifies what a request asks for. The zero value is a
 // fingerprint as any other: it equals only itself.
@@ -171,8 +165,9 @@ type Config struct {
 	Wait time.Duration
 
 	// MaxIdle is the longest silence between two statements of Do's
-	// transaction. PostgreSQL then ends it (idle_in_transaction_session_timeout),
-	// so that a frozen process frees its key and can never commit afterwards.
+	// transaction, and of those of Delete and Purge. PostgreSQL then ends it
+	// (idle_in_transaction_session_timeout), so that a frozen process frees its
+	// key and can never commit afterwards.
 	// Negative: no limit. Default: 1 minute.
 	MaxIdle time.Duration
 

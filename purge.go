@@ -62,7 +62,8 @@ func misconfigured(err error) bool {
 }
 
 func (s *Store) purge(ctx context.Context, batch func(context.Context) (int64, error)) (deleted int64, err error) {
-	err = s.observed(ctx, "Purge", Key{}, func(ctx context.Context, event *Event) error {
+	var event Event
+	err = s.observed(ctx, "Purge", Key{}, &event, func(ctx context.Context) error {
 		for {
 			start := time.Now()
 			n, err := batch(ctx)
@@ -110,6 +111,10 @@ func (s *Store) purgeBatchInTurn(ctx context.Context) (deleted int64, err error)
 
 func (s *Store) purgeBatchIf(ctx context.Context, allowed func(pgx.Tx) error) (deleted int64, err error) {
 	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
+		// A process that freezes here must not keep the keys it has locked, nor the turn.
+		if _, err := tx.Exec(ctx, settingsSQL, s.idle...); err != nil {
+			return err
+		}
 		if err := allowed(tx); err != nil {
 			return err
 		}

@@ -25,7 +25,8 @@ type Record struct {
 // when there is none: never called, failed, still running, or expired. It does
 // not wait.
 func (s *Store) Get(ctx context.Context, key Key) (rec Record, err error) {
-	err = s.observed(ctx, "Get", key, func(ctx context.Context, _ *Event) error {
+	var event Event
+	err = s.observed(ctx, "Get", key, &event, func(ctx context.Context) error {
 		rec, err = s.get(ctx, key)
 		return err
 	})
@@ -60,7 +61,8 @@ const listPage = 200
 // not for a request path.
 func (s *Store) All(ctx context.Context, scope string) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		err := s.observed(ctx, "All", Key{Scope: scope}, func(ctx context.Context, _ *Event) error {
+		var event Event
+		err := s.observed(ctx, "All", Key{Scope: scope}, &event, func(ctx context.Context) error {
 			return s.each(ctx, scope, func(rec Record) bool { return yield(rec, nil) })
 		})
 		if err != nil {
@@ -130,7 +132,8 @@ func scanRecord(row pgx.Row, rec *Record, first ...any) error {
 // retry is to give up its protection, also for a call whose commit is in doubt at
 // this moment.
 func (s *Store) Delete(ctx context.Context, key Key) error {
-	return s.observed(ctx, "Delete", key, func(ctx context.Context, event *Event) error {
+	var event Event
+	return s.observed(ctx, "Delete", key, &event, func(ctx context.Context) error {
 		if err := key.validate(); err != nil {
 			return err
 		}
@@ -165,7 +168,11 @@ var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 
 func (s *Store) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 	var free, exists bool
-	if err := tx.QueryRow(ctx, s.sql.lock, key.lockID()).Scan(&free); err != nil {
+	var batch pgx.Batch
+	// A process that freezes here must not keep the key.
+	batch.Queue(settingsSQL, s.idle...)
+	batch.Queue(s.sql.lock, key.lockID()).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return explain("delete the record", err)
 	}
 	if !free {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -131,4 +133,71 @@ func TestDeleteIsNotTurnedAwayByReplays(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// freezes starts a call that freezes with the answer to a statement.
+func (b *bundle) freezes(statement string, call func(context.Context, *idempotency.Store) error) {
+	b.Helper()
+	store, proxy := b.through(idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	frozen, thaw := make(chan struct{}), make(chan struct{})
+	var reached, stopped atomic.Bool
+	matches := bound(statement)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case matches(m):
+			reached.Store(true)
+		case reached.Load() && m.FromServer && m.Type == 'Z' && stopped.CompareAndSwap(false, true):
+			close(frozen) // the answer does not arrive, and so nothing follows
+			<-thaw
+		}
+		return pgproxy.Pass
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- call(ctx, store) }()
+	b.Cleanup(func() {
+		cancel()
+		close(thaw)
+		if err := <-ended; err == nil {
+			b.Error("the thawed one has succeeded")
+		}
+	})
+	<-frozen
+}
+
+// A process can freeze between the statements of a Delete or a Purge, as with
+// Ctrl-Z. It must not hold the key for as long as it is frozen.
+func TestFrozenDeleteAndPurgeFreeTheKeyAfterMaxIdle(t *testing.T) {
+	t.Parallel()
+	t.Run("Delete", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, idempotency.Config{})
+		b.freezes("pg_try_advisory_xact_lock", func(ctx context.Context, s *idempotency.Store) error { return s.Delete(ctx, b.key) })
+		b.executes(1)
+	})
+	t.Run("Purge", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, idempotency.Config{})
+		b.executes(1)
+		b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+		b.freezes("delete from idempotency_keys", func(ctx context.Context, s *idempotency.Store) error {
+			_, err := s.Purge(ctx)
+			return err
+		})
+		b.executes(2)
+	})
+}
+
+func TestFrozenPurgerGivesUpItsTurnAfterMaxIdle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	b.freezes("pg_try_advisory_xact_lock", func(ctx context.Context, s *idempotency.Store) error { return s.PurgeEvery(ctx, time.Hour) })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.store.PurgeEvery(ctx, 20*time.Millisecond) }()
+	b.eventually("another one has purged", func() bool { return query[int](b, "select count(*) from idempotency_keys") == 0 })
+	cancel()
+	<-ended
 }

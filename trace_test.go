@@ -151,3 +151,19 @@ func TestConfigOfAStoreHasItsDefaults(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 }
+
+func TestEventsCostNoAllocationUnlessAskedFor(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		var kept []*idempotency.Event
+		b := setup(t, idempotency.Config{})
+		if asked {
+			b.store = b.storeOn(b.pool, idempotency.Config{
+				Observe: func(_ context.Context, e idempotency.Event) { kept = append(kept[:0], &e) },
+			})
+		}
+		allocs := testing.AllocsPerRun(100, func() { b.store.Observed(t.Context()) })
+		if (allocs > 0) != asked {
+			t.Errorf("asked %v: %v allocations", asked, allocs)
+		}
+	}
+}

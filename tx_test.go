@@ -249,3 +249,38 @@ func TestDoTxThatCannotUndoClosesTheConnection(t *testing.T) {
 	b.executes(2)
 	b.effects(1)
 }
+
+func TestDoTxRecordsANilErrorWhateverTheContextSays(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	value, replayed, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		defer cancel()
+		return charge(b.key.ID, 1)(ctx, tx)
+	})
+	b.wantOutcome(outcome{value, replayed, err}, outcome{1, false, nil})
+	b.usable(tx)
+	b.commit(tx)
+	b.effects(1)
+	b.replays(1)
+}
+
+func TestDoTxWithAnEndedContextStillRollsBackToItsSavepoint(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		cancel()
+		return 0, ctx.Err()
+	})
+	b.wantErr(err, context.Canceled)
+	b.usable(tx)
+	b.commit(tx)
+	b.effects(0)
+	b.executes(2)
+}

@@ -25,9 +25,12 @@ type command struct {
 type action func(ctx context.Context, std stdio, args []string) error
 
 // A usageError is a mistake in the command line.
-type usageError string
+type usageError struct {
+	text string
+	bare bool // without where to read more
+}
 
-func (e usageError) Error() string { return string(e) }
+func (e usageError) Error() string { return e.text }
 
 // execute runs the command that args name. path is what was typed up to here.
 func (c *command) execute(ctx context.Context, std stdio, path string, args []string) error {
@@ -37,21 +40,40 @@ func (c *command) execute(ctx context.Context, std stdio, path string, args []st
 	if c.setup != nil {
 		do = c.setup(fs)
 	}
-	switch err := fs.Parse(args); {
+	args, err := c.parse(fs, args)
+	switch {
 	case errors.Is(err, flag.ErrHelp), c.setup == nil && fs.Arg(0) == "help":
 		return c.help(std.out, path, fs)
 	case err != nil:
 		return mistake(path, "%v", err)
 	}
 	if c.setup == nil {
-		return c.descend(ctx, std, path, fs.Args())
+		return c.descend(ctx, std, path, args)
 	}
-	if want := strings.Fields(c.args); fs.NArg() < len(want) {
-		return mistake(path, "%s is missing", want[fs.NArg()])
-	} else if fs.NArg() > len(want) {
-		return mistake(path, "unexpected argument %q", fs.Arg(len(want)))
+	if want := strings.Fields(c.args); len(args) < len(want) {
+		return mistake(path, "%s is missing", want[len(args)])
+	} else if len(args) > len(want) {
+		return mistake(path, "unexpected argument %q", args[len(want)])
 	}
-	return do(ctx, std, fs.Args())
+	err = do(ctx, std, args)
+	if e, ok := errors.AsType[usageError](err); ok && e.bare {
+		return mistake(path, "%s", e.text)
+	}
+	return err
+}
+
+// parse returns the arguments. Flags may stand behind them, too, up to "--".
+func (c *command) parse(fs *flag.FlagSet, args []string) (words []string, err error) {
+	for {
+		if err := fs.Parse(args); err != nil || fs.NArg() == 0 {
+			return words, err
+		}
+		ended := fs.NArg() < len(args) && args[len(args)-fs.NArg()-1] == "--"
+		if ended || c.setup == nil {
+			return append(words, fs.Args()...), nil
+		}
+		words, args = append(words, fs.Arg(0)), fs.Args()[1:]
+	}
 }
 
 func (c *command) descend(ctx context.Context, std stdio, path string, args []string) error {
@@ -67,7 +89,7 @@ func (c *command) descend(ctx context.Context, std stdio, path string, args []st
 }
 
 func mistake(path, format string, args ...any) error {
-	return usageError(fmt.Sprintf(format, args...) + ": see '" + path + " -h'")
+	return usageError{text: fmt.Sprintf(format, args...) + ": see '" + path + " -h'"}
 }
 
 func (c *command) help(w io.Writer, path string, fs *flag.FlagSet) error {

@@ -35,7 +35,7 @@ func confirm(ctx context.Context, std stdio, what string) error {
 }
 
 func unattended(what string) error {
-	return usageError(what + ": there is no terminal to ask at, so add -yes to go on")
+	return usageError{text: what + ": there is no terminal to ask at, so add -yes to go on"}
 }
 
 // line reads beside the caller, who may stop waiting: a read from a terminal

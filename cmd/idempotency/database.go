@@ -12,8 +12,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 // A database is what the flags say about the one to work on.
@@ -21,19 +24,21 @@ type database struct {
 	url     string
 	schema  string
 	timeout time.Duration
+	asIs    bool // the connection as the URL describes it
+	tracer  pgx.QueryTracer
 }
 
-func databaseFlags(fs *flag.FlagSet) *database {
+func databaseFlags(fs *flag.FlagSet, timeout time.Duration) *database {
 	d := new(database)
 	// No default value: the help prints it, and it may contain a password.
 	fs.StringVar(&d.url, "database", "", "`URL` of the database (default: the environment variable DATABASE_URL, or else PGHOST, PGDATABASE, PGUSER and so on)")
 	schemaFlag(fs, &d.schema)
-	fs.DurationVar(&d.timeout, "timeout", time.Minute, "give up after this `time`, 0 for never")
+	fs.DurationVar(&d.timeout, "timeout", timeout, "give up after this `time`, 0 for never")
 	return d
 }
 
 func schemaFlag(fs *flag.FlagSet, schema *string) {
-	fs.StringVar(schema, "schema", "", "`NAME` of the table's schema (default: the first one in the connection's search_path)")
+	fs.StringVar(schema, "schema", "", "`NAME` of the table's schema (default: as the connection's search_path has it)")
 }
 
 // use calls do with a pool on the database, and says what to do when that fails.
@@ -47,12 +52,52 @@ func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Po
 		ctx, cancel = context.WithTimeout(ctx, d.timeout)
 		defer cancel()
 	}
+	cfg.ConnConfig.Tracer = d.tracer
+	if !d.asIs {
+		cfg.ConnConfig.RuntimeParams["application_name"] = cmp.Or(cfg.ConnConfig.RuntimeParams["application_name"], "idempotency")
+		if cfg.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+			cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe // as fast, and works through every pooler
+		}
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
 	return d.explain(ctx, do(ctx, pool))
+}
+
+// store returns the Store of the table.
+func (d *database) store(pool *pgxpool.Pool, observe func(context.Context, idempotency.Event)) (*idempotency.Store, error) {
+	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: d.schema, Observe: observe})
+}
+
+// on puts the table's name into one of the statements of this command.
+func (d *database) on(sql string) string {
+	name := keytable.Name
+	if d.schema != "" {
+		name = pgx.Identifier{d.schema, keytable.Name}.Sanitize()
+	}
+	return strings.NewReplacer(
+		"'"+keytable.Name+"'", "'"+strings.ReplaceAll(name, "'", "''")+"'",
+		keytable.Name, name,
+	).Replace(sql)
+}
+
+// remedied says what to do about an error of one of those statements.
+func remedied(err error) error {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case !ok:
+		return err
+	case e.Code == "42P01" || e.Code == "3F000":
+		return fmt.Errorf("the table is missing: run 'idempotency migrate up', or name its schema with -schema: %w", err)
+	case e.Code == "42703":
+		return fmt.Errorf("the table is of another version: run 'idempotency migrate up': %w", err)
+	case e.Code == "42501":
+		return fmt.Errorf("the role needs usage of the table's schema, and select on the table: %w", err)
+	}
+	return err
 }
 
 func (d *database) config() (*pgxpool.Config, error) {
@@ -96,8 +141,8 @@ func place(cfg *pgconn.Config) string {
 }
 
 func (d *database) explain(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.As(err, new(exitError)) || errors.As(err, new(usageError)) {
+		return err
 	}
 	if e, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		err = d.unreachable(ctx, e)
@@ -108,7 +153,9 @@ func (d *database) explain(ctx context.Context, err error) error {
 	case context.DeadlineExceeded:
 		err = fmt.Errorf("gave up after %v (-timeout): %w", d.timeout, err)
 	}
-	return errors.New(oneLine(strings.Replace(err.Error(), "idempotency/migrations: ", "", 1)))
+	text := strings.TrimPrefix(err.Error(), "idempotency: ")
+	text = strings.TrimPrefix(text, "idempotency/doctor: ")
+	return errors.New(oneLine(strings.Replace(text, "idempotency/migrations: ", "", 1)))
 }
 
 func (d *database) unreachable(ctx context.Context, err *pgconn.ConnectError) error {

@@ -1,8 +1,10 @@
 // Command idempotency looks after the table of package idempotency: it creates
-// and upgrades it. Run "idempotency -h" for the commands.
+// and upgrades it, shows what became of a key, removes what has expired, and
+// examines the database. Run "idempotency -h" for the commands.
 //
-// It exits with 0 when all went well, with 1 when the work failed, and with 2
-// when the command line was wrong and nothing was done.
+// It exits with 0 when all went well, with 1 when the work failed, with 2 when
+// the command line was wrong and nothing was done, with 3 when there is no record
+// of the key, and with 4 when a call with the key is in progress.
 package main
 
 import (
@@ -25,8 +27,25 @@ func main() {
 var root = &command{
 	name:    "idempotency",
 	summary: "look after the table of package idempotency in PostgreSQL",
-	subs:    []*command{migrate},
+	text: `Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no record of the key, 4 a call
+with the key is in progress.`,
+	subs: []*command{get, list, deleteKey, stats, purge, examine, migrate},
 }
+
+const (
+	exitFailed     = 1
+	exitUsage      = 2
+	exitNotFound   = 3
+	exitInProgress = 4
+)
+
+// An exitError has an exit code of its own.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e exitError) Error() string { return e.text }
 
 type stdio struct {
 	in       *os.File
@@ -39,9 +58,12 @@ func run(ctx context.Context, std stdio, args []string) (exit int) {
 	case err == nil:
 		return 0
 	case errors.As(err, new(usageError)):
-		exit = 2
+		exit = exitUsage
 	default:
-		exit = 1
+		exit = exitFailed
+		if e, ok := errors.AsType[exitError](err); ok {
+			exit = e.code
+		}
 	}
 	fmt.Fprintln(std.err, "idempotency:", err)
 	return exit

@@ -118,6 +118,12 @@ func TestHelpAtEachLevelGoesToStdout(t *testing.T) {
 		{"migrate down -h", "-yes"},
 		{"migrate version -h", "-database URL"},
 		{"migrate sql -h", "-schema NAME"},
+		{"get -h", "SCOPE KEY"},
+		{"list -h", "-after CURSOR"},
+		{"delete -h", "SCOPE KEY"},
+		{"purge -h", "-every"},
+		{"stats -h", "-exact"},
+		{"doctor -h", "-strict"},
 	} {
 		// A password in the environment must not become a flag's default.
 		r := run(t, []string{"DATABASE_URL=postgres://u:s3cret@h/d"}, strings.Fields(row.args)...)
@@ -142,6 +148,20 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		{"migrate up -x", "see 'idempotency migrate up -h'"},
 		{"migrate up -timeout soon", "see 'idempotency migrate up -h'"},
 		{"migrate sql -database x", "see 'idempotency migrate sql -h'"},
+		{"get", "SCOPE is missing: see 'idempotency get -h'"},
+		{"get scope", "KEY is missing: see 'idempotency get -h'"},
+		{"get scope key extra", `unexpected argument "extra"`},
+		{"delete scope -yes", "KEY is missing: see 'idempotency delete -h'"},
+		{"list -state lost", "-state lost: it has to be done, expired or abandoned: see 'idempotency list -h'"},
+		{"list -newer soon", "want a time such as 90s, 15m, 24h or 7d: see 'idempotency list -h'"},
+		{"list -newer 1h -older 2h", "nothing can be both"},
+		{"list -limit -1", "-limit -1"},
+		{"list -after here", "it is not a cursor"},
+		{"purge", "give -once, or -every TIME: see 'idempotency purge -h'"},
+		{"purge -once -every 1h", "give -once, or -every TIME"},
+		{"purge -every -1h", "want a time"},
+		{"stats -scopes -1", "-scopes -1"},
+		{"stats -sample 0", "-sample 0"},
 	} {
 		run(t, nil, strings.Fields(row.args)...).wantLine(t, 2, row.says)
 	}

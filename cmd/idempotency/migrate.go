@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -26,7 +27,7 @@ var migrateUp = &command{
 	text: `Running it again, or several times at once, is harmless. A schema that does not
 exist is created.`,
 	setup: func(fs *flag.FlagSet) action {
-		db := databaseFlags(fs)
+		db := databaseFlags(fs, time.Minute)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				if err := migrations.Up(ctx, pool, db.schema); err != nil {
@@ -45,7 +46,7 @@ var migrateDown = &command{
 	text: `Afterwards nothing keeps a repeated call from running again. The schema itself
 stays.`,
 	setup: func(fs *flag.FlagSet) action {
-		db := databaseFlags(fs)
+		db := databaseFlags(fs, time.Minute)
 		yes := fs.Bool("yes", false, "do not ask")
 		return func(ctx context.Context, std stdio, _ []string) error {
 			if !*yes {
@@ -74,7 +75,7 @@ var migrateVersion = &command{
 	summary: "print the number of the last migration that is applied",
 	text:    `0 means none. It only reads.`,
 	setup: func(fs *flag.FlagSet) action {
-		db := databaseFlags(fs)
+		db := databaseFlags(fs, time.Minute)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				version, err := migrations.Version(ctx, pool, db.schema)

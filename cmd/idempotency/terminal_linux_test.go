@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -103,4 +104,51 @@ func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
+}
+
+func TestDeleteAsksAtATerminal(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	for _, row := range []struct {
+		typed string
+		exit  int
+		says  string
+		left  int
+	}{
+		{"no\n", 1, "not confirmed: nothing was changed", 1},
+		{"yes\n", 0, "deleted", 0},
+	} {
+		screen, terminal := openTerminal(t)
+		cmd := command(t, on(pool), "delete", "s", "i")
+		cmd.Stdin = terminal
+		if _, err := screen.WriteString(row.typed); err != nil {
+			t.Fatal(err)
+		}
+		r := finish(t, cmd)
+		if all := r.stderr + r.stdout; r.exit != row.exit || !strings.Contains(all, row.says) || !strings.Contains(all, "a retry runs the operation again") {
+			t.Errorf("typed %q: %+v", row.typed, r)
+		}
+		if n := left(t, pool); n != row.left {
+			t.Errorf("typed %q: %d records left", row.typed, n)
+		}
+	}
+}
+
+func TestPurgeShowsItsProgressOnATerminal(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	expiredRows(t, pool, 8000)
+	screen, terminal := openTerminal(t)
+	cmd := command(t, on(pool), "purge", "-once")
+	cmd.Stderr = terminal
+	out, err := cmd.Output()
+	if err != nil || string(out) != "8,000 expired records deleted\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	terminal.Close()
+	shown, _ := io.ReadAll(screen) // ends with an error, when nobody has the terminal open
+	if text := string(shown); !strings.Contains(text, "\r") || !strings.Contains(text, ",000 expired records deleted ") || !strings.HasSuffix(text, " \r") {
+		t.Errorf("on the terminal: %q", text)
+	}
 }

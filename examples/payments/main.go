@@ -1,96 +1,75 @@
-// Payments is a small payments program in which every order is charged once,
-// however often, and from however many processes, it is sent.
+// Payments is a small payments service: an HTTP API that charges every order
+// once, however often, and to however many of its processes, it is sent.
 //
-// Without arguments it makes a database of its own on the server of
-// DATABASE_URL, plays seven scenes there, checks every number against the
-// tables, and drops the database again. "payments worker" is the process that
-// two of the scenes start.
+//	payments serve   the service; -h lists its flags
+//	payments         the demo: two processes of the service, a hundred customers
+//	                 behind a bad network, and what the database says afterwards
 //
-// Where to read:
+// Where to read, in this order:
 //
-//	payments.go   the business, which knows nothing of idempotency
-//	service.go    the same, once per key
-//	scenes.go     what goes wrong in the world, and what the tables say then
-//	client.go     calls of the service, and what they have to return
-//	worker.go     a process that hangs between its write and its commit
-//	reconcile.go  what the clients were told, against the tables
-//	ledger.go     what the tables say
-//	demo.go       playing, checking, printing
-//	database.go   a database, and the migrations of two packages in it
+//	charge.go        the business, which knows nothing of HTTP or of keys
+//	api.go           the routes, and where idempotency comes in
+//	charges.go       POST /charges, GET /charges/{id}
+//	account.go       GET /account
+//	auth.go          whose request it is, and so whose idempotency key
+//	problem.go       errors as problem details
+//	health.go        /healthz and /readyz
+//	log.go           a line of log for each request
+//	serve.go         the process: start, serve, shut down, and nothing lost
+//	config.go        its flags and environment
+//	migrate.go       the migrations of two packages in one database
+//	purge.go         expired keys go
+//	unprotected.go   the same without idempotency; for the demo only
+//	demo/            the demo
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
-	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/examples/payments/demo"
 )
 
 func main() {
-	// A reader that goes away, as in "payments | head", must not keep the
-	// database from being dropped.
+	// A reader that goes away, as in "payments | head", must not keep the demo
+	// from cleaning up.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(ctx, os.Args[1:], os.Getenv("DATABASE_URL"), os.Stdin, os.Stdout)
-	stop()
-	if err != nil {
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "payments:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, args []string, url string, in io.Reader, out io.Writer) error {
-	server, err := parseURL(url)
-	switch {
-	case err != nil:
-		return err
-	case len(args) == 0:
-		return demonstrate(ctx, server, out)
-	case args[0] == "worker":
-		return work(ctx, server, args[1:], in, out)
+func run(ctx context.Context, args []string, out, logs io.Writer) error {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		args = append([]string{"demo"}, args...)
 	}
-	return fmt.Errorf("no command %q: run payments without arguments", args[0])
+	switch command, args := args[0], args[1:]; command {
+	case "serve":
+		return serveCommand(ctx, args, logs)
+	case "demo":
+		return demo.Command(ctx, args, out, logs)
+	case demo.ServeCommand:
+		return serveCommand(demo.WhileParentLives(ctx), args, logs)
+	default:
+		return fmt.Errorf("no command %q: there are serve and demo", command)
+	}
 }
 
-// demonstrate plays the scenes in a database that is gone afterwards, also when
-// ctx ends.
-func demonstrate(ctx context.Context, server *pgxpool.Config, out io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	database, err := createDatabase(ctx, server)
-	if err != nil {
-		return stopped(ctx, err)
-	}
-	err = playIn(ctx, server, database, out)
-	return errors.Join(stopped(ctx, err), dropDatabase(server, database))
-}
-
-func playIn(ctx context.Context, server *pgxpool.Config, database string, out io.Writer) error {
-	pool, err := open(ctx, server, database)
+func serveCommand(ctx context.Context, args []string, logs io.Writer) error {
+	cfg, err := parseConfig(args, os.Getenv, logs)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	if err := createTables(ctx, pool); err != nil {
-		return err
-	}
-	d, err := newDemo(out, pool)
-	if err != nil {
-		return err
-	}
-	return d.run(ctx, scenes)
-}
-
-// stopped puts the signal in place of what it broke off.
-func stopped(ctx context.Context, err error) error {
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
-		return fmt.Errorf("stopped: %w", context.Cause(ctx))
-	}
-	return err
+	return serve(ctx, cfg, logs)
 }

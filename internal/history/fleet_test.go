@@ -132,8 +132,9 @@ func (f *fleet) makes(ctx context.Context, n int) bool {
 	return ctx.Err() == nil
 }
 
-// stopBound is how long the calls under way may take when all faults are over.
-const stopBound = 20 * time.Second
+// stopBound is how long the calls under way may take when all faults are over: a
+// minute in COMMIT and half of one in doubt, at worst.
+const stopBound = 2 * time.Minute
 
 // stop lets every process finish its calls and end. Afterwards no transaction of
 // the fleet can begin to commit.

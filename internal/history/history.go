@@ -12,8 +12,8 @@
 // The driver, in the tests, runs workers under faults, and checks the check too:
 // it builds the workers with mutations of the package, each of which has to be
 // caught. The tests make histories for seconds. HISTORY_TIME=5m (with a -timeout
-// of go test to match) makes them for longer, and then also shows which parts of
-// the package are doubled by others.
+// of go test to match) makes them for longer, also of the package without the
+// parts that are doubled by others.
 package history
 
 import (

@@ -1,6 +1,6 @@
 // Package pgproxy stands between a client and PostgreSQL, counts what passes,
 // and breaks the connection at an exact message. It is for the tests of this
-// repository.
+// repository, and for those of its users through package idemtest.
 package pgproxy
 
 import (

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+var list = &command{
+	name:    "list",
+	summary: "list records, the newest first",
+	text: `It lists what has taken effect. Calls in progress cannot be seen here: see stats.
+Where there is more, it says with which -after to go on; in JSON each record has it
+as its cursor. On a large table a filter that few records pass reads far.`,
+	setup: func(fs *flag.FlagSet) action {
+		db := databaseFlags(fs, time.Minute)
+		q := new(listing)
+		fs.StringVar(&q.scope, "scope", "", "only this `SCOPE`")
+		fs.StringVar(&q.state, "state", "", "only in this `STATE`: done, expired or abandoned")
+		fs.Var(&q.newer, "newer", "only completed within this `time`, such as 15m or 7d")
+		fs.Var(&q.older, "older", "only completed longer than this `time` ago")
+		fs.IntVar(&q.limit, "limit", 50, "at most so many `records`, 0 for all")
+		fs.StringVar(&q.after, "after", "", "go on after this `CURSOR`")
+		fs.BoolVar(&q.show, "show-result", false, "show the recorded results")
+		asJSON := jsonFlag(fs)
+		return func(ctx context.Context, std stdio, _ []string) error {
+			if err := q.validate(); err != nil {
+				return err
+			}
+			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+				return q.write(std, *asJSON, func(after cursor, limit int) ([]record, error) {
+					return db.page(ctx, pool, q, after, limit)
+				})
+			})
+		}
+	},
+}
+
+// listSQL is one page, along the purge's index, backwards. An age is in
+// microseconds, and null means any.
+const listSQL = `
+select scope, id, state, completed_at, expires_at, purge_after, clock_timestamp(),
+	fingerprint, coalesce(origin, ''), coalesce(octet_length(result), 0), case when $9 then result end
+from idempotency_keys, lateral (
+	select case when completed_at is null then 'abandoned' when expires_at <= now() then 'expired' else 'done' end) s (state)
+where ($1 = '' or scope = $1)
+	and ($2 = '' or state = $2)
+	and ($3::bigint is null or completed_at > now() - $3 * interval '1 microsecond')
+	and ($4::bigint is null or completed_at <= now() - $4 * interval '1 microsecond')
+	and (purge_after, id, scope) < ($5::text::timestamptz, $6, $7)
+order by purge_after desc, id desc, scope desc
+limit $8`
+
+type listing struct {
+	scope, state, after string
+	newer, older        age
+	limit               int
+	show                bool
+	from                cursor
+}
+
+func (q *listing) validate() (err error) {
+	bad := func(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...), true} }
+	states := []string{"", done, expired, abandoned}
+	switch {
+	case !slices.Contains(states, q.state):
+		return bad("-state %s: it has to be done, expired or abandoned", q.state)
+	case q.limit < 0:
+		return bad("-limit %d: it has to be 0 or more", q.limit)
+	case q.newer > 0 && q.older >= q.newer:
+		return bad("-older %v and -newer %v: nothing can be both", time.Duration(q.older), time.Duration(q.newer))
+	}
+	q.from, err = readCursor(q.after)
+	if err != nil {
+		return bad("-after %s: it is not a cursor that list has printed", q.after)
+	}
+	return nil
+}
+
+// listPage bounds what is read, and held, at a time.
+const listPage = 1000
+
+// write prints one page after the other. A table is aligned by the page.
+func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit int) ([]record, error)) error {
+	after, printed := q.from, 0
+	for {
+		want := listPage
+		if q.limit > 0 {
+			want = min(want, q.limit-printed)
+		}
+		page, err := next(after, want+1) // one more tells whether there is more
+		if err != nil {
+			return err
+		}
+		more := len(page) > want
+		page = page[:min(len(page), want)]
+		if err := q.print(std, asJSON, page, printed == 0); err != nil {
+			return err
+		}
+		if len(page) > 0 {
+			after = page[len(page)-1].cursor()
+		}
+		printed += len(page)
+		switch {
+		case !more && printed == 0:
+			fmt.Fprintln(std.err, "idempotency: no records", q.filters())
+			return nil
+		case !more:
+			return nil
+		case q.limit > 0 && printed >= q.limit:
+			fmt.Fprintf(std.err, "idempotency: there is more: add -after %s\n", after)
+			return nil
+		}
+	}
+}
+
+func (q *listing) filters() string {
+	if q.scope == "" && q.state == "" && q.newer == 0 && q.older == 0 && q.after == "" {
+		return "in the table"
+	}
+	return "pass these filters"
+}
+
+func (q *listing) print(std stdio, asJSON bool, page []record, first bool) error {
+	if asJSON {
+		for _, rec := range page {
+			rec.Cursor = rec.cursor().String()
+			if err := jsonLine(std.out, rec); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(page) == 0 {
+		return nil
+	}
+	var lines [][]string
+	if first {
+		lines = append(lines, []string{"SCOPE", "KEY", "STATE", "COMPLETED", "AGE", "EXPIRES", "RESULT"})
+	}
+	for _, rec := range page {
+		lines = append(lines, rec.cells(q.show))
+	}
+	return columns(std.out, lines)
+}
+
+func (rec record) cells(show bool) []string {
+	completed, old, expires := "-", "-", "-"
+	if rec.CompletedAt != nil && rec.ExpiresAt != nil {
+		completed, old = moment(*rec.CompletedAt), span(rec.now.Sub(*rec.CompletedAt))
+		expires = relative(*rec.ExpiresAt, rec.now)
+	}
+	result := size(rec.ResultBytes)
+	if show && rec.Result != nil {
+		result = compact(rec.Result)
+	}
+	return []string{plain(rec.Scope), plain(rec.ID), rec.State, completed, old, expires, result}
+}
+
+func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, after cursor, limit int) ([]record, error) {
+	rows, _ := pool.Query(ctx, d.on(listSQL), q.scope, q.state, q.newer.micros(), q.older.micros(),
+		after.PurgeAfter, after.ID, after.Scope, limit, q.show)
+	page, err := pgx.CollectRows(rows, scanRecord)
+	return page, remedied(err)
+}
+
+// micros is null for no age.
+func (a age) micros() *int64 {
+	if a == 0 {
+		return nil
+	}
+	n := time.Duration(a).Microseconds()
+	return &n
+}
+
+// A cursor is a place in the list.
+type cursor struct {
+	PurgeAfter string `json:"p"` // as PostgreSQL reads it
+	ID         string `json:"i"`
+	Scope      string `json:"s"`
+}
+
+func (rec record) cursor() cursor {
+	return cursor{rec.purgeAfter.UTC().Format(time.RFC3339Nano), rec.ID, rec.Scope}
+}
+
+func (c cursor) String() string {
+	text, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // three strings
+	}
+	return base64.RawURLEncoding.EncodeToString(text)
+}
+
+func readCursor(text string) (c cursor, err error) {
+	if text == "" {
+		return cursor{PurgeAfter: "infinity"}, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(text))
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return c, err
+	}
+	_, err = time.Parse(time.RFC3339Nano, c.PurgeAfter)
+	return c, err
+}

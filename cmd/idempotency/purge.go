@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+)
+
+var purge = &command{
+	name:    "purge",
+	summary: "delete expired records, once or in a loop",
+	text: `It deletes the oldest first, in small transactions with pauses between them, 10,000
+records a second at most, so that calls beside it do not notice. It may be
+interrupted: what was deleted stays deleted. The loop goes on after a lost connection,
+may run on many machines (one of them works at a time), and ends with exit code 0 when
+it is interrupted.`,
+	setup: func(fs *flag.FlagSet) action {
+		db := databaseFlags(fs, 0)
+		once := fs.Bool("once", false, "delete what has expired by now, and end")
+		var every age
+		fs.Var(&every, "every", "go on, and look again after this `time`, such as 5m")
+		return func(ctx context.Context, std stdio, _ []string) error {
+			if *once == (every > 0) {
+				return usageError{"give -once, or -every TIME", true}
+			}
+			p := &purger{database: db, std: std}
+			if *once {
+				return p.once(ctx)
+			}
+			return p.loop(ctx, time.Duration(every))
+		}
+	},
+}
+
+type purger struct {
+	*database
+	std      stdio
+	deleting atomic.Int64 // by batches, of which a Store tells only the sum at the end
+}
+
+func (p *purger) once(ctx context.Context) error {
+	p.tracer = p
+	return p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		store, err := p.store(pool, nil)
+		if err != nil {
+			return err
+		}
+		clear := p.progress()
+		deleted, err := store.Purge(ctx)
+		clear()
+		if err != nil && deleted > 0 {
+			return fmt.Errorf("%s deleted, then: %w", plural(deleted, "expired record"), err)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(p.std.out, plural(deleted, "expired record"), "deleted")
+		return err
+	})
+}
+
+// readableSQL reads nothing, but fails where the table is missing.
+const readableSQL = `select from idempotency_keys limit 0`
+
+// loop fails at once where the first connection fails; later the Store's loop goes
+// on, and only says so.
+func (p *purger) loop(ctx context.Context, every time.Duration) error {
+	stopped := ctx
+	err := p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		if _, err := pool.Exec(ctx, p.on(readableSQL)); err != nil {
+			return remedied(err)
+		}
+		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) { p.report(ctx, e) })
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.std.err, "idempotency: purging every %v\n", every)
+		return store.PurgeEvery(ctx, every)
+	})
+	if stopped.Err() != nil {
+		fmt.Fprintf(p.std.err, "idempotency: interrupted after %s\n", plural(p.deleting.Load(), "deleted record"))
+		return nil
+	}
+	return err
+}
+
+// report writes one line for each round that did something.
+func (p *purger) report(ctx context.Context, e idempotency.Event) {
+	p.deleting.Add(e.Deleted)
+	now := moment(time.Now())
+	if e.Deleted > 0 {
+		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, plural(e.Deleted, "expired record"), span(e.Duration))
+	}
+	if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
+		fmt.Fprintf(p.std.err, "%s idempotency: %v\n", now, p.explain(ctx, e.Err))
+	}
+}
+
+func (p *purger) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (p *purger) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	if data.CommandTag.Delete() {
+		p.deleting.Add(data.CommandTag.RowsAffected())
+	}
+}
+
+// progress writes to a terminal until clear is called.
+func (p *purger) progress() (clear func()) {
+	if !isTerminal(p.std.err) {
+		return func() {}
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprintf(p.std.err, "\r%s deleted ", plural(p.deleting.Load(), "expired record"))
+			case <-stop:
+				fmt.Fprint(p.std.err, "\r", strings.Repeat(" ", 40), "\r")
+				return
+			}
+		}
+	}()
+	return func() { close(stop); <-stopped }
+}

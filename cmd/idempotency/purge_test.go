@@ -1,0 +1,188 @@
+package main_test
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+func expiredRows(t *testing.T, pool *pgxpool.Pool, n int) {
+	t.Helper()
+	if _, err := pool.Exec(t.Context(), `insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 'expired', '1', now(), now(), now() from generate_series(1, $1::int) i`, n); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func left(t *testing.T, pool *pgxpool.Pool) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), "select count(*) from idempotency_keys").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestPurgeOnceDeletesWhatHasExpired(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "live", "i", 1)
+	run(t, on(pool), "purge", "-once").want(t, 0, "0 expired records deleted\n", "")
+	expiredRows(t, pool, 2500)
+	run(t, on(pool), "purge", "-once").want(t, 0, "2,500 expired records deleted\n", "")
+	if n := left(t, pool); n != 1 {
+		t.Errorf("%d left", n)
+	}
+}
+
+func TestInterruptedPurgeSaysWhatItHasDeleted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	expiredRows(t, pool, 30_000)
+	cmd := command(t, on(pool), "purge", "-once")
+	wait := start(t, cmd)
+	eventually(t, "the first batch", func() bool { return left(t, pool) < 30_000 })
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	wait().wantLine(t, 1, "interrupted: ", "000 expired records deleted, then: ")
+	if n := left(t, pool); n == 0 {
+		t.Error("it was not interrupted")
+	}
+}
+
+func TestPurgeLoopGoesOnUntilItIsInterrupted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	cmd := command(t, on(pool), "purge", "-every", "50ms")
+	wait := start(t, cmd)
+	for range 2 {
+		expiredRows(t, pool, 1500)
+		eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
+	}
+	// A connection that is lost does not end it.
+	do(t, pool, `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'idempotency' and datname = current_database()`)
+	expiredRows(t, pool, 10)
+	eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	r := wait()
+	r.wantAll(t, 0, "expired records deleted in ")
+	if !strings.Contains(r.stderr, "purging every 50ms") || !strings.Contains(r.stderr, "interrupted after 3,010 deleted records") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestPurgeLoopDoesNotBeginWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	run(t, nil, "purge", "-every", "1m", "-database", "postgres://u:s3cret@127.0.0.1:1/d").wantLine(t, 1, "cannot connect", "refused")
+}
+
+func TestPasswordIsNeverPrintedByAnyCommand(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{
+		"postgres://u:s3cret@127.0.0.1:1/d",
+		"postgres://u:s3cret@127.0.0.1:1,127.0.0.1:2/d",
+		"postgres://u:s3cret@127.0.0.1:x/d",
+		"postgres://u:a@s3cret@127.0.0.1:1/d",
+		"host=127.0.0.1 port=1 user=u password='s3cret",
+	} {
+		for _, args := range []string{"get s i", "list", "delete s i", "delete -yes s i", "stats", "purge -once", "purge -every 1h", "doctor"} {
+			r := run(t, []string{"DATABASE_URL=" + url}, append(strings.Fields(args), "-timeout", "2s")...)
+			if r.exit != 1 || strings.Contains(r.stdout+r.stderr, "s3cret") {
+				t.Errorf("%s: %+v", args, r)
+			}
+		}
+	}
+	// A server that says no.
+	pool := pgtest.Empty(t)
+	url := with(pool, "user", "nobody_of_that_name", "password", "s3cret")
+	for _, args := range []string{"list", "doctor", "purge -every 1h"} {
+		if r := run(t, []string{"DATABASE_URL=" + url}, strings.Fields(args)...); strings.Contains(r.stdout+r.stderr, "s3cret") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+}
+
+func TestStatsCountScopesHoursSizesAndHolders(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	run(t, on(pool), "stats").wantAll(t, 0, "keys", "Scopes: none", "Transactions that hold a key now: none", "24 hours", "replays are not stored")
+	execute(t, pool, "customer-1", "a", strings.Repeat("x", 100_000)) // in TOAST
+	execute(t, pool, "customer-1", "b", 1)
+	execute(t, pool, "customer-2", "c", 1)
+	execute(t, pool, "old", "d", 1)
+	aged(t, pool, "old", 26*time.Hour)
+	pid, _ := hold(t, pool, "customer-3", "e")
+	r := run(t, on(pool), "stats")
+	r.wantAll(t, 0, "of them expired  1\n", "(2h0m ago)", "Arrivals by the hour", "customer-1  2\n", "customer-2  1\n", "old         1\n", "1 key", "in progress")
+	s := objects(t, run(t, on(pool), "stats", "-json", "-scopes", "1"))[0]
+	var arrived float64
+	for _, h := range s["hourly_arrivals"].([]any) {
+		arrived += h.(map[string]any)["keys"].(float64)
+	}
+	holder := s["holders"].([]any)[0].(map[string]any)
+	if s["keys"] != 4.0 || s["expired"] != 1.0 || s["estimated"] != false || s["scope_count"] != 3.0 || len(s["scopes"].([]any)) != 1 ||
+		arrived != 3 || holder["pid"] != float64(pid) || holder["keys"] != 1.0 || holder["writing"] != true || holder["transaction_seconds"] == nil {
+		t.Errorf("%v", s)
+	}
+	for name, sql := range map[string]string{
+		"index_bytes": `select pg_indexes_size('idempotency_keys')`,
+		"toast_bytes": `select pg_total_relation_size(reltoastrelid) from pg_class where oid = 'idempotency_keys'::regclass`,
+		"table_bytes": `select pg_total_relation_size('idempotency_keys') - pg_indexes_size('idempotency_keys') - pg_total_relation_size(reltoastrelid) from pg_class where oid = 'idempotency_keys'::regclass`,
+	} {
+		var want float64
+		if err := pool.QueryRow(t.Context(), sql).Scan(&want); err != nil || s[name] != want {
+			t.Errorf("%s: %v, want %v, %v", name, s[name], want, err)
+		}
+	}
+}
+
+func TestStatsOfALargeTableAreMarkedAsEstimates(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 's' || i % 2, convert_to(repeat('x', 300), 'utf8'), now(), now() + interval '1 day', now() + interval '1 day' from generate_series(1, 20000) i`)
+	r := run(t, on(pool), "stats", "-sample", "400")
+	r.wantAll(t, 0, "estimated from", "-exact reads all", "keys             ~")
+	s := objects(t, run(t, on(pool), "stats", "-json", "-sample", "400"))[0]
+	if keys := s["keys"].(float64); s["estimated"] != true || keys < 13_000 || keys > 27_000 {
+		t.Errorf("%v of 20,000 keys, sampled from %v %%", keys, s["sampled_percent"])
+	}
+	if s := objects(t, run(t, on(pool), "stats", "-json", "-exact", "-sample", "400"))[0]; s["keys"] != 20_000.0 || s["estimated"] != false {
+		t.Errorf("%v", s)
+	}
+}
+
+func TestDoctorExitsWith1ForErrorsAndStrictlyForWarnings(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `drop index idempotency_keys_purge_after`)
+	r := run(t, on(pool), "doctor")
+	r.wantAll(t, 0, "warning: purge index: ", "    to do: create index concurrently", "no errors: found ")
+	r = run(t, on(pool), "doctor", "-strict")
+	r.wantAll(t, 1, "warning: purge index: ")
+	if !strings.HasPrefix(r.stderr, "idempotency: found ") {
+		t.Errorf("%+v", r)
+	}
+	do(t, pool, `drop table idempotency_keys`)
+	r = run(t, on(pool), "doctor", "-json")
+	r.wantAll(t, 1)
+	if all := objects(t, r); all[0]["severity"] != "error" || all[0]["check"] != "table" || all[0]["remedy"] == "" {
+		t.Errorf("%v", all)
+	}
+}
+
+func TestPurgeDoesNotWriteProgressToAPipe(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	expiredRows(t, pool, 5000)
+	if r := run(t, on(pool), "purge", "-once"); bytes.ContainsRune([]byte(r.stdout+r.stderr), '\r') {
+		t.Errorf("%+v", r)
+	}
+}

@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+var stats = &command{
+	name:    "stats",
+	summary: "sizes, arrivals, scopes, what has expired, and who holds a key now",
+	text: `A large table is sampled, and what rests on a sample is marked with ~; -exact reads all
+of it. Replays are not stored: what is counted are keys that took effect, once each, as
+far as they are not purged yet.`,
+	setup: func(fs *flag.FlagSet) action {
+		db := databaseFlags(fs, time.Minute)
+		exact := fs.Bool("exact", false, "read the whole table")
+		sample := fs.Int64("sample", 20_000, "read about so many `pages` of 8 kB of a larger table")
+		scopes := fs.Int("scopes", 10, "list so many of the largest `scopes`")
+		asJSON := jsonFlag(fs)
+		return func(ctx context.Context, std stdio, _ []string) error {
+			if *scopes < 0 {
+				return usageError{fmt.Sprintf("-scopes %d: it has to be 0 or more", *scopes), true}
+			}
+			if *sample < 1 {
+				return usageError{fmt.Sprintf("-sample %d: it has to be 1 or more", *sample), true}
+			}
+			if *exact {
+				*sample = math.MaxInt64
+			}
+			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+				s, err := db.statistics(ctx, pool, *sample, *scopes)
+				if err != nil {
+					return remedied(err)
+				}
+				if *asJSON {
+					return jsonLine(std.out, s)
+				}
+				return s.print(std.out)
+			})
+		}
+	},
+}
+
+// A statistic is what one run found. Estimated covers Keys, Expired, Abandoned,
+// Scopes and Arrivals; DeadRows is always the server's estimate.
+type statistic struct {
+	Estimated      bool       `json:"estimated"`
+	SampledPercent float64    `json:"sampled_percent"`
+	Keys           int64      `json:"keys"`
+	Expired        int64      `json:"expired"`
+	Abandoned      int64      `json:"abandoned"`
+	OldestExpired  *time.Time `json:"oldest_expired,omitempty"`
+
+	TableBytes     int64      `json:"table_bytes"`
+	IndexBytes     int64      `json:"index_bytes"`
+	ToastBytes     int64      `json:"toast_bytes"`
+	BytesPerKey    float64    `json:"bytes_per_key"`
+	DeadRows       int64      `json:"dead_rows_estimate"`
+	LastAutovacuum *time.Time `json:"last_autovacuum,omitempty"`
+
+	ScopeCount int64        `json:"scope_count"`
+	Scopes     []scopeCount `json:"scopes"`
+	Arrivals   []arrivals   `json:"hourly_arrivals"`
+	Holders    []keyHolder  `json:"holders"`
+
+	Now time.Time `json:"now"`
+}
+
+type scopeCount struct {
+	Scope string `json:"scope"`
+	Keys  int64  `json:"keys"`
+}
+
+type arrivals struct {
+	Hour time.Time `json:"hour"`
+	Keys int64     `json:"keys"`
+}
+
+// A keyHolder is a transaction that holds keys.
+type keyHolder struct {
+	holder
+	Keys    int64 `json:"keys"`
+	Writing bool  `json:"writing"` // it has a transaction id: not a replay about to end
+}
+
+// sizeSQL has the sizes with their free space maps. A partitioned table, or a
+// distributed one, is the sum of its partitions on this node.
+const sizeSQL = `
+with parts as (
+	select c.oid, c.reltoastrelid, c.relpages
+	from pg_class c
+	where c.oid = 'idempotency_keys'::regclass
+		or c.oid in (select relid from pg_partition_tree('idempotency_keys'::regclass) where relid is not null)
+)
+select coalesce(sum(pg_table_size(oid) - coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0)), 0)::bigint,
+	coalesce(sum(pg_indexes_size(oid)), 0)::bigint,
+	coalesce(sum(pg_total_relation_size(nullif(reltoastrelid, 0))), 0)::bigint,
+	coalesce(sum(pg_relation_size(oid) / current_setting('block_size')::bigint), 0)::bigint,
+	(select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables where relid in (select oid from parts)),
+	(select max(last_autovacuum) from pg_stat_user_tables where relid in (select oid from parts)),
+	clock_timestamp()
+from parts`
+
+// keysSQL reads the pages of the sample once, into the totals, the largest scopes
+// and the hours. What it counts is scaled up by its caller.
+const keysSQL = `
+with sample as materialized (
+	select scope, completed_at is null as abandoned, expires_at <= now() as expired,
+		date_trunc('hour', purge_after - extract(epoch from expires_at - completed_at)::float8 * interval '1 second', 'UTC') as hour
+	from idempotency_keys tablesample system ($1::real)
+), scopes as (
+	select scope, count(*) as keys from sample group by scope
+)
+select (select count(*) from sample),
+	(select count(*) from sample where expired),
+	(select count(*) from sample where abandoned),
+	(select count(*) from scopes),
+	(select coalesce(json_agg(json_build_object('scope', scope, 'keys', keys) order by keys desc, scope), '[]')
+	from (select scope, keys from scopes order by keys desc, scope limit $2) x),
+	(select coalesce(json_agg(json_build_object('hour', hour, 'keys', keys) order by hour), '[]')
+	from (select hour, count(*) as keys from sample
+		where hour > now() - interval '24 hours' group by hour) x)`
+
+// oldestSQL goes along the purge's index.
+const oldestSQL = `
+select expires_at from idempotency_keys
+where purge_after <= now() and expires_at <= now()
+order by purge_after
+limit 1`
+
+// holdersSQL takes for a call what holds an advisory lock of one number and, in
+// the same transaction, the lock of a write to the table. Their rows are invisible.
+const holdersSQL = `
+select l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
+	extract(epoch from clock_timestamp() - a.xact_start)::float8,
+	count(*), exists (select from pg_locks x where x.pid = l.pid and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+	and l.database = (select oid from pg_database where datname = current_database())
+	and exists (
+		select from pg_locks t
+		where t.pid = l.pid and t.locktype = 'relation' and t.mode = 'RowExclusiveLock' and t.granted
+			and t.relation = 'idempotency_keys'::regclass)
+group by l.pid, a.application_name, a.client_addr, a.state, a.xact_start
+order by a.xact_start nulls last, l.pid`
+
+func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample int64, scopes int) (s statistic, err error) {
+	var pages int64
+	err = pool.QueryRow(ctx, d.on(sizeSQL)).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
+	if err != nil {
+		return s, err
+	}
+	s.SampledPercent = 100
+	if pages > sample {
+		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
+	}
+	err = pool.QueryRow(ctx, d.on(keysSQL), float32(s.SampledPercent), scopes).
+		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &s.Arrivals)
+	if err != nil {
+		return s, err
+	}
+	s.scale()
+	if s.Keys > 0 {
+		s.BytesPerKey = float64(s.TableBytes+s.IndexBytes+s.ToastBytes) / float64(s.Keys)
+	}
+	err = pool.QueryRow(ctx, d.on(oldestSQL)).Scan(&s.OldestExpired)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return s, err
+	}
+	rows, _ := pool.Query(ctx, d.on(holdersSQL))
+	s.Holders, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (h keyHolder, err error) {
+		err = row.Scan(&h.PID, &h.Application, &h.Client, &h.State, &h.Seconds, &h.Keys, &h.Writing)
+		return h, err
+	})
+	return s, err
+}
+
+// scale makes of the sample's counts those of the table. The number of scopes is
+// that of the sample: nobody can tell how many more there are.
+func (s *statistic) scale() {
+	up := func(n *int64) { *n = int64(float64(*n)*100/s.SampledPercent + 0.5) }
+	up(&s.Keys)
+	up(&s.Expired)
+	up(&s.Abandoned)
+	for i := range s.Scopes {
+		up(&s.Scopes[i].Keys)
+	}
+	for i := range s.Arrivals {
+		up(&s.Arrivals[i].Keys)
+	}
+}
+
+func (s statistic) print(w io.Writer) error {
+	for _, section := range []func() (string, [][]string){s.totals, s.hours, s.largest, s.inProgress} {
+		title, lines := section()
+		if _, err := fmt.Fprintln(w, title); err != nil {
+			return err
+		}
+		for i := range lines {
+			lines[i][0] = "  " + lines[i][0]
+		}
+		if err := columns(w, lines); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// about is a count, marked if it is an estimate.
+func (s statistic) about(n int64) string {
+	if s.Estimated {
+		return "~" + count(n)
+	}
+	return count(n)
+}
+
+func (s statistic) totals() (string, [][]string) {
+	title := "Records"
+	if s.Estimated {
+		title += fmt.Sprintf(" (~ is estimated from %.2g %% of the table; -exact reads all)", s.SampledPercent)
+	}
+	dead := "~" + count(s.DeadRows) + ", never autovacuumed"
+	if s.LastAutovacuum != nil {
+		dead = "~" + count(s.DeadRows) + ", autovacuumed " + relative(*s.LastAutovacuum, s.Now)
+	}
+	lines := [][]string{
+		{"keys", s.about(s.Keys)},
+		{"of them expired", s.about(s.Expired)},
+	}
+	if s.OldestExpired != nil {
+		lines = append(lines, []string{"oldest expired", moment(*s.OldestExpired) + " (" + relative(*s.OldestExpired, s.Now) + ")"})
+	}
+	if s.Abandoned > 0 {
+		lines = append(lines, []string{"abandoned", s.about(s.Abandoned) + " (list -state abandoned)"})
+	}
+	lines = append(lines, []string{"size", size(s.TableBytes+s.IndexBytes+s.ToastBytes) +
+		": table " + size(s.TableBytes) + ", indexes " + size(s.IndexBytes) + ", TOAST " + size(s.ToastBytes)})
+	if s.Keys > 0 {
+		perKey := fmt.Sprintf("%.0f B", s.BytesPerKey)
+		if s.Estimated {
+			perKey = "~" + perKey
+		}
+		lines = append(lines, []string{"size per key", perKey})
+	}
+	return title, append(lines, []string{"dead rows", dead})
+}
+
+// barWidth is of the hour with the most arrivals.
+const barWidth = 40
+
+func (s statistic) hours() (string, [][]string) {
+	var most int64
+	for _, a := range s.Arrivals {
+		most = max(most, a.Keys)
+	}
+	var lines [][]string
+	for _, a := range s.Arrivals {
+		bar := strings.Repeat("#", int(a.Keys*barWidth/max(most, 1)))
+		lines = append(lines, []string{a.Hour.UTC().Format("2006-01-02 15:00Z"), s.about(a.Keys), bar})
+	}
+	return s.headed("Arrivals by the hour, last 24 hours (first calls still in the table; replays are not stored)", lines)
+}
+
+func (s statistic) largest() (string, [][]string) {
+	var lines [][]string
+	for _, c := range s.Scopes {
+		lines = append(lines, []string{plain(c.Scope), s.about(c.Keys)})
+	}
+	title := "Scopes"
+	switch {
+	case s.Estimated:
+		title = fmt.Sprintf("Largest scopes (of %s or more)", count(s.ScopeCount))
+	case s.ScopeCount > int64(len(s.Scopes)):
+		title = fmt.Sprintf("Largest scopes (of %s)", count(s.ScopeCount))
+	}
+	return s.headed(title, lines)
+}
+
+func (s statistic) inProgress() (string, [][]string) {
+	var lines [][]string
+	for _, h := range s.Holders {
+		doing := "in progress"
+		if !h.Writing {
+			doing = "replaying, or just begun"
+		}
+		lines = append(lines, []string{h.String() + ":", plural(h.Keys, "key"), doing})
+	}
+	return s.headed("Transactions that hold a key now", lines)
+}
+
+func (s statistic) headed(title string, lines [][]string) (string, [][]string) {
+	if len(lines) == 0 {
+		return title + ": none", nil
+	}
+	return title, lines
+}

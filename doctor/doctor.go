@@ -1,0 +1,112 @@
+// Package doctor looks for what keeps package idempotency from keeping its
+// promise in a database, or will hurt there.
+//
+// It only reads, takes a fraction of a second, and can run whenever a program
+// starts:
+//
+//	findings, err := doctor.Check(ctx, pool, store.Config())
+//
+// The command "idempotency doctor" prints the same findings.
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+)
+
+// A Finding is something that should be otherwise.
+type Finding struct {
+	Severity Severity `json:"severity"`
+	Check    string   `json:"check"`  // a short name that does not change, such as "purge index"
+	Found    string   `json:"found"`  // what is so, with its figures
+	Remedy   string   `json:"remedy"` // what to do
+}
+
+func (f Finding) String() string {
+	return fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy)
+}
+
+// Severity says how much a Finding matters.
+type Severity string
+
+const (
+	Error   Severity = "error"   // calls fail, or can take effect twice
+	Warning Severity = "warning" // the promise is weakened, or the table grows
+	Note    Severity = "note"    // good to know
+)
+
+var severities = []Severity{Error, Warning, Note}
+
+// Check returns what it finds in the database of pool, the worst first, and
+// nothing for a healthy one. Of cfg it needs the Schema, MaxIdle and TxOptions
+// that the program's Store has. An error means that the database could not be
+// asked, and wraps the context's error when that has ended; what was found until
+// then is returned with it.
+//
+// Run it with the pool that the program uses: privileges, isolation, timeouts
+// and a pooler are properties of its connections. It takes one connection of the
+// pool at a time. Behind a pooler it opens two of its own, and closes them.
+func Check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]Finding, error) {
+	return check(ctx, pool, cfg, time.Now)
+}
+
+// checks are in the order in which one rests on another.
+var checks = []func(context.Context, *patient) error{
+	checkPooler, // first, since it decides what can be asked
+	checkServer,
+	checkSession,
+	checkTable,
+	checkIndexes,
+	checkPrivileges,
+	checkAutovacuum,
+	checkPurge,
+	checkMigrations,
+	checkClock,
+}
+
+func check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config, now func() time.Time) ([]Finding, error) {
+	store, err := idempotency.NewWithConfig(pool, cfg) // for the defaults, and their validation
+	if err != nil {
+		return nil, err
+	}
+	p := &patient{pool: pool, cfg: store.Config(), now: now}
+	for _, look := range checks {
+		if err = look(ctx, p); err != nil {
+			err = fmt.Errorf("idempotency/doctor: %w", err)
+			break
+		}
+	}
+	slices.SortStableFunc(p.findings, func(a, b Finding) int {
+		return slices.Index(severities, a.Severity) - slices.Index(severities, b.Severity)
+	})
+	return p.findings, err
+}
+
+// A patient is the database under examination.
+type patient struct {
+	pool     *pgxpool.Pool
+	cfg      idempotency.Config
+	now      func() time.Time
+	table    *table // nil if there is none that can be used
+	findings []Finding
+}
+
+func (p *patient) find(s Severity, check, found, remedy string) {
+	p.findings = append(p.findings, Finding{s, check, found, remedy})
+}
+
+// query asks for one row, in a mode that works through every pooler: a broken one
+// must be found, and not break the question.
+func (p *patient) query(ctx context.Context, what, sql string, args []any, into ...any) error {
+	args = append([]any{pgx.QueryExecModeExec}, args...)
+	if err := p.pool.QueryRow(ctx, sql, args...).Scan(into...); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}

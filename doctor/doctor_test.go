@@ -1,0 +1,396 @@
+package doctor_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/doctor"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// A database is a healthy one, and a role on it that has no more than it needs.
+type database struct {
+	testing.TB
+	admin *pgxpool.Pool
+	role  string
+}
+
+func setup(t testing.TB) *database {
+	t.Helper()
+	d := &database{TB: t, admin: pgtest.New(t), role: fmt.Sprintf("doctor_%08x", rand.Uint32())}
+	d.exec("create role " + d.role)
+	t.Cleanup(func() {
+		if _, err := d.admin.Exec(context.Background(), "drop owned by "+d.role+"; drop role "+d.role, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Error(err)
+		}
+	})
+	d.exec("grant select, insert, update, delete on idempotency_keys to " + d.role)
+	return d
+}
+
+func (d *database) exec(sql string) {
+	d.Helper()
+	if _, err := d.admin.Exec(d.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+		d.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// pool is how a careful program connects, with these parameters otherwise.
+func (d *database) pool(params ...string) *pgxpool.Pool {
+	d.Helper()
+	all := append([]string{"role", d.role, "idle_in_transaction_session_timeout", "1min",
+		"tcp_keepalives_idle", "60", "tcp_keepalives_interval", "10", "tcp_keepalives_count", "6"}, params...)
+	return pgtest.Pool(d, d.admin, func(cfg *pgxpool.Config) {
+		for i := 0; i < len(all); i += 2 {
+			cfg.ConnConfig.RuntimeParams[all[i]] = all[i+1]
+		}
+	})
+}
+
+func (d *database) check(pool *pgxpool.Pool, cfg idempotency.Config) []doctor.Finding {
+	d.Helper()
+	findings, err := doctor.Check(d.Context(), pool, cfg)
+	if err != nil {
+		d.Error(err)
+	}
+	return findings
+}
+
+// wants checks that there is one finding, of that severity and check, whose text
+// has each of the words.
+func wants(t testing.TB, findings []doctor.Finding, severity doctor.Severity, check string, words ...string) {
+	t.Helper()
+	var all []string
+	for _, f := range findings {
+		all = append(all, f.String())
+	}
+	if len(findings) != 1 || findings[0].Severity != severity || findings[0].Check != check || findings[0].Remedy == "" {
+		t.Errorf("want one %s of %q, found\n%s", severity, check, strings.Join(all, "\n"))
+		return
+	}
+	for _, word := range words {
+		if !strings.Contains(all[0], word) {
+			t.Errorf("%q does not say %q", all[0], word)
+		}
+	}
+}
+
+func healthy(t testing.TB, findings []doctor.Finding) {
+	t.Helper()
+	for _, f := range findings {
+		t.Errorf("found in a healthy database: %s", f)
+	}
+}
+
+func TestHealthyDatabaseHasNoFinding(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	store := idempotency.New(d.pool())
+	_, _, err := idempotency.Do(t.Context(), store, idempotency.Key{Scope: "s", ID: "i"}, func(context.Context, pgx.Tx) (int, error) { return 1, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	healthy(t, d.check(d.pool(), store.Config()))
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	healthy(t, d.check(d.pool(), idempotency.Config{Schema: "public"}))
+}
+
+func TestWhatIsWrongWithTheTableIsFound(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name, sql string
+		severity  doctor.Severity
+		check     string
+		says      string
+	}{
+		{"none", "drop table idempotency_keys", doctor.Error, "table", "migrate up"},
+		{"elsewhere", "create schema billing; alter table idempotency_keys set schema billing", doctor.Error, "table", `one in schema "billing"`},
+		{"a view", "alter table idempotency_keys rename to other; create view idempotency_keys as select * from other", doctor.Error, "table", "not a table"},
+		{"no origin", "alter table idempotency_keys drop column origin", doctor.Error, "columns", "no column origin"},
+		{"text result", "alter table idempotency_keys alter column result type text using encode(result, 'escape')", doctor.Error, "columns", "needs result bytea"},
+		{"foreign column", "alter table idempotency_keys add column tenant int not null", doctor.Error, "columns", "no call fills: tenant"},
+		{"unlogged", "alter table idempotency_keys set unlogged", doctor.Error, "unlogged", "set logged"},
+		{"no unique index", "alter table idempotency_keys drop constraint idempotency_keys_pkey", doctor.Error, "unique index", "add primary key (id, scope)"},
+		{"invalid primary key", "update pg_index set indisvalid = false where indexrelid = 'idempotency_keys_pkey'::regclass", doctor.Error, "unique index", "reindex"},
+		{"scope first", "alter table idempotency_keys drop constraint idempotency_keys_pkey, add primary key (scope, id)", doctor.Warning, "unique index", "leads with the scope"},
+		{"the same twice", "create unique index twice on idempotency_keys (scope, id)", doctor.Warning, "second unique index", "2 unique indexes"},
+		{"another unique index", "create unique index one_result on idempotency_keys (result)", doctor.Error, "second unique index", "one_result"},
+		{"exclusion constraint", "alter table idempotency_keys add constraint apart exclude using btree (origin with =)", doctor.Error, "second unique index", "apart"},
+		{"invalid unique index", "create unique index broken on idempotency_keys (origin); update pg_index set indisvalid = false where indexrelid = 'broken'::regclass", doctor.Warning, "second unique index", "invalid"},
+		{"no purge index", "drop index idempotency_keys_purge_after", doctor.Warning, "purge index", "(purge_after)"},
+		{"invalid purge index", "update pg_index set indisvalid = false where indexrelid = 'idempotency_keys_purge_after'::regclass", doctor.Warning, "purge index", "(purge_after)"},
+		{"no autovacuum", "alter table idempotency_keys set (autovacuum_enabled = off)", doctor.Warning, "autovacuum", "reset (autovacuum_enabled)"},
+		{"no purge", "insert into idempotency_keys (id, scope, completed_at, expires_at, purge_after) select 'i', 's', t, t, t from (select now() - interval '73 hours') x (t)", doctor.Warning, "purge", "73 hours ago"},
+		{"interrupted migration", "update idempotency_migrations set dirty = true; grant select on idempotency_migrations to public", doctor.Warning, "migrations", "begun and not ended"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			d := setup(t)
+			d.exec(row.sql)
+			wants(t, d.check(d.pool(), idempotency.Config{}), row.severity, row.check, row.says)
+		})
+	}
+}
+
+func TestTableOfANamedSchemaIsExamined(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(`create schema "My ""S"; alter table idempotency_keys set schema "My ""S"; grant usage on schema "My ""S" to ` + d.role)
+	healthy(t, d.check(d.pool(), idempotency.Config{Schema: `My "S`}))
+	wants(t, d.check(d.pool(), idempotency.Config{Schema: "none"}), doctor.Error, "table", `in schema "none"`)
+	d.exec(`drop index "My ""S".idempotency_keys_purge_after`)
+	wants(t, d.check(d.pool(), idempotency.Config{Schema: `My "S`}), doctor.Warning, "purge index", `"My ""S"."idempotency_keys"`)
+}
+
+func TestMissingPrivilegesAreNamed(t *testing.T) {
+	t.Parallel()
+	for _, privilege := range []string{"select", "insert", "update", "delete"} {
+		d := setup(t)
+		d.exec("revoke " + privilege + " on idempotency_keys from " + d.role)
+		wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "privileges", "lacks "+privilege, "grant select, insert, update, delete")
+	}
+	d := setup(t)
+	d.exec("create schema billing; alter table idempotency_keys set schema billing")
+	wants(t, d.check(d.pool(), idempotency.Config{Schema: "billing"}), doctor.Error, "privileges", "may not use schema billing", "grant usage")
+	d = setup(t)
+	d.exec("revoke execute on all functions in schema pg_catalog from public; grant execute on all functions in schema pg_catalog to " + d.role +
+		"; do $$ declare f regprocedure; begin for f in select oid from pg_proc where proname = 'pg_logical_emit_message' loop execute 'revoke execute on function ' || f || ' from " + d.role + "'; end loop; end $$")
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "privileges", "pg_logical_emit_message")
+}
+
+func TestSuperuserIsNoted(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	var super bool
+	if err := d.admin.QueryRow(t.Context(), "select rolsuper from pg_roles where rolname = current_user").Scan(&super); err != nil || !super {
+		t.Fatal("the tests need a superuser: ", err)
+	}
+	wants(t, d.check(d.pool("role", "none"), idempotency.Config{}), doctor.Note, "privileges", "superuser")
+}
+
+func TestWhatIsWrongWithTheConnectionIsFound(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	named := idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}}
+	endless := idempotency.Config{MaxIdle: -1}
+	for _, row := range []struct {
+		params   []string
+		cfg      idempotency.Config
+		severity doctor.Severity
+		check    string
+		says     string
+	}{
+		{[]string{"default_transaction_read_only", "on"}, idempotency.Config{}, doctor.Error, "read only", "read-only"},
+		{[]string{"default_transaction_isolation", "serializable"}, idempotency.Config{}, doctor.Note, "isolation", "serializable"},
+		{[]string{"default_transaction_isolation", "repeatable read"}, idempotency.Config{}, doctor.Note, "isolation", "repeatable read"},
+		{[]string{"synchronous_commit", "off"}, idempotency.Config{}, doctor.Warning, "synchronous_commit", "is off"},
+		{[]string{"tcp_keepalives_idle", "7200"}, idempotency.Config{}, doctor.Warning, "tcp keepalives", "2h1m0s"},
+		{[]string{"idle_in_transaction_session_timeout", "0"}, idempotency.Config{}, doctor.Note, "idle timeout", "DoTx"},
+		{[]string{"idle_in_transaction_session_timeout", "0"}, endless, doctor.Warning, "idle timeout", "Config.MaxIdle is off"},
+	} {
+		wants(t, d.check(d.pool(row.params...), row.cfg), row.severity, row.check, row.says)
+	}
+	healthy(t, d.check(d.pool("default_transaction_isolation", "repeatable read"), named))
+	healthy(t, d.check(d.pool(), endless))
+}
+
+func TestDeadRowsThatAutovacuumCannotRemoveAreFoundWithWhatHoldsThem(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	holder, err := d.admin.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context())
+	if _, err := holder.Exec(t.Context(), "select"); err != nil { // takes its snapshot
+		t.Fatal(err)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), d.admin.Config().ConnConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{
+		"insert into idempotency_keys (id, scope, purge_after) select i::text, 's', now() from generate_series(1, 20000) i",
+		"delete from idempotency_keys",
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn.Close(t.Context()) // a session that ends reports its statistics
+	pool := d.pool()
+	var findings []doctor.Finding
+	for start := time.Now(); len(findings) == 0 && time.Since(start) < time.Minute; time.Sleep(50 * time.Millisecond) {
+		findings = d.check(pool, idempotency.Config{})
+	}
+	wants(t, findings, doctor.Warning, "dead rows", "which this role cannot see", "vacuum")
+	d.exec("grant pg_monitor to " + d.role)
+	wants(t, d.check(pool, idempotency.Config{}), doctor.Warning, "dead rows",
+		fmt.Sprintf("process %d", holder.Conn().PgConn().PID()), "pg_terminate_backend", "vacuum")
+}
+
+func TestClocksApartAreNoted(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	for _, by := range []time.Duration{-time.Minute, time.Minute} {
+		findings, err := doctor.CheckAt(t.Context(), d.pool(), idempotency.Config{}, func() time.Time { return time.Now().Add(by) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		wants(t, findings, doctor.Note, "clock", "1m0s apart")
+	}
+}
+
+func TestWorstComesFirst(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec("drop index idempotency_keys_purge_after; create unique index other on idempotency_keys (result)")
+	var order []string
+	for _, f := range d.check(d.pool("idle_in_transaction_session_timeout", "0"), idempotency.Config{}) {
+		order = append(order, string(f.Severity))
+	}
+	if got := strings.Join(order, " "); got != "error warning note" {
+		t.Error(got)
+	}
+}
+
+func TestDatabaseThatCannotBeAskedIsAnError(t *testing.T) {
+	t.Parallel()
+	pool, err := pgxpool.New(t.Context(), "postgres://user:s3cret@127.0.0.1:1/none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := doctor.Check(t.Context(), pool, idempotency.Config{}); err == nil || strings.Contains(err.Error(), "s3cret") {
+		t.Error(err)
+	}
+	if _, err := doctor.Check(t.Context(), pool, idempotency.Config{Retention: -1}); err == nil || !strings.Contains(err.Error(), "Retention") {
+		t.Error(err)
+	}
+}
+
+func TestCheckLeavesNoTraceAndNoConnection(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	pool := d.pool() // pgtest looks for leaked connections and open transactions
+	healthy(t, d.check(pool, idempotency.Config{}))
+	if n := pool.Stat().TotalConns(); n != 1 {
+		t.Errorf("%d connections for one check", n)
+	}
+}
+
+// ownEnv is set in a run of this test binary on a server of its own.
+const ownEnv = "DOCTOR_TEST_OWN_SERVER"
+
+// onOwnServer runs the test again, on a server that is nobody else's, of the same
+// version. It reports whether this is that run.
+func onOwnServer(t *testing.T, flags ...string) bool {
+	t.Helper()
+	if os.Getenv(ownEnv) != "" {
+		return true
+	}
+	var version string
+	if err := pgtest.Empty(t).QueryRow(t.Context(), "select current_setting('server_version_num')::int / 10000").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"-C", "../internal/testdb", "run", ".", "-version", version}, flags...)
+	cmd := exec.CommandContext(t.Context(), "go", append(args, "--", self, "-test.run=^"+t.Name()+"$", "-test.v")...)
+	cmd.Env = append(os.Environ(), "DATABASE_URL=", "DATABASE_URL_DIRECT=", ownEnv+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return false
+}
+
+func TestSettingsThatRiskCommittedKeysAreFound(t *testing.T) {
+	t.Parallel()
+	if !onOwnServer(t) {
+		return
+	}
+	d := setup(t)
+	for _, row := range []struct {
+		setting  string
+		severity doctor.Severity
+		check    string
+	}{
+		{"fsync", doctor.Error, "fsync"},
+		{"full_page_writes", doctor.Warning, "full_page_writes"},
+		{"autovacuum", doctor.Warning, "autovacuum"},
+		{"track_counts", doctor.Warning, "autovacuum"},
+	} {
+		d.set("alter system set "+row.setting+" = off", row.setting, "off")
+		wants(t, d.check(d.pool(), idempotency.Config{}), row.severity, row.check, row.setting, "= on")
+		d.set("alter system reset "+row.setting, row.setting, "on")
+	}
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+}
+
+// set returns when new sessions have the setting.
+func (d *database) set(sql, setting, value string) {
+	d.Helper()
+	d.exec(sql)
+	d.exec("select pg_reload_conf()")
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		var now string
+		conn, err := pgx.ConnectConfig(d.Context(), d.admin.Config().ConnConfig)
+		if err == nil {
+			err = conn.QueryRow(d.Context(), "select current_setting($1)", setting).Scan(&now)
+			conn.Close(d.Context())
+		}
+		if err == nil && now == value {
+			return
+		}
+		if time.Since(start) > 30*time.Second {
+			d.Fatalf("%s is %q, %v", setting, now, err)
+		}
+	}
+}
+
+func TestPoolerThatBreaksPreparedStatementsIsFound(t *testing.T) {
+	t.Parallel()
+	if !onOwnServer(t, "-pgbouncer") {
+		return
+	}
+	pool := pgtest.New(t)
+	for mode, want := range map[pgx.QueryExecMode]doctor.Severity{
+		pgx.QueryExecModeCacheStatement: doctor.Error,
+		pgx.QueryExecModeDescribeExec:   doctor.Error,
+		pgx.QueryExecModeCacheDescribe:  doctor.Note,
+		pgx.QueryExecModeExec:           doctor.Note,
+		pgx.QueryExecModeSimpleProtocol: doctor.Note,
+	} {
+		for range 3 { // what one check prepares does not mislead the next
+			findings, err := doctor.Check(t.Context(), pgtest.Pool(t, pool, func(cfg *pgxpool.Config) {
+				cfg.ConnConfig.DefaultQueryExecMode = mode
+			}), idempotency.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var found []doctor.Finding
+			for _, f := range findings {
+				if f.Check == "pooler" && f.Severity == want {
+					found = append(found, f)
+				} else if f.Check == "pooler" && want == doctor.Note {
+					t.Errorf("%v: %s", mode, f)
+				}
+			}
+			wants(t, found, want, "pooler")
+		}
+	}
+}

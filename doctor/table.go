@@ -1,0 +1,172 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/keytable"
+)
+
+// A table is the one that calls use.
+type table struct {
+	keytable.Table
+	schema, name string // the name is qualified and quoted
+}
+
+// sibling names another table in the same schema.
+func (t *table) sibling(name string) string { return pgx.Identifier{t.schema, name}.Sanitize() }
+
+// placeSQL looks where a Store would: in the named schema, or along the
+// search_path.
+const placeSQL = `
+select coalesce(
+		nullif($1::text, ''),
+		(select n.nspname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+		where c.oid = to_regclass('idempotency_keys')),
+		''),
+	current_setting('search_path'),
+	array(
+		select n.nspname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+		where c.relname = 'idempotency_keys' and c.relkind in ('r', 'p')
+		order by 1)`
+
+const migrate = `run "idempotency migrate up" or migrations.Up on this database and schema`
+
+func checkTable(ctx context.Context, p *patient) error {
+	var schema, path string
+	var places []string
+	if err := p.query(ctx, "looking for the table", placeSQL, []any{p.cfg.Schema}, &schema, &path, &places); err != nil {
+		return err
+	}
+	found, err := keytable.Describe(ctx, p.pool, schema, pgx.QueryExecModeExec)
+	switch {
+	case errors.Is(err, keytable.ErrMissing):
+		p.missing(schema, path, places)
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking at the table: %w", err)
+	}
+	t := &table{found, schema, pgx.Identifier{schema, keytable.Name}.Sanitize()}
+	if p.checkColumns(t) {
+		p.table = t
+	}
+	return nil
+}
+
+func (p *patient) missing(schema, path string, places []string) {
+	where := fmt.Sprintf("in schema %q", schema)
+	if schema == "" {
+		where = "along the search_path, " + path
+	}
+	remedy := migrate
+	if len(places) > 0 {
+		remedy = fmt.Sprintf("there is one in schema %q: name it in Config.Schema (-schema), or put it into the search_path, and give the role usage of it; or %s", places[0], migrate)
+	}
+	p.find(Error, "table", "there is no table idempotency_keys "+where, remedy)
+}
+
+// checkColumns reports whether the table can be used.
+func (p *patient) checkColumns(t *table) bool {
+	before := len(p.findings)
+	bad := func(names []string, found, remedy string) {
+		if len(names) > 0 {
+			p.find(Error, "columns", fmt.Sprintf(found, t.name, strings.Join(names, ", ")), remedy)
+		}
+	}
+	if !t.IsTable() {
+		p.find(Error, "table", t.name+" is not a table", "move it out of the way, then "+migrate)
+		return false
+	}
+	bad(t.Missing(), "%s is of another version: it has no column %s", migrate)
+	bad(t.Mistyped(), "%s was not made by this package: it needs %s", "move the table out of the way, then "+migrate)
+	bad(t.Foreign(), "%s has a column that is required and that no call fills: %s", "drop the column, or give it a default")
+	if t.Persistence == "u" {
+		p.find(Error, "unlogged", t.name+" is unlogged: a crash of the server empties it, and every retry runs again",
+			"alter table "+t.name+" set logged")
+	}
+	return len(p.findings) == before || len(t.Missing())+len(t.Mistyped()) == 0
+}
+
+func checkIndexes(_ context.Context, p *patient) error {
+	t := p.table
+	if t == nil {
+		return nil
+	}
+	arbiters := t.Arbiters()
+	switch {
+	case len(arbiters) == 0:
+		p.find(Error, "unique index", t.name+" has no valid unique index on id and scope, so calls fail",
+			"alter table "+t.name+" add primary key (id, scope); or reindex the one that is there, if it is invalid")
+	case len(arbiters) > 1:
+		p.find(Warning, "second unique index", fmt.Sprintf("%s has %d unique indexes on id and scope: each call pays for all of them", t.name, len(arbiters)),
+			"drop all but the primary key")
+	case arbiters[0].Columns[0] != "id":
+		p.find(Warning, "unique index", fmt.Sprintf("the unique index %s leads with the scope: time-ordered ids are then scattered over it, which costs write-ahead log and memory", arbiters[0].Name),
+			"make the primary key anew, on (id, scope)")
+	}
+	for _, i := range t.Obstacles() {
+		if !i.Valid && len(arbiters) == 0 {
+			continue // it may be the one that is missing
+		}
+		if !i.Valid {
+			p.find(Warning, "second unique index", "the unique index "+i.Name+" is invalid: it was not built to its end", "drop it")
+			continue
+		}
+		p.find(Error, "second unique index", fmt.Sprintf("there is another unique index or exclusion constraint, %s: calls with different keys fail each other on it", i.Name), "drop it")
+	}
+	if t.PurgeIndex() == nil {
+		p.find(Warning, "purge index", t.name+" has no valid index on purge_after: each batch of a purge reads the whole table",
+			"create index concurrently on "+t.name+" (purge_after); or "+migrate)
+	}
+	return nil
+}
+
+// privilegesSQL names what the role lacks. It looks the table up by itself: a name
+// in a schema that the role may not use is an error.
+const privilegesSQL = `
+select current_user::text,
+	(select rolsuper from pg_roles where rolname = current_user),
+	has_schema_privilege(n.oid, 'usage'),
+	array(
+		select privilege from unnest(array['select', 'insert', 'update', 'delete']) with ordinality p (privilege, place)
+		where not has_table_privilege(c.oid, privilege)
+		order by place),
+	(select bool_or(has_function_privilege(f.oid, 'execute')) from pg_proc f
+	where f.proname = 'pg_logical_emit_message' and f.proargtypes[2] = 'text'::regtype)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = 'idempotency_keys'`
+
+func checkPrivileges(ctx context.Context, p *patient) error {
+	t := p.table
+	if t == nil {
+		return nil
+	}
+	var role string
+	var super, usage, emits bool
+	var lacks []string
+	err := p.query(ctx, "looking at the role's privileges", privilegesSQL, []any{t.schema}, &role, &super, &usage, &lacks, &emits)
+	if err != nil {
+		return err
+	}
+	name := pgx.Identifier{role}.Sanitize()
+	if !usage {
+		p.find(Error, "privileges", fmt.Sprintf("role %s may not use schema %s", name, t.schema),
+			fmt.Sprintf("grant usage on schema %s to %s", pgx.Identifier{t.schema}.Sanitize(), name))
+	}
+	if len(lacks) > 0 {
+		p.find(Error, "privileges", fmt.Sprintf("role %s lacks %s on %s", name, strings.Join(lacks, ", "), t.name),
+			fmt.Sprintf("grant select, insert, update, delete on %s to %s", t.name, name))
+	}
+	if !emits {
+		p.find(Warning, "privileges", fmt.Sprintf("role %s may not call pg_logical_emit_message, by which a call whose COMMIT was in doubt makes sure of it", name),
+			"grant execute on function pg_logical_emit_message to "+name)
+	}
+	if super {
+		p.find(Note, "privileges", fmt.Sprintf("role %s is a superuser, and calls need far less", name),
+			fmt.Sprintf("use a role with usage of schema %s and select, insert, update, delete on %s", t.schema, t.name))
+	}
+	return nil
+}

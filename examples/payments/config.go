@@ -1,0 +1,47 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"time"
+)
+
+// A config is what an operator can say. Each has a flag; what differs between
+// machines, or is secret, has an environment variable too.
+type config struct {
+	Addr     string        // host:port to listen on; default localhost:8080
+	Database string        // connection string of PostgreSQL; required
+	Migrate  bool          // run the migrations at the start; default true
+	Drain    time.Duration // how long requests may take to finish at the end; default 20s
+	Examples bool          // open two accounts with known API keys; default false
+
+	UnsafeNoIdempotency bool // ignore idempotency keys; default false
+}
+
+func parseConfig(args []string, getenv func(string) string, usage io.Writer) (cfg config, err error) {
+	flags := flag.NewFlagSet("payments serve", flag.ContinueOnError)
+	flags.SetOutput(usage)
+	flags.StringVar(&cfg.Addr, "addr", cmp.Or(getenv("ADDR"), "localhost:8080"), "`host:port` to listen on; also $ADDR")
+	// No default that shows: it can hold a password.
+	flags.StringVar(&cfg.Database, "database", "", "`connection string` of PostgreSQL; default $DATABASE_URL")
+	flags.BoolVar(&cfg.Migrate, "migrate", true, "run the migrations at the start")
+	flags.DurationVar(&cfg.Drain, "drain", 20*time.Second, "how long requests may take to finish after SIGTERM")
+	flags.BoolVar(&cfg.Examples, "examples", false, "open the accounts alice and bob, with the API keys alice-secret and bob-secret")
+	flags.BoolVar(&cfg.UnsafeNoIdempotency, "unsafe-no-idempotency", false, "FOR THE DEMO ONLY: ignore idempotency keys, so that a retry charges again")
+	if err := flags.Parse(args); err != nil {
+		return config{}, err
+	}
+	cfg.Database = cmp.Or(cfg.Database, getenv("DATABASE_URL"))
+	switch {
+	case flags.NArg() > 0:
+		return config{}, fmt.Errorf("serve takes flags only, and not %q", flags.Arg(0))
+	case cfg.Database == "":
+		return config{}, errors.New("no database: set DATABASE_URL, or -database")
+	case cfg.Drain <= 0:
+		return config{}, fmt.Errorf("-drain is %v: it has to be longer than nothing", cfg.Drain)
+	}
+	return cfg, nil
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+)
+
+// serve is the life of the process. It ends after ctx does, when the requests
+// that were being served have got their responses.
+func serve(ctx context.Context, cfg config, logs io.Writer) error {
+	log := slog.New(slog.NewJSONHandler(logs, nil))
+	pool, err := pgxpool.New(ctx, cfg.Database)
+	if err != nil {
+		return fmt.Errorf("the connection string of the database: %w", err)
+	}
+	defer pool.Close() // last: waits for every connection
+	if err := prepare(ctx, pool, cfg); err != nil {
+		return err
+	}
+	store := idempotency.New(pool)
+	handler, err := newAPI(pool, store, cfg, log)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.Addr)
+	if err != nil {
+		return err
+	}
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { purgeUntil(ctx, store, log) })
+	log.Info("listening", "address", listener.Addr().String())
+	return serveUntil(ctx, newServer(handler, log), listener, cfg.Drain, log)
+}
+
+func prepare(ctx context.Context, pool *pgxpool.Pool, cfg config) error {
+	if cfg.Migrate {
+		if err := migrateUp(ctx, pool); err != nil {
+			return err
+		}
+	}
+	if cfg.Examples {
+		return openExamples(ctx, pool)
+	}
+	return nil
+}
+
+// requestLimit is how long a request may take: a duplicate waits 10 seconds for
+// the first, and a commit in doubt can take 30 to find out.
+const requestLimit = 45 * time.Second
+
+// newServer has a limit for everything that a client can be slow at. Net/http
+// has none by default.
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10*time.Second + requestLimit + 5*time.Second, // counts from the end of the header
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),
+	}
+}
+
+// serveUntil serves until ctx ends. Then it takes no new requests, and waits for
+// those that run, but no longer than drain: what has not finished by then is
+// rolled back, and its client sends it again, to another process.
+//
+// The requests do not inherit ctx: it would end them instead.
+func serveUntil(ctx context.Context, server *http.Server, listener net.Listener, drain time.Duration, log *slog.Logger) error {
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("shutting down", "cause", context.Cause(ctx).Error())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("requests still ran after %v, and were ended: %w", drain, err), server.Close())
+	}
+	log.Info("shut down")
+	return nil
+}

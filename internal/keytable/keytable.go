@@ -1,0 +1,171 @@
+// Package keytable describes the table of a database as it is, and says what
+// package idempotency needs of it.
+package keytable
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Name of the table, in whatever schema it is.
+const Name = "idempotency_keys"
+
+// required are the columns that package idempotency needs.
+var required = []Column{
+	{Name: "id", Type: "text"},
+	{Name: "scope", Type: "text"},
+	{Name: "fingerprint", Type: "bytea"},
+	{Name: "result", Type: "bytea"},
+	{Name: "origin", Type: "text"},
+	{Name: "completed_at", Type: "timestamp with time zone"},
+	{Name: "expires_at", Type: "timestamp with time zone"},
+	{Name: "purge_after", Type: "timestamp with time zone"},
+}
+
+// A Table is a relation of that name.
+type Table struct {
+	Kind        string // pg_class.relkind
+	Persistence string // pg_class.relpersistence
+	Columns     []Column
+	Indexes     []Index
+}
+
+type Column struct {
+	Name, Type string
+	NoDefault  bool // not null, and without a default
+}
+
+// An Index is on columns in that order. An expression's name is empty.
+type Index struct {
+	Name      string
+	Columns   []string
+	Unique    bool // also an exclusion constraint, which refuses rows as well
+	Primary   bool
+	Valid     bool
+	Immediate bool
+	Partial   bool
+	Included  int // columns that are not part of the key
+}
+
+// A Querier is a connection, a pool or a transaction.
+type Querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// ErrMissing says that there is no relation of that name.
+var ErrMissing = errors.New("missing")
+
+// describeSQL reads the catalog alone, which every role may.
+const describeSQL = `
+select c.relkind::text, c.relpersistence::text,
+	(select coalesce(json_agg(json_build_object(
+			'Name', a.attname, 'Type', format_type(a.atttypid, null),
+			'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = ''
+		) order by a.attnum), '[]')
+	from pg_attribute a
+	where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+	(select coalesce(json_agg(json_build_object(
+			'Name', x.relname, 'Unique', i.indisunique or i.indisexclusion, 'Primary', i.indisprimary,
+			'Valid', i.indisvalid, 'Immediate', i.indimmediate, 'Partial', i.indpred is not null,
+			'Included', i.indnatts - i.indnkeyatts,
+			'Columns', array(
+				select coalesce(a.attname::text, '')
+				from unnest(i.indkey::smallint[]) with ordinality k (number, place)
+				left join pg_attribute a on a.attrelid = c.oid and a.attnum = k.number
+				order by k.place)
+		) order by x.relname), '[]')
+	from pg_index i join pg_class x on x.oid = i.indexrelid
+	where i.indrelid = c.oid)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = $2`
+
+// Describe returns ErrMissing when there is no such relation in schema.
+func Describe(ctx context.Context, q Querier, schema string, options ...any) (t Table, err error) {
+	args := append(options, schema, Name)
+	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Columns, &t.Indexes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Table{}, ErrMissing
+	}
+	return t, err
+}
+
+// IsTable is true for a partitioned table too, or one that Citus distributes.
+func (t Table) IsTable() bool { return t.Kind == "r" || t.Kind == "p" }
+
+// Missing names the columns that are not there.
+func (t Table) Missing() (names []string) {
+	for _, want := range required {
+		if t.column(want.Name) == nil {
+			names = append(names, want.Name)
+		}
+	}
+	return names
+}
+
+// Mistyped names the columns of another type, with the one they need.
+func (t Table) Mistyped() (names []string) {
+	for _, want := range required {
+		if c := t.column(want.Name); c != nil && c.Type != want.Type {
+			names = append(names, c.Name+" "+want.Type)
+		}
+	}
+	return names
+}
+
+// Foreign names the columns that a claim would have to fill, and does not.
+func (t Table) Foreign() (names []string) {
+	for _, c := range t.Columns {
+		ours := slices.ContainsFunc(required, func(r Column) bool { return r.Name == c.Name })
+		if c.NoDefault && !ours {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
+func (t Table) column(name string) *Column {
+	i := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &t.Columns[i]
+}
+
+// Arbiters are the indexes that keep a call from running twice: unique on id and
+// scope, in any order.
+func (t Table) Arbiters() (found []Index) {
+	for _, i := range t.Indexes {
+		if i.arbitrates() {
+			found = append(found, i)
+		}
+	}
+	return found
+}
+
+func (i Index) arbitrates() bool {
+	return i.Unique && i.Valid && i.Immediate && !i.Partial && i.Included == 0 && len(i.Columns) == 2 &&
+		slices.Contains(i.Columns, "id") && slices.Contains(i.Columns, "scope")
+}
+
+// Obstacles are the other unique indexes: a claim that they refuse is an error.
+func (t Table) Obstacles() (found []Index) {
+	for _, i := range t.Indexes {
+		if i.Unique && !i.arbitrates() {
+			found = append(found, i)
+		}
+	}
+	return found
+}
+
+// PurgeIndex is the one that the purge goes by, if it is there.
+func (t Table) PurgeIndex() *Index {
+	for _, i := range t.Indexes {
+		if i.Valid && !i.Partial && i.Columns[0] == "purge_after" {
+			return &i
+		}
+	}
+	return nil
+}
