@@ -370,3 +370,34 @@ func TestErrorAtCommitIsNotTakenForOneOfOurOwnStatements(t *testing.T) {
 		})
 	}
 }
+
+// A slow function will be as slow the next time.
+func TestFunctionThatPostgreSQLEndsForItsTimeIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	idle := b.storeOn(b.pool, idempotency.Config{MaxIdle: 100 * time.Millisecond})
+	stores := map[string]*idempotency.Store{"25P03": idle}
+	if query[int](b, "select current_setting('server_version_num')::int") >= 17_00_00 {
+		// Before 17 there is no such parameter.
+		stores["25P04"] = b.store
+	}
+	for code, store := range stores {
+		runs := 0
+		_, _, err := idempotency.Do(t.Context(), store, idempotency.Key{Scope: "s", ID: code}, func(ctx context.Context, tx pgx.Tx) (int, error) {
+			runs++
+			if code == "25P04" {
+				if _, err := tx.Exec(ctx, "set local transaction_timeout = '200ms'"); err != nil {
+					return 0, err
+				}
+				_, err := tx.Exec(ctx, "select pg_sleep(10)")
+				return 0, err
+			}
+			time.Sleep(300 * time.Millisecond)
+			return charge("slow", 1)(ctx, tx)
+		})
+		if sqlState(err) != code || runs != 1 {
+			t.Errorf("%s: %d runs, %v", code, runs, err)
+		}
+	}
+	b.effects(0)
+}

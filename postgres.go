@@ -291,6 +291,7 @@ const (
 	codeNotSupported         = "0A000" // serializable on a standby
 	codeNoPrivilege          = "42501"
 	codeIdleInTransaction    = "25P03"
+	codeTransactionTimeout   = "25P04" // since PostgreSQL 17
 	codeDivisionByZero       = "22012" // raised by recordSQL
 	classIntegrity           = "23"
 )
@@ -334,8 +335,9 @@ func lostConnection(err error) bool {
 		return false
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pgErr.Code != codeIdleInTransaction &&
-			(pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
+		// A function that took too long will do so again.
+		tooLong := pgErr.Code == codeIdleInTransaction || pgErr.Code == codeTransactionTimeout
+		return !tooLong && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
 	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return false // it was never there
