@@ -86,7 +86,7 @@ func newPlot(title, x, y string) *plot.Plot {
 	return p
 }
 
-// line adds one series.
+// line adds one series, and its name if it has one to the legend.
 func line(p *plot.Plot, name string, l look, points plotter.XYs) error {
 	curve, marks, err := plotter.NewLinePoints(points)
 	if err != nil {
@@ -95,7 +95,9 @@ func line(p *plot.Plot, name string, l look, points plotter.XYs) error {
 	curve.Color, curve.Width, curve.Dashes = l.colour, l.width, l.dashes
 	marks.Color, marks.Shape, marks.Radius = l.colour, l.shape, vg.Points(3.5)
 	p.Add(curve, marks)
-	p.Legend.Add(name, curve, marks)
+	if name != "" {
+		p.Legend.Add(name, curve, marks)
+	}
 	return nil
 }
 
@@ -123,6 +125,7 @@ func saveBeside(p *plot.Plot, height vg.Length, path string) error {
 func latency(run results.Run, path string) error {
 	p := newPlot("First call at "+linkName(run, results.Delay)+": latency against concurrency", "callers at a time", "median latency in ms")
 	var ticks []plot.Tick
+	var ours plotter.XYs
 	for _, peer := range run.Peers {
 		var points plotter.XYs
 		for _, t := range run.Timed {
@@ -138,6 +141,9 @@ func latency(run results.Run, path string) error {
 		if len(points) < 2 {
 			continue
 		}
+		if peer.Name == peers.Ours {
+			ours = points
+		}
 		if err := line(p, peer.Name, lookOf(run.Peers, peer.Name), points); err != nil {
 			return err
 		}
@@ -146,7 +152,12 @@ func latency(run results.Run, path string) error {
 		return nil
 	}
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(ticks)
-	p.Y.Min = 0
+	p.Y.Min, p.Y.Tick.Marker = 0, steps{}
+	if ours != nil { // once more, above the others
+		if err := line(p, "", lookOf(run.Peers, peers.Ours), ours); err != nil {
+			return err
+		}
+	}
 	return saveBeside(p, chartHeight, path)
 }
 
@@ -255,7 +266,7 @@ func growth(scale results.Scale, path string) error {
 		low, high = min(low, float64(q.Rows)), max(high, float64(q.Rows))
 	}
 	p.X.Min, p.X.Max = decade(low, math.Floor), decade(high, math.Ceil)
-	p.Y.Min, p.Y.Max = 0, max(1.5, p.Y.Max)
+	p.Y.Min, p.Y.Max, p.Y.Tick.Marker = 0, max(1.5, p.Y.Max), steps{}
 	one := plotter.NewFunction(func(float64) float64 { return 1 })
 	one.Color, one.Width = bareColour, vg.Points(1)
 	one.Dashes = []vg.Length{vg.Points(4), vg.Points(3)}
@@ -295,4 +306,22 @@ func decadeLabel(v float64) string {
 		return grouped(int64(v + 0.5))
 	}
 	return strconv.FormatFloat(v, 'g', 1, 64)
+}
+
+// steps are round numbers, each with its label.
+type steps struct{}
+
+func (steps) Ticks(low, high float64) (ticks []plot.Tick) {
+	const most = 8
+	step := decade((high-low)/most, math.Floor)
+	for _, factor := range []float64{1, 2, 2.5, 2} { // 1, 2, 5, 10
+		step *= factor
+		if (high-low)/step <= most {
+			break
+		}
+	}
+	for i := math.Ceil(low / step); i*step <= high*1.001; i++ {
+		ticks = append(ticks, plot.Tick{Value: i * step, Label: strconv.FormatFloat(i*step, 'g', 4, 64)})
+	}
+	return ticks
 }
