@@ -4,7 +4,9 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,7 +47,7 @@ type waiter struct {
 	fingerprint Fingerprint
 	impatient   bool
 	arrival     uint64
-	place       *list.Element // nil once the verdict is sent; guarded by gate.mu
+	place       *list.Element // nil once its verdict is on the way; guarded by gate.mu
 	verdict     chan verdict  // holds one, so that sending never blocks
 }
 
@@ -54,6 +56,8 @@ type verdict struct {
 	lead *lease
 	rec  *record
 	err  error
+
+	crowd *crowd // whose next one is to be woken
 }
 
 // enter returns the lease of key's leader, or what a leader found while the
@@ -99,20 +103,29 @@ func (g *gate) wait(ctx context.Context, f *flight, w *waiter, patience time.Dur
 	var err error
 	select {
 	case v := <-w.verdict:
-		return v
+		return v.passOn()
 	case <-ctx.Done():
 		err = leftWaiting(ctx)
 	case <-bound:
 		err = ErrInProgress
 	}
+	if !g.leaveQueue(f, w) {
+		// The verdict came first. It may be the lead, which must not be lost. It is
+		// not waited for under the mutex: it can come from one who is where we are.
+		return (<-w.verdict).passOn()
+	}
+	return verdict{err: err}
+}
+
+// leaveQueue reports whether w was still in the queue.
+func (g *gate) leaveQueue(f *flight, w *waiter) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if w.place == nil {
-		// The verdict came first. It may be the lead, which must not be lost.
-		return <-w.verdict
+		return false
 	}
-	f.dismiss(w, verdict{})
-	return verdict{err: err}
+	f.remove(w)
+	return true
 }
 
 func leftWaiting(ctx context.Context) error {
@@ -126,9 +139,14 @@ func (f *flight) join(w *waiter) {
 }
 
 func (f *flight) dismiss(w *waiter, v verdict) {
+	f.remove(w)
+	w.verdict <- v
+}
+
+// remove takes w out of the queue. Who does that owes it a verdict.
+func (f *flight) remove(w *waiter) {
 	f.waiters.Remove(w.place)
 	w.place = nil
-	w.verdict <- v
 }
 
 // refusal says why w cannot wait for what the leader is doing. A fingerprint is
@@ -178,13 +196,50 @@ func (l *lease) stand(s standing) {
 
 // share gives rec to the waiters that came before the seal.
 func (l *lease) share(rec *record) {
+	if due := l.due(); len(due) > 0 {
+		c := &crowd{rec: rec, waiters: due}
+		c.wake(runtime.GOMAXPROCS(0))
+	}
+}
+
+// due takes those waiters out of the queue.
+func (l *lease) due() (due []*waiter) {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
 	l.flight.each(func(w *waiter) {
 		if w.arrival <= l.flight.sealed {
-			l.flight.dismiss(w, verdict{rec: rec})
+			l.flight.remove(w)
+			due = append(due, w)
 		}
 	})
+	return due
+}
+
+// A crowd of waiters is woken one by the other, a few at a time: ten thousand at
+// once would stand before every other goroutine of the process, those of other
+// keys among them.
+type crowd struct {
+	rec     *record
+	waiters []*waiter
+	woken   atomic.Int64
+}
+
+func (c *crowd) wake(n int) {
+	for range n {
+		next := c.woken.Add(1) - 1
+		if next >= int64(len(c.waiters)) {
+			return
+		}
+		c.waiters[next].verdict <- verdict{rec: c.rec, crowd: c}
+	}
+}
+
+// passOn is called by the one who was woken, before anything else.
+func (v verdict) passOn() verdict {
+	if v.crowd != nil {
+		v.crowd.wake(1)
+	}
+	return v
 }
 
 // leave hands the lead to the waiter that has waited longest.

@@ -3,6 +3,8 @@ package idempotency
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -37,7 +39,7 @@ func (g *gateTest) follow(key Key, patience time.Duration) <-chan verdict {
 	ended := make(chan verdict, 1)
 	go func() {
 		lead, rec, err := g.enter(key, patience)
-		ended <- verdict{lead, rec, err}
+		ended <- verdict{lead: lead, rec: rec, err: err}
 	}()
 	for {
 		g.gate.mu.Lock()
@@ -112,6 +114,58 @@ func TestGateHandsTheLeadToTheOneThatWaitedLongest(t *testing.T) {
 	}
 	leader.leave()
 	g.empty()
+}
+
+// Waiters wake each other in a chain, and one can leave at the very moment at
+// which it is its turn.
+func TestGateGivesTheAnswerToAllThatStayHoweverManyLeave(t *testing.T) {
+	t.Parallel()
+	for range 100 {
+		g := &gateTest{T: t}
+		leader := g.lead()
+		ctx, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		var answers atomic.Int64
+		const waiters = 60
+		for i := range waiters {
+			all.Go(func() {
+				ctx := ctx
+				if i%3 == 0 {
+					ctx = t.Context() // stays
+				}
+				lead, rec, err := g.gate.enter(ctx, theKey, time.Hour)
+				switch {
+				case rec != nil:
+					answers.Add(1)
+				case lead != nil || i%3 == 0 || !errors.Is(err, context.Canceled):
+					t.Errorf("got %v, %v, %v", lead, rec, err)
+				}
+			})
+		}
+		g.queued(waiters)
+		leader.seal()
+		go leave()
+		leader.share(new(record))
+		leader.leave()
+		all.Wait()
+		if answers.Load() < waiters/3 {
+			t.Errorf("%d of %d got the answer", answers.Load(), waiters)
+		}
+		g.empty()
+	}
+}
+
+// queued waits until n have arrived.
+func (g *gateTest) queued(n uint64) {
+	for {
+		g.gate.mu.Lock()
+		arrivals := g.gate.flights[gateKey{theKey.Scope, theKey.ID}].arrivals
+		g.gate.mu.Unlock()
+		if arrivals == n {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func TestGateComparesFingerprintsOnlyWithAnOwner(t *testing.T) {
