@@ -401,3 +401,22 @@ func TestFunctionThatPostgreSQLEndsForItsTimeIsNotRunAgain(t *testing.T) {
 	}
 	b.effects(0)
 }
+
+// A function that is silent after its last statement hears nothing of its end:
+// only the record does.
+func TestFunctionThatIsSilentTooLongAtItsEndIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 100 * time.Millisecond})
+	runs := 0
+	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		n, err := charge(b.key.ID, 1)(ctx, tx)
+		time.Sleep(300 * time.Millisecond)
+		return n, err
+	})
+	if sqlState(err) != "25P03" || runs != 1 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	b.effects(0)
+	b.executes(1)
+}

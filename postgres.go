@@ -326,6 +326,13 @@ func provesAbort(err error) bool {
 		strings.HasPrefix(sqlState(err), classIntegrity)
 }
 
+// endedForItsTime: PostgreSQL ended the transaction because it took, or was
+// silent for, too long. The function's next statement hears of it, or its record.
+func endedForItsTime(err error) bool {
+	code := sqlState(err)
+	return code == codeIdleInTransaction || code == codeTransactionTimeout
+}
+
 // lostConnection reports whether err says that the connection is gone. Where no
 // COMMIT was sent, nothing of its transaction remains.
 func lostConnection(err error) bool {
@@ -336,8 +343,7 @@ func lostConnection(err error) bool {
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// A function that took too long will do so again.
-		tooLong := pgErr.Code == codeIdleInTransaction || pgErr.Code == codeTransactionTimeout
-		return !tooLong && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
+		return !endedForItsTime(err) && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
 	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return false // it was never there

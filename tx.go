@@ -114,8 +114,8 @@ func (x *session) commit(rec *record) *failure {
 	sent := time.Now()
 	err := x.finish(ctx, x.store.sql.record, recordArgs(x.args, x.row, rec)...)
 	if err != nil {
-		// A COMMIT that took too long will do so again.
-		tooLong := errors.Is(err, context.DeadlineExceeded)
+		// A COMMIT or a function that took too long will do so again.
+		tooLong := errors.Is(err, context.DeadlineExceeded) || endedForItsTime(err)
 		return &failure{
 			err:       err,
 			transient: conflicted(err) || x.closed() && !tooLong,
