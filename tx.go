@@ -235,7 +235,7 @@ func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, err
 		case f.state == recorded:
 			return nil, f.rec, nil
 		case f.state == abandoned:
-			return nil, nil, ErrAbandoned
+			return nil, nil, sp.incomplete(ctx)
 		}
 		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err
@@ -272,6 +272,18 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	}
 	sp.row = f.row
 	return f, err
+}
+
+// incomplete is the error of a row that has no result.
+func (sp *savepoint) incomplete(ctx context.Context) error {
+	var own bool
+	if err := sp.tx.QueryRow(ctx, sp.store.sql.owns, sp.args[2]).Scan(&own); err != nil {
+		return explain("claim the key", err)
+	}
+	if own { // with a context, or a Store, that is not the function's
+		return fmt.Errorf("%w: it is a function of the same transaction that made this call", ErrInProgress)
+	}
+	return ErrAbandoned
 }
 
 // set sends the savepoint by itself, not in a batch with the claim: pgx prepares
