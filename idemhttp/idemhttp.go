@@ -97,8 +97,8 @@ type Config struct {
 	Fingerprint func(r *http.Request, body []byte) idempotency.Fingerprint
 
 	// FinishDisconnected lets a handler that has begun finish, and its response
-	// be recorded, when its client disconnects. Default: its context ends, and
-	// everything is rolled back.
+	// be recorded, when its client disconnects; a deadline of the request's
+	// context stays. Default: its context ends, and everything is rolled back.
 	FinishDisconnected bool
 
 	// Documentation is the absolute URL of what clients should read. Every

@@ -573,6 +573,37 @@ func TestDuplicateThatDisconnectsStopsWaitingAlsoWhenHandlersFinish(t *testing.T
 	b.ran(1)
 }
 
+// limited ends the context of a request after a while, as outer middleware does.
+func limited(limit time.Duration, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeoutCause(r.Context(), limit, errors.New("too slow"))
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+func TestHandlerBeyondItsTimeLimitIsEndedWith503(t *testing.T) {
+	t.Parallel()
+	for _, finish := range []bool{false, true} {
+		t.Run(fmt.Sprint("finishing ", finish), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			m := b.middleware(idemhttp.Config{FinishDisconnected: finish})
+			server := b.serve(limited(500*time.Millisecond, m.Handler(b.charging(func(_ http.ResponseWriter, r *http.Request) {
+				select {
+				case <-r.Context().Done():
+				case <-time.After(10 * time.Second):
+					t.Error("the handler has no time limit")
+				}
+			}))))
+			if got := b.post(server, "k"); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
+				t.Errorf("got %d %s", got.StatusCode, got.body)
+			}
+			b.effects(0)
+		})
+	}
+}
+
 // disconnectOnce sends a request and leaves while it is running.
 func disconnectOnce(b *bundle, url string, running <-chan bool) {
 	b.Helper()
