@@ -550,11 +550,16 @@ func TestDuplicateThatDisconnectsStopsWaitingAlsoWhenHandlersFinish(t *testing.T
 	t.Parallel()
 	b := setup(t)
 	running, finish := make(chan bool), make(chan bool)
-	server := b.protected(idemhttp.Config{FinishDisconnected: true}, func(w http.ResponseWriter, r *http.Request) {
+	ended := make(chan bool, 2)
+	m := b.middleware(idemhttp.Config{FinishDisconnected: true}).Handler(b.charging(func(w http.ResponseWriter, r *http.Request) {
 		close(running)
 		<-finish
 		created(w, r)
-	})
+	}))
+	server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { ended <- true }()
+		m.ServeHTTP(w, r)
+	}))
 	first := make(chan answer)
 	go func() { first <- b.post(server, "k") }()
 	<-running
@@ -566,6 +571,11 @@ func TestDuplicateThatDisconnectsStopsWaitingAlsoWhenHandlersFinish(t *testing.T
 	})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+	select {
+	case <-ended: // of the duplicate, while the first is running
+	case <-time.After(5 * time.Second): // the Store's Wait is 10 s
+		t.Error("the duplicate still waits")
 	}
 	close(finish)
 	a := <-first
