@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 )
 
 func TestFailureLeavesNothingAndTheNextCallRuns(t *testing.T) {
@@ -400,4 +401,53 @@ func TestFunctionThatPostgreSQLEndsForItsTimeIsNotRunAgain(t *testing.T) {
 		}
 	}
 	b.effects(0)
+}
+
+// A function that is silent after its last statement hears nothing of its end:
+// only the record does.
+func TestFunctionThatIsSilentTooLongAtItsEndIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 100 * time.Millisecond})
+	runs := 0
+	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		n, err := charge(b.key.ID, 1)(ctx, tx)
+		time.Sleep(300 * time.Millisecond)
+		return n, err
+	})
+	if sqlState(err) != "25P03" || runs != 1 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	b.effects(0)
+	b.executes(1)
+}
+
+// On a Unix socket the write fails before PostgreSQL's error can be read.
+func TestFunctionThatPostgreSQLEndsWithoutAWordIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	for name, last := range map[string]time.Duration{"before a statement": 300 * time.Millisecond, "before its end": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			store, proxy := b.through(idempotency.Config{MaxIdle: 200 * time.Millisecond})
+			proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+				if m.FromServer && m.Type == 'E' {
+					return pgproxy.Drop
+				}
+				return pgproxy.Pass
+			})
+			runs := 0
+			_, _, err := idempotency.Do(t.Context(), store, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				runs++
+				time.Sleep(last)
+				n, err := charge(b.key.ID, 1)(ctx, tx)
+				time.Sleep(300*time.Millisecond - last)
+				return n, err
+			})
+			if err == nil || runs != 1 {
+				t.Errorf("%d runs, %v", runs, err)
+			}
+			b.effects(0)
+		})
+	}
 }

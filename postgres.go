@@ -60,6 +60,13 @@ select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= c
 from idempotency_keys
 where id = $1 and scope = $2`
 
+// ownsSQL tells whether the transaction itself is at work on the key, before the
+// savepoint: a row without a result is then its own, and not an abandoned one.
+const ownsSQL = `
+select exists (select from pg_locks
+	where locktype = 'advisory' and objsubid = 1 and pid = pg_backend_pid()
+		and (classid::bigint << 32 | objid::bigint) = ($1::bigint # 'idempotency_keys'::regclass::oid::bigint))`
+
 // takeOverSQL locks an expired row. PostgreSQL checks the condition once more
 // on the row it has locked, so a row that was renewed meanwhile is not returned;
 // one that is locked belongs to a call that is taking it over. The claim before
@@ -144,6 +151,7 @@ const purgeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_keys'::regcl
 // statements are the constants above on the table of one schema.
 type statements struct {
 	claim, read, readInTx, takeOver, record string
+	owns                                    string
 	get, list, lock, delete, exists         string
 	purge, purgeTurn                        string
 }
@@ -162,6 +170,7 @@ func newStatements(cfg Config) statements {
 		claim:    on(claimSQL),
 		read:     on(readSQL),
 		readInTx: on(readInTxSQL),
+		owns:     on(ownsSQL),
 		takeOver: on(takeOverSQL),
 		record:   on(recordSQL),
 		get:      on(getSQL),
@@ -326,6 +335,13 @@ func provesAbort(err error) bool {
 		strings.HasPrefix(sqlState(err), classIntegrity)
 }
 
+// endedForItsTime: PostgreSQL ended the transaction because it took, or was
+// silent for, too long. The function's next statement hears of it, or its record.
+func endedForItsTime(err error) bool {
+	code := sqlState(err)
+	return code == codeIdleInTransaction || code == codeTransactionTimeout
+}
+
 // lostConnection reports whether err says that the connection is gone. Where no
 // COMMIT was sent, nothing of its transaction remains.
 func lostConnection(err error) bool {
@@ -336,8 +352,7 @@ func lostConnection(err error) bool {
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// A function that took too long will do so again.
-		tooLong := pgErr.Code == codeIdleInTransaction || pgErr.Code == codeTransactionTimeout
-		return !tooLong && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
+		return !endedForItsTime(err) && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
 	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return false // it was never there

@@ -31,6 +31,7 @@ type session struct {
 	tx    pgx.Tx
 	args  []any      // claimArgs
 	row   pgtype.TID // the row it owns, once it has claimed the key
+	began time.Time
 }
 
 // begin starts a transaction and claims key, in one round trip. There is a
@@ -40,6 +41,7 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	if err != nil {
 		return nil, finding{}, explain("acquire a connection", err)
 	}
+	began := time.Now()
 	args := claimArgs(key, s.cfg.Retention)
 	var batch pgx.Batch
 	batch.BeginTx(s.cfg.TxOptions)
@@ -48,7 +50,7 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	batch.Queue(s.sql.read, args[:2]...)
 
 	results := conn.SendBatch(ctx, &batch)
-	x := &session{store: s, conn: conn, tx: results.Tx(), args: args}
+	x := &session{store: s, conn: conn, tx: results.Tx(), args: args, began: began}
 	f, err := readBegin(results)
 	if err == nil && f.state == expired {
 		f, err = x.takeOver(ctx)
@@ -100,7 +102,7 @@ func (x *session) run(ctx context.Context, fn function) ([]byte, *failure) {
 		return stored, nil
 	}
 	// An error of another connection of fn's, or of its context, is its own.
-	lost := x.closed() && lostConnection(err)
+	lost := x.closed() && lostConnection(err) && !x.outlastedMaxIdle()
 	return nil, &failure{err: err, transient: conflicted(err) || lost}
 }
 
@@ -114,8 +116,8 @@ func (x *session) commit(rec *record) *failure {
 	sent := time.Now()
 	err := x.finish(ctx, x.store.sql.record, recordArgs(x.args, x.row, rec)...)
 	if err != nil {
-		// A COMMIT that took too long will do so again.
-		tooLong := errors.Is(err, context.DeadlineExceeded)
+		// A COMMIT or a function that took too long will do so again.
+		tooLong := errors.Is(err, context.DeadlineExceeded) || endedForItsTime(err) || x.outlastedMaxIdle()
 		return &failure{
 			err:       err,
 			transient: conflicted(err) || x.closed() && !tooLong,
@@ -168,6 +170,13 @@ func (x *session) finish(ctx context.Context, sql string, args ...any) (err erro
 // its COMMIT was not executed.
 func (x *session) inTransaction() bool {
 	return !x.closed() && x.conn.Conn().PgConn().TxStatus() != 'I'
+}
+
+// outlastedMaxIdle: PostgreSQL may have ended the session for its silence. When
+// the next write fails, as it does on a Unix socket, its error is never read.
+func (x *session) outlastedMaxIdle() bool {
+	limit := x.store.cfg.MaxIdle
+	return limit > 0 && time.Since(x.began) >= limit
 }
 
 func (x *session) closed() bool { return x.conn.Conn().IsClosed() }
@@ -235,7 +244,7 @@ func (c *call) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *record, err
 		case f.state == recorded:
 			return nil, f.rec, nil
 		case f.state == abandoned:
-			return nil, nil, ErrAbandoned
+			return nil, nil, sp.incomplete(ctx)
 		}
 		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err
@@ -272,6 +281,18 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	}
 	sp.row = f.row
 	return f, err
+}
+
+// incomplete is the error of a row that has no result.
+func (sp *savepoint) incomplete(ctx context.Context) error {
+	var own bool
+	if err := sp.tx.QueryRow(ctx, sp.store.sql.owns, sp.args[2]).Scan(&own); err != nil {
+		return explain("claim the key", err)
+	}
+	if own { // with a context, or a Store, that is not the function's
+		return fmt.Errorf("%w: it is a function of the same transaction that made this call", ErrInProgress)
+	}
+	return ErrAbandoned
 }
 
 // set sends the savepoint by itself, not in a batch with the claim: pgx prepares

@@ -284,3 +284,35 @@ func TestDoTxWithAnEndedContextStillRollsBackToItsSavepoint(t *testing.T) {
 	b.effects(0)
 	b.executes(2)
 }
+
+// A foreign context, or another Store, hides that the call comes from inside the
+// function. Its row has no result yet, but nobody has abandoned it.
+func TestKeyOfTheSameTransactionIsInProgressAndNotAbandoned(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	other := b.storeOn(b.pool, idempotency.Config{})
+	fn := func(ctx context.Context, tx pgx.Tx) (int, error) {
+		_, _, err := idempotency.DoTx(context.Background(), b.store, tx, b.key, charge(b.key.ID, 2))
+		b.wantErr(err, idempotency.ErrInProgress)
+		_, _, err = idempotency.DoTx(ctx, other, tx, b.key, charge(b.key.ID, 2))
+		b.wantErr(err, idempotency.ErrInProgress)
+		return charge(b.key.ID, 1)(ctx, tx)
+	}
+	if got, _, err := b.do(fn); got != 1 || err != nil {
+		t.Errorf("Do = %v, %v", got, err)
+	}
+	b.effects(1)
+	if err := b.store.Delete(t.Context(), b.key); err != nil {
+		t.Fatal(err)
+	}
+	b.exec("delete from charges")
+	tx := b.begin(pgx.TxOptions{})
+	b.wantOutcome(b.doTx(tx, fn), outcome{1, false, nil})
+	b.commit(tx)
+	b.effects(1)
+
+	// What was abandoned stays so for DoTx.
+	b.exec("update idempotency_keys set completed_at = null, expires_at = null, result = null")
+	tx = b.begin(pgx.TxOptions{})
+	b.wantErr(b.doTx(tx, fn).err, idempotency.ErrAbandoned)
+}

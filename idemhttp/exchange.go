@@ -40,6 +40,10 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(context.WithoutCancel(ctx))
 		defer cancel()
+		if end, limited := r.Context().Deadline(); limited { // not the client's doing
+			ctx, cancel = context.WithDeadline(ctx, end)
+			defer cancel()
+		}
 		x.detach = context.AfterFunc(r.Context(), cancel)
 		defer x.detach()
 	}
@@ -138,7 +142,7 @@ func (x *exchange) run(ctx context.Context, tx pgx.Tx) (record, error) {
 	case ctx.Err() != nil:
 		// A handler that sees its context end may return without a word, which
 		// is an empty 200: not one to record.
-		return record{}, fmt.Errorf("idemhttp: the request ended before its handler: %w", context.Cause(ctx))
+		return record{}, fmt.Errorf("idemhttp: the request ended before its handler: %w (%w)", ctx.Err(), context.Cause(ctx))
 	}
 	return x.response.record(x.m)
 }

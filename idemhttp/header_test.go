@@ -175,6 +175,17 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
+	for _, methods := range [][]string{{}, {"post"}, {"POST", "Put"}} {
+		_, err := idemhttp.New(b.store, idemhttp.Config{Scope: account, Methods: methods})
+		if err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config.Methods is ") {
+			t.Errorf("Methods %q: %v", methods, err)
+		}
+	}
+	// What is too small even for the status would be executed again and again.
+	b.store = b.storeOn(b.pool, idempotency.Config{MaxResult: 28})
+	if _, err := idemhttp.New(b.store, idemhttp.Config{Scope: account}); err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config.MaxRecord is 28: ") {
+		t.Errorf("MaxRecord of 28: %v", err)
+	}
 	if _, err := idemhttp.New(nil, idemhttp.Config{Scope: account}); err == nil {
 		t.Error("no store, and no error")
 	}

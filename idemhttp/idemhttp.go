@@ -97,8 +97,8 @@ type Config struct {
 	Fingerprint func(r *http.Request, body []byte) idempotency.Fingerprint
 
 	// FinishDisconnected lets a handler that has begun finish, and its response
-	// be recorded, when its client disconnects. Default: its context ends, and
-	// everything is rolled back.
+	// be recorded, when its client disconnects; a deadline of the request's
+	// context stays. Default: its context ends, and everything is rolled back.
 	FinishDisconnected bool
 
 	// Documentation is the absolute URL of what clients should read. Every
@@ -161,12 +161,14 @@ func (c Config) validate(store idempotency.Config) error {
 		problem = fmt.Sprintf("MaxKeyLength is %d: it has to be 1 to 255", c.MaxKeyLength)
 	case c.MaxRequestBody < 1:
 		problem = fmt.Sprintf("MaxRequestBody is %d: it has to be a byte or more", c.MaxRequestBody)
-	case c.MaxRecord < 1:
-		problem = fmt.Sprintf("MaxRecord is %d: it has to be a byte or more", c.MaxRecord)
+	case c.MaxRecord < minRecord:
+		problem = fmt.Sprintf("MaxRecord is %d: it has to be %d bytes or more, which the status takes", c.MaxRecord, minRecord)
 	case c.MaxRecord > store.MaxResult:
 		problem = fmt.Sprintf("MaxRecord is %d: the Store takes at most %d (its MaxResult)", c.MaxRecord, store.MaxResult)
 	case slices.ContainsFunc(c.Methods, alwaysPasses):
 		problem = fmt.Sprintf("Methods is %q: a method without effects passes through always", c.Methods)
+	case len(c.Methods) == 0 || slices.ContainsFunc(c.Methods, func(m string) bool { return m != strings.ToUpper(m) }):
+		problem = fmt.Sprintf("Methods is %q: requests would pass through unprotected, since methods are upper case (RFC 9110, section 9.1)", c.Methods)
 	case !isLink(c.Documentation):
 		problem = fmt.Sprintf("Documentation is %q: it has to be an absolute URL", c.Documentation)
 	default:

@@ -91,6 +91,9 @@ func toHeader(stored map[string][]octets) http.Header {
 	return h
 }
 
+// minRecord is what onlyStatus takes: {"status":200,"omitted":true}.
+const minRecord = 29
+
 // fitting returns as much of the record as has room in maxBytes: all of it, or
 // all but the body and what describes it, or the status and the place of what
 // was created, or the status. To store less is better than to store nothing:

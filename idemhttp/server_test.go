@@ -550,11 +550,16 @@ func TestDuplicateThatDisconnectsStopsWaitingAlsoWhenHandlersFinish(t *testing.T
 	t.Parallel()
 	b := setup(t)
 	running, finish := make(chan bool), make(chan bool)
-	server := b.protected(idemhttp.Config{FinishDisconnected: true}, func(w http.ResponseWriter, r *http.Request) {
+	ended := make(chan bool, 2)
+	m := b.middleware(idemhttp.Config{FinishDisconnected: true}).Handler(b.charging(func(w http.ResponseWriter, r *http.Request) {
 		close(running)
 		<-finish
 		created(w, r)
-	})
+	}))
+	server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { ended <- true }()
+		m.ServeHTTP(w, r)
+	}))
 	first := make(chan answer)
 	go func() { first <- b.post(server, "k") }()
 	<-running
@@ -567,10 +572,46 @@ func TestDuplicateThatDisconnectsStopsWaitingAlsoWhenHandlersFinish(t *testing.T
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
+	select {
+	case <-ended: // of the duplicate, while the first is running
+	case <-time.After(5 * time.Second): // the Store's Wait is 10 s
+		t.Error("the duplicate still waits")
+	}
 	close(finish)
 	a := <-first
 	a.is(t, 201, `{"id": 1}`, false)
 	b.ran(1)
+}
+
+// limited ends the context of a request after a while, as outer middleware does.
+func limited(limit time.Duration, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeoutCause(r.Context(), limit, errors.New("too slow"))
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+func TestHandlerBeyondItsTimeLimitIsEndedWith503(t *testing.T) {
+	t.Parallel()
+	for _, finish := range []bool{false, true} {
+		t.Run(fmt.Sprint("finishing ", finish), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			m := b.middleware(idemhttp.Config{FinishDisconnected: finish})
+			server := b.serve(limited(500*time.Millisecond, m.Handler(b.charging(func(_ http.ResponseWriter, r *http.Request) {
+				select {
+				case <-r.Context().Done():
+				case <-time.After(10 * time.Second):
+					t.Error("the handler has no time limit")
+				}
+			}))))
+			if got := b.post(server, "k"); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
+				t.Errorf("got %d %s", got.StatusCode, got.body)
+			}
+			b.effects(0)
+		})
+	}
 }
 
 // disconnectOnce sends a request and leaves while it is running.

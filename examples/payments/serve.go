@@ -38,6 +38,8 @@ func serve(ctx context.Context, cfg config, logs io.Writer) error {
 	}
 	var background sync.WaitGroup
 	defer background.Wait()
+	ctx, stop := context.WithCancel(ctx) // before the Wait, also when serving fails
+	defer stop()
 	background.Go(func() { purgeUntil(ctx, store, log) })
 	log.Info("listening", "address", listener.Addr().String())
 	return serveUntil(ctx, newServer(handler, log), listener, cfg.Drain, log)
