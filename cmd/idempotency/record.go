@@ -137,8 +137,12 @@ func (rec record) absence() error {
 	key := fmt.Sprintf("key %s of scope %s", plain(rec.ID), plain(rec.Scope))
 	switch rec.State {
 	case inProgress:
-		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: nothing has taken effect yet: ask again, or end it with select pg_terminate_backend(%d)",
-			key, rec.Holders[0], rec.Holders[0].PID)}
+		effect := "nothing has taken effect yet"
+		if rec.CompletedAt != nil {
+			effect = "an earlier call took effect at " + moment(*rec.CompletedAt) + ", and its record has expired; this one has not yet"
+		}
+		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: %s: ask again, or end it with select pg_terminate_backend(%d)",
+			key, rec.Holders[0], effect, rec.Holders[0].PID)}
 	case notFound:
 		return exitError{exitNotFound, "no record of " + key + ": no call with it has taken effect, or its record expired and was purged"}
 	}
