@@ -97,7 +97,7 @@ func (e *Event) settle() {
 		e.Outcome = "key_reused"
 	case errors.Is(e.Err, ErrInProgress):
 		e.Outcome = "in_progress"
-	case errors.Is(e.Err, ErrNotFound):
+	case errors.Is(e.Err, ErrNotFound) && e.Operation != "Do" && e.Operation != "DoTx": // else it is the function's
 		e.Outcome = "not_found"
 	default:
 		e.Outcome = "failed"

@@ -61,12 +61,15 @@ func misconfigured(err error) bool {
 	return strings.HasPrefix(code, "42") || code == codeInvalidSchema
 }
 
-func (s *Store) purge(ctx context.Context, batch func(context.Context) (int64, error)) (deleted int64, err error) {
+// A purgeStep waits, and then deletes one batch.
+type purgeStep func(ctx context.Context, pause time.Duration) (deleted int64, err error)
+
+func (s *Store) purge(ctx context.Context, batch purgeStep) (deleted int64, err error) {
 	var event Event
 	err = s.observed(ctx, "Purge", Key{}, &event, func(ctx context.Context) error {
-		for {
+		for pause := time.Duration(0); ; {
 			start := time.Now()
-			n, err := batch(ctx)
+			n, err := batch(ctx, pause)
 			deleted += n
 			event.Deleted = deleted
 			switch {
@@ -76,32 +79,41 @@ func (s *Store) purge(ctx context.Context, batch func(context.Context) (int64, e
 				return nil
 			}
 			// On a server that is slow now, no more than half of the time.
-			took := time.Since(start)
-			if err := sleep(ctx, max(purgePace-took, took)); err != nil {
-				return explain("purge", err)
-			}
+			took := time.Since(start) - pause
+			pause = max(purgePace-took, took)
 		}
 	})
 	return deleted, err
 }
 
-func (s *Store) purgeBatch(ctx context.Context) (deleted int64, err error) {
-	return s.purgeBatchIf(ctx, func(pgx.Tx) error { return nil })
+func (s *Store) purgeBatch(ctx context.Context, pause time.Duration) (deleted int64, err error) {
+	if err := sleep(ctx, pause); err != nil {
+		return 0, err
+	}
+	return s.purgeBatchIf(ctx, s.cfg.MaxIdle, func(pgx.Tx) error { return nil })
 }
 
 // errNotOurTurn: another process is at the purge.
 var errNotOurTurn = errors.New("another purge is at work")
 
 // purgeBatchInTurn takes turns by the batch: a lock that outlives a transaction
-// would be session state, which a pooler gives to others.
-func (s *Store) purgeBatchInTurn(ctx context.Context) (deleted int64, err error) {
-	deleted, err = s.purgeBatchIf(ctx, func(tx pgx.Tx) error {
+// would be session state, which a pooler gives to others. It pauses while it has
+// the turn: others would use a pause without it, and together they would be faster
+// than one may be. The transaction has no snapshot then, and holds no vacuum back.
+func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (deleted int64, err error) {
+	maxIdle := s.cfg.MaxIdle
+	if maxIdle > 0 {
+		maxIdle = min(maxIdle+pause, maxServerTimeout)
+	}
+	deleted, err = s.purgeBatchIf(ctx, maxIdle, func(tx pgx.Tx) error {
 		var ours bool
-		err := tx.QueryRow(ctx, s.sql.purgeTurn).Scan(&ours)
-		if err == nil && !ours {
+		if err := tx.QueryRow(ctx, s.sql.purgeTurn).Scan(&ours); err != nil {
+			return err
+		}
+		if !ours {
 			return errNotOurTurn
 		}
-		return err
+		return sleep(ctx, pause)
 	})
 	if errors.Is(err, errNotOurTurn) {
 		return 0, nil
@@ -109,10 +121,10 @@ func (s *Store) purgeBatchInTurn(ctx context.Context) (deleted int64, err error)
 	return deleted, err
 }
 
-func (s *Store) purgeBatchIf(ctx context.Context, allowed func(pgx.Tx) error) (deleted int64, err error) {
+func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, allowed func(pgx.Tx) error) (deleted int64, err error) {
 	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
 		// A process that freezes here must not keep the keys it has locked, nor the turn.
-		if _, err := tx.Exec(ctx, settingsSQL, s.idle...); err != nil {
+		if _, err := tx.Exec(ctx, settingsSQL, settingsArgs(maxIdle)...); err != nil {
 			return err
 		}
 		if err := allowed(tx); err != nil {

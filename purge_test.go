@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -122,6 +123,39 @@ func TestOnePurgerOfAFleetDeletesWhileTheOthersStandBy(t *testing.T) {
 	}
 	b.emptied()
 	b.wantErr(stop(), context.Canceled)
+}
+
+func TestFleetOfPurgersIsNoFasterThanOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.expiredRows(20_000) // 20 batches, with 100 ms between them
+	start := time.Now()
+	for range 4 {
+		stop := b.purging(b.store)
+		defer func() { b.wantErr(stop(), context.Canceled) }()
+		time.Sleep(30 * time.Millisecond) // into the pause of the others
+	}
+	b.emptied()
+	if took := time.Since(start); took < 1200*time.Millisecond {
+		t.Errorf("20,000 records took %v: more than one purger was at work", took)
+	}
+}
+
+func TestPurgerMayPauseForLongerThanMaxIdle(t *testing.T) {
+	t.Parallel()
+	var failures atomic.Int64
+	b := setup(t, idempotency.Config{MaxIdle: 60 * time.Millisecond, Observe: func(_ context.Context, e idempotency.Event) {
+		if e.Outcome == "failed" && !errors.Is(e.Err, context.Canceled) {
+			failures.Add(1)
+		}
+	}})
+	b.expiredRows(10_000) // 9 pauses of 100 ms
+	stop := b.purging(b.store)
+	b.emptied()
+	b.wantErr(stop(), context.Canceled)
+	if n := failures.Load(); n > 4 { // a busy machine can be as slow as MaxIdle by itself
+		t.Errorf("%d of 9 pauses failed", n)
+	}
 }
 
 func TestPurgeEveryGoesOnAfterLostConnections(t *testing.T) {

@@ -144,6 +144,20 @@ func TestEventsHoldNoKeyUnlessAsked(t *testing.T) {
 	}
 }
 
+func TestFunctionThatDoesNotFindARecordHasFailed(t *testing.T) {
+	t.Parallel()
+	var last idempotency.Event
+	var seen []any
+	b := setup(t, traced(&last, &seen))
+	_, _, err := idempotency.Do(t.Context(), b.store, b.key, func(ctx context.Context, _ pgx.Tx) (int, error) {
+		_, err := b.store.Get(ctx, idempotency.Key{Scope: "other", ID: "other"})
+		return 0, err
+	})
+	if b.wantErr(err, idempotency.ErrNotFound); last.Outcome != "failed" {
+		t.Errorf("%+v", last)
+	}
+}
+
 func TestConfigOfAStoreHasItsDefaults(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{MaxResult: 7})

@@ -235,6 +235,21 @@ func TestDeadRowsThatAutovacuumCannotRemoveAreFoundWithWhatHoldsThem(t *testing.
 		findings = d.check(pool, idempotency.Config{})
 	}
 	wants(t, findings, doctor.Warning, "dead rows", "which this role cannot see", "vacuum")
+	d.exec("alter role " + d.role + " login password 'doctor'") // a role sees the sessions of its own logins
+	login := pgtest.Pool(t, d.admin, func(cfg *pgxpool.Config) { cfg.ConnConfig.User, cfg.ConnConfig.Password = d.role, "doctor" })
+	own, err := login.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead}) // a younger one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Rollback(t.Context())
+	if _, err := own.Exec(t.Context(), "select"); err != nil {
+		t.Fatal(err)
+	}
+	findings = d.check(pool, idempotency.Config{})
+	wants(t, findings, doctor.Warning, "dead rows", "that this role can see", "pg_monitor")
+	if len(findings) == 1 && strings.Contains(findings[0].Remedy, "pg_terminate_backend") {
+		t.Errorf("it says to end a session that may hold nothing back: %s", findings[0])
+	}
 	d.exec("grant pg_monitor to " + d.role)
 	wants(t, d.check(pool, idempotency.Config{}), doctor.Warning, "dead rows",
 		fmt.Sprintf("process %d", holder.Conn().PgConn().PID()), "pg_terminate_backend", "vacuum")

@@ -70,6 +70,9 @@ func checkAutovacuum(ctx context.Context, p *patient) error {
 		found := fmt.Sprintf("about %d dead rows in %s, last autovacuum: %s", dead, p.table.name, last)
 		remedy := "vacuum " + p.table.name + "; and give autovacuum more to work with: autovacuum_vacuum_cost_limit, autovacuum_max_workers"
 		switch {
+		case holder != "" && !sees:
+			found += "; the oldest snapshot that this role can see, perhaps not the oldest, is held by " + holder
+			remedy = "look for an old transaction, as a member of pg_monitor, who can see all: nothing newer than the oldest can be removed; then " + remedy
 		case holder != "":
 			found += "; the oldest snapshot is held by " + holder
 			remedy = "end that first if it is old, since nothing newer can be removed (pg_terminate_backend, rollback prepared, pg_drop_replication_slot); then " + remedy

@@ -21,7 +21,9 @@ import (
 // the line; the statement is refused and not sent, so that a pool that is used up
 // does not make the test hang.
 //
-// Call it before the pool is made. The tracer that cfg has is kept, and so are
+// Call it before the pool is made; a pool that exists already, or another copy of
+// its configuration, is not guarded. So a test in which no connection was acquired
+// through cfg fails, too. The tracer that cfg has is kept, and so are
 // its other hooks. A statement that is sent with a context of another origin,
 // such as [context.Background], is not found. Guard does nothing once the test
 // has ended.
@@ -43,6 +45,7 @@ type guard struct {
 	t testing.TB
 
 	mu       sync.Mutex
+	asked    bool // for a connection, whoever wanted it
 	ended    bool
 	reported map[string]bool // by line
 }
@@ -51,9 +54,15 @@ func (g *guard) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.ended = true
+	if !g.asked && !g.t.Failed() && !g.t.Skipped() {
+		g.t.Error("idemtest: Guard has seen no connection being acquired: call it before the pool is made, with the Config that the pool is made of")
+	}
 }
 
 func (g *guard) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	g.mu.Lock()
+	g.asked = true
+	g.mu.Unlock()
 	key, found := running.Innermost(ctx)
 	if !found {
 		return ctx

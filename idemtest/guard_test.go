@@ -196,6 +196,9 @@ func TestGuardIsSilentOnceItsTestHasEnded(t *testing.T) {
 	database := testDatabase(t)
 	wantNone(t, record(t, func(guardedTest testing.TB) {
 		pool = pgtest.Pool(t, database, func(cfg *pgxpool.Config) { idemtest.Guard(guardedTest, cfg) })
+		if err := pool.Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}))
 	store := idemtest.New(t, pool, idempotency.Config{})
 	err := inside(t, store, func(ctx context.Context, tx pgx.Tx) error {
@@ -205,4 +208,17 @@ func TestGuardIsSilentOnceItsTestHasEnded(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+func TestGuardThatIsTooLateFailsTheTest(t *testing.T) {
+	t.Parallel()
+	database := testDatabase(t)
+	want(t, record(t, func(t testing.TB) {
+		pool := pgtest.Pool(t, database)
+		idemtest.Guard(t, pool.Config()) // a copy
+		inside(t, idemtest.New(t, pool, idempotency.Config{}), func(ctx context.Context, _ pgx.Tx) error {
+			_, err := pool.Exec(ctx, `insert into charges (request) values ('stray')`)
+			return err
+		})
+	}), "before the pool is made")
 }

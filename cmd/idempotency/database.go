@@ -106,15 +106,15 @@ func (d *database) config() (*pgxpool.Config, error) {
 		return nil, fmt.Errorf("cannot read %s: %s", cmp.Or(d.source(), "the PG* environment variables"), unreadable(err))
 	}
 	if misread(&cfg.ConnConfig.Config) {
-		return nil, fmt.Errorf("cannot read %s: the host contains @: in the password, write %%40 for it", d.source())
+		return nil, fmt.Errorf("cannot read %s: an @ stands in the host or in the database: in the password, write %%40 for @ and %%2F for /", cmp.Or(d.source(), "the PG* environment variables"))
 	}
 	return cfg, nil
 }
 
-// misread reports whether the rest of a password was taken for a host, which
-// must not be printed.
+// misread reports whether the rest of a password was taken for a host or for the
+// database, which must not be printed.
 func misread(cfg *pgconn.Config) bool {
-	return strings.Contains(cfg.Host, "@") || slices.ContainsFunc(cfg.Fallbacks, func(other *pgconn.FallbackConfig) bool {
+	return strings.Contains(cfg.Host+cfg.Database, "@") || slices.ContainsFunc(cfg.Fallbacks, func(other *pgconn.FallbackConfig) bool {
 		return strings.Contains(other.Host, "@")
 	})
 }

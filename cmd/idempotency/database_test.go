@@ -75,6 +75,7 @@ func TestPasswordIsNeverPrinted(t *testing.T) {
 		"postgres://u:a/s3cret@127.0.0.1:1/d",
 		"postgres://u:a#s3cret@127.0.0.1:1/d",
 		"postgres://u:a?s3cret@127.0.0.1:1/d",
+		"postgres://u:12/s3cret@127.0.0.1:1/d",
 		"postgres://u:a s3cret@127.0.0.1:1/d",
 		"postgres://u:a@s3cret@127.0.0.1:1/d",
 		"postgres://u:a@h,s3cret@127.0.0.1:1/d",
@@ -94,6 +95,24 @@ func TestPasswordIsNeverPrinted(t *testing.T) {
 			if run.exit == 0 || strings.Contains(run.stdout+run.stderr, "s3cret") {
 				t.Errorf("%s: %+v", url, run)
 			}
+		}
+	}
+}
+
+func TestPasswordInTheWrongPlaceIsNotPrinted(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"list", "postgres://u:s3cret@127.0.0.1:1/d"},
+		{"postgres://u:s3cret@127.0.0.1:1/d", "doctor"},
+		{"migrate", "up", "postgres://u:s3@cret/s3cret@127.0.0.1:1/d"},
+		{"list", "-timeout", "postgres://u:s3cret@127.0.0.1:1/d"},
+		{"list", "-after", "postgres://u:s3cret@127.0.0.1:1/d"},
+		{"stats", "host=127.0.0.1 password='a s3cret' dbname=d"},
+		{"stats", "postgres://127.0.0.1:1/d?user=u&password=s3cret"},
+	} {
+		r := run(t, nil, args...)
+		if r.wantLine(t, 2, "***"); strings.Contains(r.stderr, "s3cret") {
+			t.Errorf("%v: %+v", args, r)
 		}
 	}
 }

@@ -16,8 +16,9 @@ import (
 
 var list = &command{
 	name:    "list",
-	summary: "list records, the newest first",
-	text: `It lists what has taken effect. Calls in progress cannot be seen here: see stats.
+	summary: "list records, the last to expire first",
+	text: `Where all were made with the same retention, that is the newest first; else ask for
+the newest with -newer. It lists what has taken effect. Calls in progress cannot be seen here: see stats.
 Where there is more, it says with which -after to go on; in JSON each record has it
 as its cursor. On a large table a filter that few records pass reads far.`,
 	setup: func(fs *flag.FlagSet) action {

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 )
 
@@ -52,6 +53,12 @@ type stdio struct {
 	out, err io.Writer
 }
 
+// passwords are those of a connection string that stands where something else was
+// expected: 'list "$DATABASE_URL"' for 'list -database "$DATABASE_URL"'.
+var passwords = regexp.MustCompile(`(://[^\s:@/]*:)\S*(@)|((?i:password)=)('[^']*'|[^\s&"]*)`)
+
+func withoutPassword(text string) string { return passwords.ReplaceAllString(text, "$1$3***$2") }
+
 func run(ctx context.Context, std stdio, args []string) (exit int) {
 	err := root.execute(ctx, std, root.name, args)
 	switch {
@@ -65,6 +72,6 @@ func run(ctx context.Context, std stdio, args []string) (exit int) {
 			exit = e.code
 		}
 	}
-	fmt.Fprintln(std.err, "idempotency:", err)
+	fmt.Fprintln(std.err, "idempotency:", withoutPassword(err.Error()))
 	return exit
 }

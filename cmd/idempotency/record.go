@@ -123,7 +123,26 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	if len(holders) > 0 && (rec.State == notFound || rec.State == expired) {
 		rec.State, rec.Holders = inProgress, holders
 	}
+	if err == nil && rec.State == notFound {
+		err = provesAbsence(ctx, pool, rec)
+	}
 	return rec, remedied(err)
+}
+
+const standbySQL = `select pg_is_in_recovery()`
+
+// provesAbsence is an error on a standby: it can be behind, and has the locks of
+// no call in progress.
+func provesAbsence(ctx context.Context, pool *pgxpool.Pool, rec record) error {
+	var standby bool
+	if err := pool.QueryRow(ctx, standbySQL).Scan(&standby); err != nil || !standby {
+		return err
+	}
+	return fmt.Errorf("there is no record of %s here, but this server is a standby, which can be behind and knows of no call in progress: ask the primary, for example with target_session_attrs=read-write", rec.key())
+}
+
+func (rec record) key() string {
+	return fmt.Sprintf("key %s of scope %s", plain(rec.ID), plain(rec.Scope))
 }
 
 func (d *database) holders(ctx context.Context, pool *pgxpool.Pool, scope, id string) ([]holder, error) {
@@ -134,11 +153,15 @@ func (d *database) holders(ctx context.Context, pool *pgxpool.Pool, scope, id st
 
 // absence is the error that says why there is no record.
 func (rec record) absence() error {
-	key := fmt.Sprintf("key %s of scope %s", plain(rec.ID), plain(rec.Scope))
+	key := rec.key()
 	switch rec.State {
 	case inProgress:
-		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: nothing has taken effect yet: ask again, or end it with select pg_terminate_backend(%d)",
-			key, rec.Holders[0], rec.Holders[0].PID)}
+		effect := "nothing has taken effect yet"
+		if rec.CompletedAt != nil {
+			effect = "an earlier call took effect at " + moment(*rec.CompletedAt) + ", and its record has expired; this one has not yet"
+		}
+		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: %s: ask again, or end it with select pg_terminate_backend(%d)",
+			key, rec.Holders[0], effect, rec.Holders[0].PID)}
 	case notFound:
 		return exitError{exitNotFound, "no record of " + key + ": no call with it has taken effect, or its record expired and was purged"}
 	}

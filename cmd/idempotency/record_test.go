@@ -120,8 +120,9 @@ func TestGetTellsApartWhatBecameOfAKey(t *testing.T) {
 	r := run(t, on(pool), "get", "-json", "s", "none")
 	r.wantAll(t, 3, `"state":"not found"`)
 
-	for _, id := range []string{"new", "expired"} {
+	for id, effect := range map[string]string{"new": "nothing has taken effect yet", "expired": "an earlier call took effect at 2"} {
 		pid, end := hold(t, pool, "s", id)
+		run(t, on(pool), "get", "s", id).wantLine(t, 4, effect)
 		run(t, on(pool), "get", "s", id).wantLine(t, 4, "key "+id+" of scope s is in progress", fmt.Sprintf("process %d (%s", pid, t.Name()), "idle in transaction", "for ")
 		run(t, on(pool), "get", "s", id, "-json").wantAll(t, 4, `"state":"in progress"`, fmt.Sprintf(`"pid":%d`, pid))
 		end()
