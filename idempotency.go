@@ -229,7 +229,8 @@ func (c Config) validate() error {
 }
 
 // A Store keeps the results of one table. It is safe for concurrent use, and
-// holds no connection and no goroutine between calls. Callers in one process
+// holds no connection and no goroutine between calls, but for the ROLLBACK that
+// follows a replay, for 5 seconds at most. Callers in one process
 // should share one: its in-process gate lets duplicates wait for each other
 // without a connection.
 type Store struct {

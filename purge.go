@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,22 +42,26 @@ func (s *Store) PurgeEvery(ctx context.Context, interval time.Duration) error {
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for {
+	for ctx.Err() == nil {
 		if _, err := s.purge(ctx, s.purgeBatchInTurn); misconfigured(err) {
 			return err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
+	return ctx.Err()
 }
 
-// misconfigured: SQLSTATE classes 42 (syntax or access rule) and 3F (schema).
+// misconfigured: not all of class 42, since behind a pooler a statement that is
+// prepared already (42P05) can be none the next time.
 func misconfigured(err error) bool {
-	code := sqlState(err)
-	return strings.HasPrefix(code, "42") || code == codeInvalidSchema
+	switch sqlState(err) {
+	case codeUndefinedTable, codeInvalidSchema, codeUndefinedColumn, codeNoPrivilege:
+		return true
+	}
+	return false
 }
 
 // A purgeStep waits, and then deletes one batch.

@@ -155,9 +155,11 @@ func (s *Store) delete(ctx context.Context, key Key) error {
 		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
 			return s.deleteIn(ctx, tx, key)
 		})
-		again := errors.Is(err, ErrInProgress) && time.Since(start) < deletePatience
-		if !again || waits.pause(ctx) != nil {
+		if !errors.Is(err, ErrInProgress) || time.Since(start) >= deletePatience {
 			return err
+		}
+		if waits.pause(ctx) != nil {
+			return leftWaiting(ctx)
 		}
 	}
 }

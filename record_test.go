@@ -104,6 +104,11 @@ func TestDeleteIsErrInProgressWhileACallHoldsTheKey(t *testing.T) {
 		if err := b.store.Delete(t.Context(), b.key); !errors.Is(err, idempotency.ErrInProgress) {
 			t.Errorf("%s: %v", name, err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if err := b.store.Delete(ctx, b.key); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s, with a deadline: %v", name, err)
+		}
+		cancel()
 		k.goOn <- nil
 		b.wantOutcome(<-call, outcome{1, false, nil})
 		b.exec("update idempotency_keys set expires_at = now()")

@@ -47,7 +47,7 @@ func (s *Store) begin(ctx context.Context, key Key) (*session, finding, error) {
 	batch.BeginTx(s.cfg.TxOptions)
 	batch.Queue(settingsSQL, s.idle...)
 	batch.Queue(s.sql.claim, args...)
-	batch.Queue(s.sql.read, args[:2]...)
+	batch.Queue(s.sql.read, args[:2:2]...)
 
 	results := conn.SendBatch(ctx, &batch)
 	x := &session{store: s, conn: conn, tx: results.Tx(), args: args, began: began}
@@ -84,7 +84,7 @@ func readBegin(results pgx.BatchResults) (f finding, err error) {
 // takeOver makes an expired row this transaction's own, unless another call is
 // doing so.
 func (x *session) takeOver(ctx context.Context) (finding, error) {
-	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.args[:3]...))
+	return readClaim(x.tx.QueryRow(ctx, x.store.sql.takeOver, x.args[:3:3]...))
 }
 
 // A failure is an attempt that did not end with an acknowledged COMMIT.
@@ -274,10 +274,10 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	sql := &sp.store.sql
 	f, err := sp.set(ctx, sql.claim, sp.args...)
 	if err == nil && f.state != claimed {
-		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, sp.args[:2]...))
+		f, err = readFound(sp.tx.QueryRow(ctx, sql.readInTx, sp.args[:2:2]...))
 	}
 	if err == nil && f.state == expired {
-		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, sp.args[:3]...))
+		f, err = readClaim(sp.tx.QueryRow(ctx, sql.takeOver, sp.args[:3:3]...))
 	}
 	sp.row = f.row
 	return f, err

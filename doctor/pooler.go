@@ -72,7 +72,7 @@ func (p *patient) probe(ctx context.Context) (switched, broken bool) {
 
 	const name = "idempotency_doctor"
 	if _, err := conn.PgConn().Prepare(ctx, name, backendSQL, nil); err != nil {
-		return true, lost(err) // left behind by another client
+		return lost(err), lost(err) // left behind by another client
 	}
 	prepared, err := backend(ctx, conn)
 	if err != nil {

@@ -29,6 +29,10 @@ type exchange struct {
 }
 
 func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if Tx(r.Context()) != nil { // inside of another Middleware, whose key it is
+		next.ServeHTTP(w, r)
+		return
+	}
 	x := &exchange{m: m, w: w, r: r, next: next, detach: func() bool { return true }}
 	key, problem := x.key()
 	if problem != nil {

@@ -235,7 +235,8 @@ func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
 // text/event-stream make the request fail with 500.
 //
 // Requests of other methods than [Config.Methods] pass through to next as they
-// are.
+// are; so does everything inside of another Middleware, whose key and transaction
+// hold.
 func (m *Middleware) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !m.executes(r.Method) {

@@ -26,7 +26,7 @@ var hopByHop = []string{
 // ofOneExchange are the fields that say something of one exchange, and would be
 // wrong, or a secret given away, in another. A star stands for any ending.
 var ofOneExchange = []string{
-	"Age", "Date", "Proxy-Authenticate", "Proxy-Authentication-Info", "Server-Timing",
+	"Age", "Authentication-Info", "Date", "Proxy-Authenticate", "Proxy-Authentication-Info", "Server-Timing",
 	"Set-Cookie", "Via",
 	"RateLimit*", "X-RateLimit*", "X-Rate-Limit*",
 	"Traceparent", "Tracestate", "Traceresponse", "B3", "X-B3-*", "X-Trace*", "X-Request-Id",

@@ -202,5 +202,9 @@ func (p *response) deliver() {
 			delete(h, name)
 		}
 	}
+	for _, ours := range []string{replayedHeader, omittedHeader} { // of a server behind the handler
+		delete(p.header, ours)
+		delete(h, ours)
+	}
 	send(p.w, p.status, p.header, p.body.Bytes(), p.trailer)
 }

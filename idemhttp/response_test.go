@@ -253,6 +253,17 @@ func TestInvalidStatusPanicsAsInNetHTTP(t *testing.T) {
 	b.effects(0)
 }
 
+func TestFirstResponseNeverSaysThatItIsAReplay(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Idempotent-Replayed", "true") // of a server behind
+		created(w, r)
+	})
+	b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+	b.post(server, "k").is(t, 201, `{"id": 1}`, true)
+}
+
 func TestReplayLeavesOutWhatBelongsToOneExchange(t *testing.T) {
 	t.Parallel()
 	shared := setup(t)
@@ -277,6 +288,7 @@ func TestReplayLeavesOutWhatBelongsToOneExchange(t *testing.T) {
 		{"Te", false},
 		{"Via", false},
 		{"Age", false},
+		{"Authentication-Info", false},
 		{"Ratelimit", false},
 		{"Ratelimit-Policy", false},
 		{"Ratelimit-Remaining", false},

@@ -262,6 +262,22 @@ func TestRecordOfAnotherKindIsNeverASecondExecution(t *testing.T) {
 	b.ran(0)
 }
 
+func TestMiddlewareInsideAnotherPassesThrough(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	inner := b.middleware(idemhttp.Config{}).Atomic(func(w http.ResponseWriter, r *http.Request, tx pgx.Tx) {
+		if tx == nil {
+			t.Error("no transaction")
+		}
+		created(w, r)
+	})
+	server := b.protected(idemhttp.Config{}, inner.ServeHTTP)
+	b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+	b.post(server, "k").is(t, 201, `{"id": 1}`, true)
+	b.ran(1)
+	b.effects(1)
+}
+
 func TestUnknownOutcomeIs503AndNeverASecondExecution(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -44,14 +45,16 @@ func refuse(w http.ResponseWriter, p problem, detail string) {
 // fail answers a request whose work has failed. What went wrong is for the log:
 // it can name tables, addresses and people.
 //
-// An ERROR is what PostgreSQL says of a statement, and so a fault of this program.
-// All else passes, such as a lost connection, or the FATAL of a server that shuts
-// down: 503 tells clients to come back. The Middleware keeps nothing of either.
+// An ERROR is what PostgreSQL says of a statement, and so a fault of this program,
+// unless it is of a class that passes: a conflict with others (40), a server short
+// of something (53), or told to stop (57). All else passes, too, such as a lost
+// connection: 503 tells clients to come back. The Middleware keeps nothing of either.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
 		a.log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.SeverityUnlocalized == "ERROR" {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if ok && pgErr.SeverityUnlocalized == "ERROR" && !slices.Contains([]string{"40", "53", "57"}, pgErr.Code[:2]) {
 		refuse(w, failed, "Nothing was kept.")
 		return
 	}

@@ -15,3 +15,13 @@ func purgeUntil(ctx context.Context, store *idempotency.Store, log *slog.Logger)
 		log.Error("expired keys are no longer removed", "error", err)
 	}
 }
+
+// logFailedPurges is for the ones that the loop outlives, such as those of a lost
+// connection.
+func logFailedPurges(log *slog.Logger) func(context.Context, idempotency.Event) {
+	return func(ctx context.Context, e idempotency.Event) {
+		if e.Operation == "Purge" && e.Err != nil && ctx.Err() == nil {
+			log.WarnContext(ctx, "expired keys were not removed", "error", e.Err)
+		}
+	}
+}

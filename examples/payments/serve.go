@@ -27,7 +27,10 @@ func serve(ctx context.Context, cfg config, logs io.Writer) error {
 	if err := prepare(ctx, pool, cfg); err != nil {
 		return err
 	}
-	store := idempotency.New(pool)
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Observe: logFailedPurges(log)})
+	if err != nil {
+		return err
+	}
 	handler, err := newAPI(pool, store, cfg, log)
 	if err != nil {
 		return err
@@ -58,7 +61,8 @@ func prepare(ctx context.Context, pool *pgxpool.Pool, cfg config) error {
 }
 
 // requestLimit is how long a request may take: a duplicate waits 10 seconds for
-// the first, and a commit in doubt can take 30 to find out.
+// the first, and a commit in doubt can take 30 to find out. One that takes even
+// longer has its answer cut off, and its client asks again.
 const requestLimit = 45 * time.Second
 
 // newServer has a limit for everything that a client can be slow at. Net/http
