@@ -104,6 +104,9 @@ var errNotOurTurn = errors.New("another purge is at work")
 // the turn: others would use a pause without it, and together they would be faster
 // than one may be. The transaction has no snapshot then, and holds no vacuum back.
 func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (deleted int64, err error) {
+	if pause == 0 { // the turn may just have been another's, who has not paused yet
+		pause = purgePace
+	}
 	maxIdle := s.cfg.MaxIdle
 	if maxIdle > 0 {
 		maxIdle = min(maxIdle+pause, maxServerTimeout)
