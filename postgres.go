@@ -33,13 +33,13 @@ select set_config('idle_in_transaction_session_timeout', $1, true),
 // frees it with the transaction.
 //
 // An existing row is found before anything is written: no transaction id, no
-// write-ahead log.
+// write-ahead log. What it returns is an ownRow.
 const claimSQL = `
 insert into idempotency_keys (id, scope, purge_after)
 select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
 where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
 on conflict (id, scope) do nothing
-returning ctid`
+returning ctid, current_setting('transaction_isolation') = 'serializable'`
 
 // readSQL reads the row of a key that claimSQL, in the same transaction, did
 // not get. It is a statement of its own because it needs a newer snapshot: the
@@ -73,7 +73,7 @@ select exists (select from pg_locks
 // it may have failed for the advisory lock, which a taker needs too: without it,
 // duplicates would wait on the index for as long as its transaction runs.
 const takeOverSQL = `
-select ctid
+select ctid, current_setting('transaction_isolation') = 'serializable'
 from idempotency_keys
 where id = $1 and scope = $2 and expires_at <= clock_timestamp()
 	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
@@ -81,9 +81,11 @@ for update skip locked`
 
 // recordSQL completes the row that the transaction owns, and fails by a
 // division by zero if that is not exactly one row: COMMIT is already on its way
-// behind it. The ctid finds the row without the index (a scan of the index
-// makes distinct keys conflict under SERIALIZABLE); id and scope keep the
-// statement on one shard where the table is distributed, and make sure.
+// behind it. It finds the row by its key, and "is not distinct from", a plain "="
+// that no ctid scan comes of, makes sure: PostgreSQL prunes a page that an index
+// leads to, so that the claims' dead versions of earlier rows make room on it.
+// Left to a vacuum, they become gaps in old pages, which attract later claims,
+// and after a checkpoint each such page is logged in whole.
 //
 // The retention begins at clock_timestamp(): now() is the transaction's start.
 // purge_after becomes what claimSQL has set, to the bit, which keeps the update
@@ -94,10 +96,15 @@ with recorded as (
 	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
 		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
 		purge_after = now() + $6::bigint * interval '1 microsecond'
-	where id = $1 and scope = $2 and ctid = $3
+	where id = $1 and scope = $2 and ctid is not distinct from $3
 	returning 1
 )
 select 1 / count(*) from recorded`
+
+// recordSerializableSQL finds the row without the index, a scan of which makes
+// distinct keys conflict under SERIALIZABLE. Id and scope keep it on one shard
+// where the table is distributed.
+var recordSerializableSQL = strings.Replace(recordSQL, "ctid is not distinct from $3", "ctid = $3", 1)
 
 // settleSQL is a small transactional write. Its COMMIT waits for the write-ahead
 // log, and for the synchronous standbys, up to and with every commit that was
@@ -150,10 +157,11 @@ const purgeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_keys'::regcl
 
 // statements are the constants above on the table of one schema.
 type statements struct {
-	claim, read, readInTx, takeOver, record string
-	owns                                    string
-	get, list, lock, delete, exists         string
-	purge, purgeTurn                        string
+	claim, read, readInTx, takeOver string
+	owns                            string
+	record, recordSerializable      string
+	get, list, lock, delete, exists string
+	purge, purgeTurn                string
 }
 
 func newStatements(cfg Config) statements {
@@ -180,7 +188,8 @@ func newStatements(cfg Config) statements {
 		exists:   on(existsSQL),
 		purge:    on(purgeSQL),
 
-		purgeTurn: on(purgeTurnSQL),
+		recordSerializable: on(recordSerializableSQL),
+		purgeTurn:          on(purgeTurnSQL),
 	}
 }
 
@@ -199,11 +208,17 @@ type record struct {
 	origin      string
 }
 
+// An ownRow is the row that a transaction has claimed.
+type ownRow struct {
+	ctid         pgtype.TID
+	serializable bool // the transaction is
+}
+
 // A finding is what a claim met.
 type finding struct {
 	state state
-	row   pgtype.TID // claimed: the row this transaction owns
-	rec   *record    // recorded
+	row   ownRow  // claimed
+	rec   *record // recorded
 }
 
 type state int
@@ -219,7 +234,7 @@ const (
 // readClaim reads the answer to claimSQL.
 func readClaim(row pgx.Row) (finding, error) {
 	var f finding
-	err := row.Scan(&f.row)
+	err := row.Scan(&f.row.ctid, &f.row.serializable)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return finding{state: inFlight}, nil
@@ -265,10 +280,18 @@ func claimArgs(key Key, retention time.Duration) []any {
 	return []any{key.ID, key.Scope, key.lockID(), retention.Microseconds()}
 }
 
+// recordOf is the statement that records a result in a row.
+func (s *statements) recordOf(row ownRow) string {
+	if row.serializable {
+		return s.recordSerializable
+	}
+	return s.record
+}
+
 // recordArgs are the arguments of recordSQL, after a claim with claimArgs.
-func recordArgs(claim []any, row pgtype.TID, rec *record) []any {
+func recordArgs(claim []any, row ownRow, rec *record) []any {
 	id, scope, retention := claim[0], claim[1], claim[3]
-	return []any{id, scope, row, fingerprintColumn(rec.fingerprint), rec.result, retention, originColumn(rec.origin)}
+	return []any{id, scope, row.ctid, fingerprintColumn(rec.fingerprint), rec.result, retention, originColumn(rec.origin)}
 }
 
 // fingerprintColumn stores the zero fingerprint as null, in no space.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -29,8 +28,8 @@ type session struct {
 	store *Store
 	conn  *pgxpool.Conn
 	tx    pgx.Tx
-	args  []any      // claimArgs
-	row   pgtype.TID // the row it owns, once it has claimed the key
+	args  []any  // claimArgs
+	row   ownRow // once it has claimed the key
 	began time.Time
 }
 
@@ -114,7 +113,7 @@ func (x *session) commit(rec *record) *failure {
 	ctx, cancel := context.WithTimeout(context.Background(), commitBound)
 	defer cancel()
 	sent := time.Now()
-	err := x.finish(ctx, x.store.sql.record, recordArgs(x.args, x.row, rec)...)
+	err := x.finish(ctx, x.store.sql.recordOf(x.row), recordArgs(x.args, x.row, rec)...)
 	if err != nil {
 		// A COMMIT or a function that took too long will do so again.
 		tooLong := errors.Is(err, context.DeadlineExceeded) || endedForItsTime(err) || x.outlastedMaxIdle()
@@ -265,7 +264,7 @@ type savepoint struct {
 	store  *Store
 	tx     pgx.Tx
 	args   []any // claimArgs
-	row    pgtype.TID
+	row    ownRow
 	stands bool // else its name may mean the savepoint of an outer DoTx
 }
 
@@ -312,7 +311,7 @@ func (sp *savepoint) record(ctx context.Context, rec *record) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
 	defer cancel()
 	var batch pgx.Batch
-	batch.Queue(sp.store.sql.record, recordArgs(sp.args, sp.row, rec)...)
+	batch.Queue(sp.store.sql.recordOf(sp.row), recordArgs(sp.args, sp.row, rec)...)
 	batch.Queue(releaseSQL)
 	return explainRecord(sp.tx.SendBatch(ctx, &batch).Close())
 }

@@ -9,7 +9,8 @@
 -- update logs only what follows. purge_after, the time of the claim plus the
 -- retention, is all that the purge's index knows: expires_at is not known before
 -- the result is, and to index it would make of every update a new entry in
--- every index. The fillfactor leaves room for the update on the claim's page.
+-- every index. The fillfactor leaves room for it on the claim's page, where
+-- pruning cannot make any.
 create table if not exists idempotency_keys (
 	purge_after  timestamptz not null,
 	id           text collate "C" not null,
@@ -20,4 +21,4 @@ create table if not exists idempotency_keys (
 	result       bytea,
 	origin       text collate "C",
 	primary key (id, scope)
-) with (fillfactor = 90);
+) with (fillfactor = 95);

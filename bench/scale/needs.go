@@ -17,7 +17,7 @@ const rowBytes = 900
 const walBytes = 1 << 30
 
 // fillPerSecond is a cautious guess.
-const fillPerSecond = 12_000
+const fillPerSecond = 25_000
 
 // checkNeeds says what the run takes, and fails when the disk is too small.
 func (b *bench) checkNeeds(ctx context.Context) error {

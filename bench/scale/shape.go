@@ -52,7 +52,7 @@ begin
 		update idempotency_keys
 		set completed_at = now(), expires_at = now() + expires, fingerprint = sha256(convert_to(new_id, 'UTF8')),
 			result = convert_to('"' || rpad('charge ' || i, 318, 'x') || '"', 'UTF8')
-		where ctid = at and id = new_id and scope = new_scope;
+		where id = new_id and scope = new_scope and ctid is not distinct from at;
 		i := i + 1;
 	end loop;
 end $$`

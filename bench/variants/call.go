@@ -142,7 +142,8 @@ func readRow(results pgx.BatchResults, before int) (row pgtype.TID, err error) {
 			return row, err
 		}
 	}
-	return row, results.QueryRow().Scan(&row)
+	var strict bool // which record is to be used: see lab.site
+	return row, results.QueryRow().Scan(&row, &strict)
 }
 
 // send sends statements in one round trip.

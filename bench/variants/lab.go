@@ -166,6 +166,9 @@ func (l *lab) site(ctx context.Context, w way, v variant) (*site, error) {
 	if s.sql, err = v.statements(); err != nil {
 		return nil, err
 	}
+	if w.strict {
+		s.sql.record = strings.Replace(s.sql.record, byCTID[0].from, byCTID[0].to, 1)
+	}
 	s.form = s.sql.form()
 	if v.form != nil {
 		s.form = v.form(s.sql)

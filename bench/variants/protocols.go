@@ -96,7 +96,7 @@ func protocolVariants() []variant {
 			return []step{{begin, settings, claimOf(r), chargeOf(r), recordOf(r), commit}}
 		})},
 		{name: "ours, 16 hash partitions", partitioned: true, table: []edit{
-			{"with (fillfactor = 90)", "partition by hash (id)"},
+			{"with (fillfactor = 95)", "partition by hash (id)"},
 		}, extra: hashPartitions(16)},
 	}
 }
@@ -119,7 +119,7 @@ func lookFirst(sql statements) form {
 func hashPartitions(n int) (all []string) {
 	for i := range n {
 		all = append(all, fmt.Sprintf(
-			"create table idempotency_keys_%d partition of idempotency_keys for values with (modulus %d, remainder %d) with (fillfactor = 90, autovacuum_enabled = false)", i, n, i))
+			"create table idempotency_keys_%d partition of idempotency_keys for values with (modulus %d, remainder %d) with (fillfactor = 95, autovacuum_enabled = false)", i, n, i))
 	}
 	return all
 }

@@ -12,7 +12,7 @@ insert into idempotency_keys (id, scope, purge_after)
 select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
 where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
 on conflict (id, scope) do nothing
-returning ctid`
+returning ctid, current_setting('transaction_isolation') = 'serializable'`
 
 	readSQL = `
 select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
@@ -25,7 +25,7 @@ with recorded as (
 	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
 		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
 		purge_after = now() + $6::bigint * interval '1 microsecond'
-	where id = $1 and scope = $2 and ctid = $3
+	where id = $1 and scope = $2 and ctid is not distinct from $3
 	returning 1
 )
 select 1 / count(*) from recorded`

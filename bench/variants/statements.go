@@ -14,7 +14,7 @@ const (
 insert into idempotency_keys (id, scope, purge_after)
 values ($1, $2, now() + $3::bigint * interval '1 microsecond')
 on conflict (id, scope) do nothing
-returning ctid`
+returning ctid, current_setting('transaction_isolation') = 'serializable'`
 
 	foldedClaimSQL = `
 insert into idempotency_keys (id, scope, purge_after)
@@ -23,14 +23,14 @@ where set_config('idle_in_transaction_session_timeout', $5, true) is not null
 	and set_config('client_connection_check_interval', '1000', true) is not null
 	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
 on conflict (id, scope) do nothing
-returning ctid`
+returning ctid, current_setting('transaction_isolation') = 'serializable'`
 
 	updateSQL = `
 update idempotency_keys
 set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
 	expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
 	purge_after = now() + $6::bigint * interval '1 microsecond'
-where id = $1 and scope = $2 and ctid = $3`
+where id = $1 and scope = $2 and ctid is not distinct from $3`
 
 	updateByKeySQL = `
 update idempotency_keys
@@ -89,7 +89,9 @@ func statementVariants() []variant {
 				return ask(updateByKeySQL, r.id, r.scope, r.fingerprint, r.result, retention)
 			}
 		})},
-		{name: "record: raises, by the key, no ctid", calls: []edit{{" and ctid = $3", " and $3::tid is not null"}}},
+		{name: "record: raises, by the key, no ctid", calls: []edit{{" and ctid is not distinct from $3", " and $3::tid is not null"}}},
+		{name: "record: by ctid (as it is under SERIALIZABLE)", calls: byCTID},
+		{name: "record: through the index, also under SERIALIZABLE", calls: []edit{{"ctid is not distinct from $3", "$3 is not distinct from ctid"}}},
 	}
 }
 

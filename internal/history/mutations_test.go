@@ -24,7 +24,7 @@ var (
 		"\nfor update skip locked`",
 		"`"}
 	recordAnyVersion = edit{"postgres.go",
-		"where id = $1 and scope = $2 and ctid = $3\n	returning 1",
+		"where id = $1 and scope = $2 and ctid is not distinct from $3\n	returning 1",
 		"where id = $1 and scope = $2 and $3::tid is not null\n	returning 1"}
 	purgeWithoutRowLock = edit{"postgres.go",
 		"	limit $1\n	for update skip locked))",
@@ -39,8 +39,8 @@ var (
 var mutations = []mutation{
 	// The claim.
 	{"a claim that takes a recorded key", []edit{{"postgres.go",
-		"on conflict (id, scope) do nothing\nreturning ctid`",
-		"on conflict (id, scope) do update set scope = excluded.scope\nreturning ctid`"}}},
+		"on conflict (id, scope) do nothing\nreturning ctid,",
+		"on conflict (id, scope) do update set scope = excluded.scope\nreturning ctid,"}}},
 
 	// The take-over. Where the advisory lock does not hold, as on a distributed
 	// table, all depends on its row lock: that the record finds its row by ctid keeps
