@@ -49,14 +49,14 @@ returning ctid, current_setting('transaction_isolation') = 'serializable'`
 // that one has a transaction id by then). Without it the read takes a predicate
 // lock that makes distinct keys fail each other under SERIALIZABLE.
 const readSQL = `
-select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+select fingerprint, result, coalesce(origin, ''), expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
 from idempotency_keys
 where id = $1 and scope = $2 and pg_current_xact_id_if_assigned() is null`
 
 // readInTxSQL is readSQL for a transaction that may have written before. It is
 // sent only when the claim failed.
 const readInTxSQL = `
-select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+select fingerprint, result, coalesce(origin, ''), expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
 from idempotency_keys
 where id = $1 and scope = $2`
 
@@ -112,14 +112,14 @@ var recordSerializableSQL = strings.Replace(recordSQL, "ctid is not distinct fro
 const settleSQL = `select pg_logical_emit_message(true, 'idempotency', '')`
 
 const getSQL = `
-select fingerprint, result, origin, purge_after, completed_at, expires_at
+select fingerprint, result, coalesce(origin, ''), purge_after, completed_at, expires_at
 from idempotency_keys
 where id = $1 and scope = $2 and (expires_at is null or expires_at > clock_timestamp())`
 
 // listSQL is one page of a scope, after the id $2. The primary key leads with
 // the id: this reads past the rows of all other scopes.
 const listSQL = `
-select id, fingerprint, result, origin, purge_after, completed_at, expires_at
+select id, fingerprint, result, coalesce(origin, ''), purge_after, completed_at, expires_at
 from idempotency_keys
 where scope = $1 and id > $2 and (expires_at is null or expires_at > clock_timestamp())
 order by id
@@ -252,10 +252,9 @@ func readFound(row pgx.Row) (finding, error) {
 	var (
 		rec                  record
 		fingerprint          []byte
-		origin               *string
 		incomplete, outdated bool
 	)
-	err := row.Scan(&fingerprint, &rec.result, &origin, &incomplete, &outdated)
+	err := row.Scan(&fingerprint, &rec.result, &rec.origin, &incomplete, &outdated)
 	copy(rec.fingerprint[:], fingerprint)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -266,9 +265,6 @@ func readFound(row pgx.Row) (finding, error) {
 		return finding{state: abandoned}, nil
 	case outdated:
 		return finding{state: expired}, nil
-	}
-	if origin != nil {
-		rec.origin = *origin
 	}
 	return finding{state: recorded, rec: &rec}, nil
 }

@@ -109,15 +109,11 @@ func (s *Store) page(ctx context.Context, scope, after string) ([]Record, error)
 func scanRecord(row pgx.Row, rec *Record, first ...any) error {
 	var (
 		fingerprint        []byte
-		origin             *string
 		purgeAfter         time.Time
 		completed, expires *time.Time // null in an abandoned row
 	)
-	err := row.Scan(append(first, &fingerprint, (*[]byte)(&rec.Result), &origin, &purgeAfter, &completed, &expires)...)
+	err := row.Scan(append(first, &fingerprint, (*[]byte)(&rec.Result), &rec.Origin, &purgeAfter, &completed, &expires)...)
 	copy(rec.Key.Fingerprint[:], fingerprint)
-	if origin != nil {
-		rec.Origin = *origin
-	}
 	if completed != nil && expires != nil {
 		rec.CompletedAt, rec.ExpiresAt = *completed, *expires
 		// Both ends have the same retention.

@@ -29,11 +29,12 @@ var allShapes = []shape{
 // row is a millisecond later. It is long ago: new ids are at the right edge.
 const firstMillisecond = 1_577_836_800_000
 
-// fillSQL makes a function that fills the table as calls do: it inserts a row as
-// it is claimed, and updates it as its result is recorded, row after row, so that
-// the pages come to look as they do in earnest. The texts are those of keyOf.
+// fillSQL makes a procedure that fills the table as calls do, so that the pages come
+// to look as they do in earnest: it inserts a row as it is claimed, updates it as
+// its result is recorded, and commits, one row in step after the other. Rows that are there already
+// it leaves alone. The texts are those of keyOf.
 const fillSQL = `
-create function pg_temp.fill(first bigint, last bigint, random boolean, scopes bigint, expires interval) returns void
+create procedure pg_temp.fill(first bigint, last bigint, step bigint, random boolean, scopes bigint, expires interval)
 language plpgsql as $$
 declare
 	i bigint := first; -- a for loop would have an integer
@@ -48,12 +49,14 @@ begin
 			end;
 		new_scope := 'customer-' || i * 7919 % scopes;
 		insert into idempotency_keys (purge_after, id, scope)
-		values (now() + expires, new_id, new_scope) returning ctid into at;
+		values (now() + expires, new_id, new_scope)
+		on conflict (id, scope) do nothing returning ctid into at;
 		update idempotency_keys
 		set completed_at = now(), expires_at = now() + expires, fingerprint = sha256(convert_to(new_id, 'UTF8')),
 			result = convert_to('"' || rpad('charge ' || i, 318, 'x') || '"', 'UTF8')
 		where id = new_id and scope = new_scope and ctid is not distinct from at;
-		i := i + 1;
+		commit;
+		i := i + step;
 	end loop;
 end $$`
 

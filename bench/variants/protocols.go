@@ -190,7 +190,7 @@ func replayOurs(ctx context.Context, s *site, r *request) error {
 		}
 	}
 	var print, result []byte
-	var origin *string
+	var origin string
 	var incomplete, outdated bool
 	err = results.QueryRow().Scan(&print, &result, &origin, &incomplete, &outdated)
 	err = errors.Join(err, results.Close())

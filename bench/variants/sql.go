@@ -15,7 +15,7 @@ on conflict (id, scope) do nothing
 returning ctid, current_setting('transaction_isolation') = 'serializable'`
 
 	readSQL = `
-select fingerprint, result, origin, expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+select fingerprint, result, coalesce(origin, ''), expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
 from idempotency_keys
 where id = $1 and scope = $2 and pg_current_xact_id_if_assigned() is null`
 

@@ -111,7 +111,7 @@ func (l *lab) compare(ctx context.Context, title string, delayed bool, variants 
 	if err != nil {
 		return fmt.Errorf("under SERIALIZABLE: %w", err)
 	}
-	head := []string{"first call", "1 caller", "8 callers", "WAL B", "false 40001 per 1,000, SERIALIZABLE"}
+	head := []string{"first call", "1 caller", "8 callers", "server's CPU µs", "WAL B", "false 40001 per 1,000, SERIALIZABLE"}
 	var late []*lane
 	var trips []float64
 	if delayed {
@@ -122,7 +122,7 @@ func (l *lab) compare(ctx context.Context, title string, delayed bool, variants 
 	}
 	t := newTable(head...)
 	for i, v := range variants {
-		cells := []string{v.name, one[i].ratio(one[0]), eight[i].ratio(eight[0]), one[i].walPerOp(), counts[i].perThousand()}
+		cells := []string{v.name, one[i].ratio(one[0]), eight[i].ratio(eight[0]), one[i].cpuPerOp(), one[i].walPerOp(), counts[i].perThousand()}
 		if delayed {
 			cells = append(cells, late[i].ratio(late[0]), fmt.Sprintf("%.0f", trips[i]))
 		}

@@ -18,6 +18,7 @@ type lane struct {
 	*site
 	took      []time.Duration // of each turn
 	wal       []int64         // bytes per operation, of each turn
+	cpus      []time.Duration // of the server per operation, of each turn
 	ops       int
 	conflicts int64 // 40001
 }
@@ -55,12 +56,16 @@ func (l *lab) turn(ctx context.Context, at *lane, per, callers int, op operation
 	if err != nil {
 		return err
 	}
+	computed, known := at.cpu(ctx)
 	start := time.Now()
 	conflicts, err := at.turn(ctx, per, callers, op)
 	if err != nil {
 		return err
 	}
 	at.took = append(at.took, time.Since(start))
+	if by, still := at.cpu(ctx); known && still {
+		at.cpus = append(at.cpus, (by-computed)/time.Duration(per))
+	}
 	after, err := l.wal(ctx)
 	at.wal = append(at.wal, (after-before)/int64(per))
 	at.ops += per
