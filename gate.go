@@ -5,8 +5,8 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -57,7 +57,7 @@ type verdict struct {
 	rec  *record
 	err  error
 
-	crowd *crowd // whose next one is to be woken
+	chain *chain // whose next one is to be woken
 }
 
 // enter returns the lease of key's leader, or what a leader found while the
@@ -196,9 +196,11 @@ func (l *lease) stand(s standing) {
 
 // share gives rec to the waiters that came before the seal.
 func (l *lease) share(rec *record) {
-	if due := l.due(); len(due) > 0 {
-		c := &crowd{rec: rec, waiters: due}
-		c.wake(runtime.GOMAXPROCS(0))
+	due := l.due()
+	chains := runtime.GOMAXPROCS(0)
+	share := (len(due) + chains - 1) / chains
+	for waiters := range slices.Chunk(due, max(share, 1)) {
+		(&chain{rec: rec, waiters: waiters, since: time.Now()}).wake()
 	}
 }
 
@@ -215,29 +217,40 @@ func (l *lease) due() (due []*waiter) {
 	return due
 }
 
-// A crowd of waiters is woken one by the other, a few at a time: ten thousand at
-// once would stand before every other goroutine of the process, those of other
-// keys among them.
-type crowd struct {
+// A chain of waiters is woken one by the other: ten thousand at once would stand
+// before every other goroutine of the process, those of other keys among them. It
+// belongs to the one who was woken last.
+type chain struct {
 	rec     *record
-	waiters []*waiter
-	woken   atomic.Int64
+	waiters []*waiter // that still sleep
+	since   time.Time // it goes on without a rest
 }
 
-func (c *crowd) wake(n int) {
-	for range n {
-		next := c.woken.Add(1) - 1
-		if next >= int64(len(c.waiters)) {
-			return
-		}
-		c.waiters[next].verdict <- verdict{rec: c.rec, crowd: c}
+const (
+	// stint is how long a chain goes on without a rest. The scheduler looks for
+	// answers from the network only when it has nothing to run (or after 10 ms).
+	stint = time.Millisecond
+
+	// rest is how long a chain then leaves the processor to others.
+	rest = time.Millisecond
+)
+
+func (c *chain) wake() {
+	if len(c.waiters) > 0 {
+		next := c.waiters[0]
+		c.waiters = c.waiters[1:]
+		next.verdict <- verdict{rec: c.rec, chain: c}
 	}
 }
 
 // passOn is called by the one who was woken, before anything else.
 func (v verdict) passOn() verdict {
-	if v.crowd != nil {
-		v.crowd.wake(1)
+	if c := v.chain; c != nil {
+		if time.Since(c.since) > stint && len(c.waiters) > 0 {
+			time.Sleep(rest)
+			c.since = time.Now()
+		}
+		c.wake()
 	}
 	return v
 }

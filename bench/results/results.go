@@ -72,6 +72,10 @@ type Timed struct {
 	Error         string // the first
 }
 
+// Standing is the name of a storm of goroutines that wait for a channel, and for
+// nothing else.
+const Standing = "goroutines that wait for a channel"
+
 // A Storm is many duplicates of one key beside workers on distinct keys.
 type Storm struct {
 	Link       string

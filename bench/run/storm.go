@@ -28,13 +28,14 @@ const (
 func (b *bench) storms(ctx context.Context) error {
 	for _, linkName := range []string{results.Socket, results.Delay} {
 		for _, e := range b.entrants {
-			if err := b.storm(ctx, e, linkName, b.Duplicates); err != nil {
+			if err := b.storm(ctx, e, linkName, b.Duplicates, b.blow); err != nil {
 				return err
 			}
 			if e.Name != peers.Ours || b.Many <= b.Duplicates {
 				continue
 			}
-			if err := b.storm(ctx, e, linkName, b.Many); err != nil {
+			err := errors.Join(b.storm(ctx, e, linkName, b.Many, b.blow), b.storm(ctx, e, linkName, b.Many, b.stand))
+			if err != nil {
 				return err
 			}
 		}
@@ -46,7 +47,7 @@ func (b *bench) storms(ctx context.Context) error {
 // they get in windows that begin with a storm of duplicates of one key. Such a
 // window ends when the last duplicate has its answer, at the earliest like the
 // calm one.
-func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicates int) error {
+func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicates int, kind storming) error {
 	b.logf("storm of %d, %s, %s", duplicates, linkName, e.Name)
 	client, err := b.client(ctx, e, b.env(e, linkName))
 	if err != nil {
@@ -64,7 +65,7 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 		c := measure.During(ctx, distinct, op, measure.Lasting(ctx, b.Window))
 		start := time.Now()
 		w := measure.During(ctx, distinct, op, func() {
-			b.blow(ctx, client, duplicates, &out)
+			kind(ctx, client, duplicates, &out)
 			tooks = append(tooks, time.Since(start))
 			measure.Sleep(ctx, b.Window-time.Since(start))
 		})
@@ -89,6 +90,23 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 	out.P99Ratio, out.RateRatio = measure.Median(p99s), measure.Median(rates)
 	b.run.Storms = append(b.run.Storms, out)
 	return nil
+}
+
+// A storming makes one storm, and adds what it saw of it.
+type storming func(ctx context.Context, client peers.Client, duplicates int, out *results.Storm)
+
+// stand is the least that a storm can be: goroutines that only wait for a channel,
+// which is closed when the function of the others would be done.
+func (b *bench) stand(ctx context.Context, _ peers.Client, duplicates int, out *results.Storm) {
+	out.Peer = results.Standing
+	done, cancel := context.WithTimeout(ctx, b.Work)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range duplicates {
+		wg.Go(func() { <-done.Done() })
+	}
+	wg.Wait()
+	out.Storms++
 }
 
 // blow is one storm. The business function of its key takes b.Work, so that there
