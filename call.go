@@ -40,7 +40,8 @@ type call struct {
 	event Event
 	lease *lease // of a Do that leads, until it is handed on
 
-	origin string // of the result, if this call makes it
+	origin  string // of the result, if this call makes it
+	refused bool   // by the function: what it returned is no finding of ours
 
 	waitFrom   time.Time // Config.Wait counts from here
 	inFlight   time.Time // since when the key is known to be another call's
@@ -64,6 +65,9 @@ func (s *Store) call(ctx context.Context, operation string, key Key, w work, run
 		rec, err := run(c, ctx)
 		event.Outcome = "executed"
 		switch {
+		case c.refused:
+			event.Outcome = "failed"
+			return err
 		case err != nil || rec == nil:
 			return err
 		case rec.fingerprint != key.Fingerprint:
@@ -138,6 +142,7 @@ func (c *call) mayRunAgain(ctx context.Context, failed *failure) bool {
 // claim returns a session that owns the key, or the record that it found. It
 // waits for calls elsewhere, between its questions without a connection.
 func (c *call) claim(ctx context.Context) (*session, *record, error) {
+	c.refused = false
 	for {
 		c.lease.seal()
 		x, f, err := c.store.begin(ctx, c.key)
@@ -243,7 +248,9 @@ func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c.event.Runs++
 	ctx, end := running.Mark(ctx, c.running())
 	defer end()
-	return c.work.run(ctx, tx)
+	stored, err := c.work.run(ctx, tx)
+	c.refused = err != nil
+	return stored, err
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming

@@ -90,14 +90,14 @@ func (s *Store) observed(ctx context.Context, operation string, key Key, event *
 // settle makes the outcome agree with the error.
 func (e *Event) settle() {
 	switch {
-	case e.Err == nil:
+	case e.Err == nil, e.Outcome == "failed": // also by an error of another call, which the function has returned
 	case errors.Is(e.Err, ErrOutcomeUnknown):
 		e.Outcome = "outcome_unknown"
 	case errors.Is(e.Err, ErrKeyReused):
 		e.Outcome = "key_reused"
 	case errors.Is(e.Err, ErrInProgress):
 		e.Outcome = "in_progress"
-	case errors.Is(e.Err, ErrNotFound) && e.Operation != "Do" && e.Operation != "DoTx": // else it is the function's
+	case errors.Is(e.Err, ErrNotFound):
 		e.Outcome = "not_found"
 	default:
 		e.Outcome = "failed"

@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -155,6 +156,28 @@ func TestFunctionThatDoesNotFindARecordHasFailed(t *testing.T) {
 	})
 	if b.wantErr(err, idempotency.ErrNotFound); last.Outcome != "failed" {
 		t.Errorf("%+v", last)
+	}
+}
+
+// What another call found is no finding of this one: its key is neither held nor
+// used again, and its outcome is known.
+func TestErrorOfAnotherCallIsAFailureOfTheFunction(t *testing.T) {
+	t.Parallel()
+	var last idempotency.Event
+	var seen []any
+	b := setup(t, traced(&last, &seen))
+	for _, other := range []error{idempotency.ErrInProgress, idempotency.ErrKeyReused, idempotency.ErrOutcomeUnknown, idempotency.ErrNotFound} {
+		refuse := func(context.Context, pgx.Tx) (int, error) { return 0, fmt.Errorf("another call: %w", other) }
+		_, _, err := b.do(refuse)
+		if b.wantErr(err, other); last.Operation != "Do" || last.Outcome != "failed" {
+			t.Errorf("%v: %+v", other, last)
+		}
+		tx := b.begin(pgx.TxOptions{})
+		got := b.doTx(tx, refuse)
+		if b.wantErr(got.err, other); last.Operation != "DoTx" || last.Outcome != "failed" {
+			t.Errorf("%v: %+v", other, last)
+		}
+		tx.Rollback(t.Context())
 	}
 }
 

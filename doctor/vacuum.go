@@ -11,7 +11,7 @@ import (
 )
 
 // vacuumSQL has the threshold as autovacuum reckons it. The oldest snapshot is of
-// a session (which not every role may see), a prepared transaction or a
+// a session (which not every role may see), a standby's feedback, a prepared transaction or a
 // replication slot.
 const vacuumSQL = `
 select current_setting('autovacuum')::bool, current_setting('track_counts')::bool,
@@ -27,7 +27,7 @@ select current_setting('autovacuum')::bool, current_setting('track_counts')::boo
 		select holder from (
 			select age(backend_xmin), 'process ' || pid || coalesce(', in its transaction since ' || to_char(xact_start at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')
 			from pg_stat_activity
-			where datname = current_database() and pid <> pg_backend_pid() and backend_type not like 'autovacuum%'
+			where (datname = current_database() and pid <> pg_backend_pid() and backend_type not like 'autovacuum%') or backend_type = 'walsender'
 			union all
 			select age(transaction), 'the prepared transaction ' || gid from pg_prepared_xacts where database = current_database()
 			union all

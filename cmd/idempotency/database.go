@@ -43,6 +43,9 @@ func schemaFlag(fs *flag.FlagSet, schema *string) {
 
 // use calls do with a pool on the database, and says what to do when that fails.
 func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
+	if d.timeout < 0 {
+		return usageError{fmt.Sprintf("-timeout %v: it has to be 0 or more", d.timeout), true}
+	}
 	cfg, err := d.config()
 	if err != nil {
 		return err

@@ -76,6 +76,8 @@ func (q *listing) validate() (err error) {
 		return bad("-state %s: it has to be done, expired or abandoned", q.state)
 	case q.limit < 0:
 		return bad("-limit %d: it has to be 0 or more", q.limit)
+	case q.state == abandoned && (q.newer > 0 || q.older > 0):
+		return bad("-state abandoned with -newer or -older: these go by the completion, which an abandoned record does not have")
 	case q.newer > 0 && q.older >= q.newer:
 		return bad("-older %v and -newer %v: nothing can be both", time.Duration(q.older), time.Duration(q.newer))
 	}
@@ -86,14 +88,21 @@ func (q *listing) validate() (err error) {
 	return nil
 }
 
-// listPage bounds what is read, and held, at a time.
-const listPage = 1000
+// listPage and shownPage bound what is read, and held, at a time: a result can be
+// large.
+const (
+	listPage  = 1000
+	shownPage = 20
+)
 
 // write prints one page after the other. A table is aligned by the page.
 func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit int) ([]record, error)) error {
 	after, printed := q.from, 0
 	for {
 		want := listPage
+		if q.show {
+			want = shownPage
+		}
 		if q.limit > 0 {
 			want = min(want, q.limit-printed)
 		}

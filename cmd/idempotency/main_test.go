@@ -156,6 +156,8 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		{"list -newer soon", "want a time such as 90s, 15m, 24h or 7d: see 'idempotency list -h'"},
 		{"list -newer 1h -older 2h", "nothing can be both"},
 		{"list -limit -1", "-limit -1"},
+		{"list -state abandoned -newer 1h", "an abandoned record does not have"},
+		{"list -timeout -5s", "-timeout -5s: it has to be 0 or more"},
 		{"list -after here", "it is not a cursor"},
 		{"purge", "give -once, or -every TIME: see 'idempotency purge -h'"},
 		{"purge -once -every 1h", "give -once, or -every TIME"},

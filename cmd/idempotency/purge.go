@@ -83,7 +83,10 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 			return err
 		}
 		fmt.Fprintf(p.std.err, "idempotency: purging every %v\n", every)
-		return store.PurgeEvery(ctx, every)
+		if err := store.PurgeEvery(ctx, every); ctx.Err() != nil {
+			return err
+		}
+		return errors.New("the loop has ended, because to try again would not help")
 	})
 	if stopped.Err() != nil {
 		fmt.Fprintf(p.std.err, "idempotency: interrupted after %s\n", plural(p.deleting.Load(), "deleted record"))

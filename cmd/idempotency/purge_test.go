@@ -78,6 +78,19 @@ func TestPurgeLoopGoesOnUntilItIsInterrupted(t *testing.T) {
 	}
 }
 
+func TestPurgeLoopEndsWhenTheTableIsGoneAndSaysItOnce(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	wait := start(t, command(t, on(pool), "purge", "-every", "50ms"))
+	expiredRows(t, pool, 10)
+	eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
+	do(t, pool, "drop table idempotency_keys")
+	r := wait()
+	if r.exit != 1 || strings.Count(r.stderr, "migrate up") != 1 || !strings.HasSuffix(r.stderr, "the loop has ended, because to try again would not help\n") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestPurgeLoopDoesNotBeginWithoutADatabase(t *testing.T) {
 	t.Parallel()
 	run(t, nil, "purge", "-every", "1m", "-database", "postgres://u:s3cret@127.0.0.1:1/d").wantLine(t, 1, "cannot connect", "refused")

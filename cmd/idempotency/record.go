@@ -74,7 +74,11 @@ type holder struct {
 	Client      string   `json:"client,omitempty"`
 	State       string   `json:"state,omitempty"`
 	Seconds     *float64 `json:"transaction_seconds"` // null: this role may not see it
+	Waiting     string   `json:"waiting_for,omitempty"`
 }
+
+// replicating: the COMMIT has taken effect on this server, and waits for another.
+func (h holder) replicating() bool { return h.Waiting == "SyncRep" }
 
 func (h holder) String() string {
 	text := fmt.Sprintf("process %d", h.PID)
@@ -101,7 +105,7 @@ func (h holder) since() string {
 // pg_locks shows the two halves. The row of a call in progress is invisible.
 const holderSQL = `
 select l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
-	extract(epoch from clock_timestamp() - a.xact_start)::float8
+	extract(epoch from clock_timestamp() - a.xact_start)::float8, coalesce(a.wait_event, '')
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 	and l.database = (select oid from pg_database where datname = current_database())
@@ -159,6 +163,10 @@ func (rec record) absence() error {
 		effect := "nothing has taken effect yet"
 		if rec.CompletedAt != nil {
 			effect = "an earlier call took effect at " + moment(*rec.CompletedAt) + ", and its record has expired; this one has not yet"
+		}
+		if rec.Holders[0].replicating() {
+			return exitError{exitInProgress, fmt.Sprintf("%s is being committed: %s: it waits for a synchronous standby (see pg_stat_replication): do not end it, that would show a commit that a failover can lose",
+				key, rec.Holders[0])}
 		}
 		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: %s: ask again, or end it with select pg_terminate_backend(%d)",
 			key, rec.Holders[0], effect, rec.Holders[0].PID)}

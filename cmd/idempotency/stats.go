@@ -141,7 +141,7 @@ limit 1`
 // the same transaction, the lock of a write to the table. Their rows are invisible.
 const holdersSQL = `
 select l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
-	extract(epoch from clock_timestamp() - a.xact_start)::float8,
+	extract(epoch from clock_timestamp() - a.xact_start)::float8, coalesce(a.wait_event, ''),
 	count(*), exists (select from pg_locks x where x.pid = l.pid and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.objsubid = 1
@@ -150,7 +150,7 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 		select from pg_locks t
 		where t.pid = l.pid and t.locktype = 'relation' and t.mode = 'RowExclusiveLock' and t.granted
 			and t.relation = 'idempotency_keys'::regclass)
-group by l.pid, a.application_name, a.client_addr, a.state, a.xact_start
+group by l.pid, a.application_name, a.client_addr, a.state, a.xact_start, a.wait_event
 order by a.xact_start nulls last, l.pid`
 
 func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample int64, scopes int) (s statistic, err error) {
@@ -178,7 +178,7 @@ func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample in
 	}
 	rows, _ := pool.Query(ctx, d.on(holdersSQL))
 	s.Holders, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (h keyHolder, err error) {
-		err = row.Scan(&h.PID, &h.Application, &h.Client, &h.State, &h.Seconds, &h.Keys, &h.Writing)
+		err = row.Scan(&h.PID, &h.Application, &h.Client, &h.State, &h.Seconds, &h.Waiting, &h.Keys, &h.Writing)
 		return h, err
 	})
 	return s, err
@@ -289,7 +289,10 @@ func (s statistic) inProgress() (string, [][]string) {
 	var lines [][]string
 	for _, h := range s.Holders {
 		doing := "in progress"
-		if !h.Writing {
+		switch {
+		case h.replicating():
+			doing = "committing, waits for a synchronous standby"
+		case !h.Writing:
 			doing = "replaying, or just begun"
 		}
 		lines = append(lines, []string{h.String() + ":", plural(h.Keys, "key"), doing})
