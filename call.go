@@ -74,7 +74,9 @@ func (s *Store) call(ctx context.Context, operation string, key Key, w work, run
 			return ErrKeyReused
 		}
 		event.Outcome, event.Origin = "replayed", rec.origin
-		err = w.replay(rec.result)
+		if err = w.replay(rec.result); err != nil {
+			event.Outcome = "failed" // also if the error of the caller's type says something else
+		}
 		replayed = err == nil
 		return err
 	})

@@ -130,7 +130,6 @@ func TestReplayWritesNothing(t *testing.T) {
 	t.Error("in every try, replays have used transaction ids or written to the log")
 }
 
-// 230 B for the bare transaction, the result, and 420 B of our own.
 // A typicalCall is one with a fingerprint and a result of 300 bytes.
 func (b *bundle) typicalCall(i int) {
 	b.Helper()
@@ -159,6 +158,7 @@ func TestDeadVersionOfAClaimMakesRoomForLaterCalls(t *testing.T) {
 	}
 }
 
+// 230 B for the bare transaction, the result, and 420 B of our own.
 func TestFirstCallWritesLittle(t *testing.T) {
 	b := setup(t, idempotency.Config{})
 	const resultBytes, calls = 300, 200

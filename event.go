@@ -90,7 +90,7 @@ func (s *Store) observed(ctx context.Context, operation string, key Key, event *
 // settle makes the outcome agree with the error.
 func (e *Event) settle() {
 	switch {
-	case e.Err == nil, e.Outcome == "failed": // also by an error of another call, which the function has returned
+	case e.Err == nil, e.Outcome == "failed": // whatever another call's error in it says
 	case errors.Is(e.Err, ErrOutcomeUnknown):
 		e.Outcome = "outcome_unknown"
 	case errors.Is(e.Err, ErrKeyReused):

@@ -219,7 +219,7 @@ func (l *lease) due() (due []*waiter) {
 
 // A chain of waiters is woken one by the other: ten thousand at once would stand
 // before every other goroutine of the process, those of other keys among them. It
-// belongs to the one who was woken last.
+// belongs to the one who was woken last, or to the timer that ends its rest.
 type chain struct {
 	rec     *record
 	waiters []*waiter // that still sleep
@@ -235,6 +235,7 @@ const (
 	rest = time.Millisecond
 )
 
+// wake wakes the next one.
 func (c *chain) wake() {
 	if len(c.waiters) > 0 {
 		next := c.waiters[0]
@@ -246,13 +247,18 @@ func (c *chain) wake() {
 // passOn is called by the one who was woken, before anything else.
 func (v verdict) passOn() verdict {
 	if c := v.chain; c != nil {
-		if time.Since(c.since) > stint && len(c.waiters) > 0 {
-			time.Sleep(rest)
-			c.since = time.Now()
+		if time.Since(c.since) < stint {
+			c.wake()
+		} else if len(c.waiters) > 0 {
+			time.AfterFunc(rest, c.goOn)
 		}
-		c.wake()
 	}
 	return v
+}
+
+func (c *chain) goOn() {
+	c.since = time.Now()
+	c.wake()
 }
 
 // leave hands the lead to the waiter that has waited longest.

@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// Every statement is whole, and one constant, so that it can be read, explained
-// and exchanged by itself. None depends on session state.
+// Every statement is a constant, so that it can be read, explained and exchanged by
+// itself. None depends on session state.
 
 // settingsSQL frees the key of a client that is gone or frozen: PostgreSQL ends a
 // transaction that is silent for too long, and looks once a second, while a
@@ -81,30 +81,34 @@ for update skip locked`
 
 // recordSQL completes the row that the transaction owns, and fails by a
 // division by zero if that is not exactly one row: COMMIT is already on its way
-// behind it. It finds the row by its key, and "is not distinct from", a plain "="
-// that no ctid scan comes of, makes sure: PostgreSQL prunes a page that an index
-// leads to, so that the claims' dead versions of earlier rows make room on it.
-// Left to a vacuum, they become gaps in old pages, which attract later claims,
-// and after a checkpoint each such page is logged in whole.
+// behind it. Found through the index, or by a range of ctids, the row's page is
+// pruned in passing, so that the claims' dead versions of earlier rows make room
+// on it; by "ctid =" it is not. Left to a vacuum, they become gaps in old pages,
+// which attract later claims, and after a checkpoint each such page is logged in
+// whole.
 //
 // The retention begins at clock_timestamp(): now() is the transaction's start.
 // purge_after becomes what claimSQL has set, to the bit, which keeps the update
 // out of the indexes (a heap-only tuple); only after a take-over is it new.
-const recordSQL = `
+const recordSQL = recordHead + ` and ctid >= $3 and ctid <= $3` + recordTail
+
+// recordSerializableSQL finds the row by its ctid alone. A scan of the index, or of
+// the page, makes distinct keys conflict under SERIALIZABLE.
+const recordSerializableSQL = recordHead + ` and ctid = $3` + recordTail
+
+// Id and scope keep the statement on one shard where the table is distributed.
+const recordHead = `
 with recorded as (
 	update idempotency_keys
 	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
 		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
 		purge_after = now() + $6::bigint * interval '1 microsecond'
-	where id = $1 and scope = $2 and ctid is not distinct from $3
+	where id = $1 and scope = $2`
+
+const recordTail = `
 	returning 1
 )
 select 1 / count(*) from recorded`
-
-// recordSerializableSQL finds the row without the index, a scan of which makes
-// distinct keys conflict under SERIALIZABLE. Id and scope keep it on one shard
-// where the table is distributed.
-var recordSerializableSQL = strings.Replace(recordSQL, "ctid is not distinct from $3", "ctid = $3", 1)
 
 // settleSQL is a small transactional write. Its COMMIT waits for the write-ahead
 // log, and for the synchronous standbys, up to and with every commit that was

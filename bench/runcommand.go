@@ -71,9 +71,10 @@ func runAndSave(ctx context.Context, set run.Settings, out string, args []string
 		return fmt.Errorf("%w (what was measured until then is in %s)", err, out)
 	}
 	fmt.Fprintln(os.Stderr, "bench: saved", out)
-	fmt.Printf("`%s`: ", measured.Command)
+	fmt.Printf("`%s`: ", report.Typed(measured.Command))
 	report.Conditions(os.Stdout, measured.Conditions, measured.Started, measured.Took)
 	fmt.Println()
+	report.Summary(os.Stdout, measured, nil)
 	report.Run(os.Stdout, measured)
 	return nil
 }

@@ -46,7 +46,7 @@ func scaleCommand(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "bench: saved", *out)
-	fmt.Printf("`%s`: ", measured.Command)
+	fmt.Printf("`%s`: ", report.Typed(measured.Command))
 	report.Conditions(os.Stdout, measured.Conditions, measured.Started, measured.Took)
 	fmt.Println()
 	report.Scale(os.Stdout, measured)

@@ -32,10 +32,10 @@ func Docs(folder string, run results.Run, scale *results.Scale) error {
 	}
 	var b bytes.Buffer
 	fmt.Fprint(&b, intro)
-	fmt.Fprintf(&b, "## Conditions of the run\n\n`%s`: ", run.Command)
+	fmt.Fprintf(&b, "## Conditions of the run\n\n`%s`: ", Typed(run.Command))
 	Conditions(&b, run.Conditions, run.Started, run.Took)
 	b.WriteByte('\n')
-	summary(&b, run, scale)
+	Summary(&b, run, scale)
 	for _, chart := range []struct {
 		file, alt string
 		draw      func(path string) error
@@ -55,7 +55,7 @@ func Docs(folder string, run results.Run, scale *results.Scale) error {
 			return err
 		}
 		Scale(&b, *scale)
-		fmt.Fprintf(&b, "Conditions: `%s`: ", scale.Command)
+		fmt.Fprintf(&b, "Conditions: `%s`: ", Typed(scale.Command))
 		Conditions(&b, scale.Conditions, scale.Started, scale.Took)
 		b.WriteByte('\n')
 	}

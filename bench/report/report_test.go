@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -50,6 +51,44 @@ func TestDocsAreMadeFromTheirResultsAndByNobodysHand(t *testing.T) {
 		}
 		if strings.HasSuffix(file, ".svg") {
 			wellFormed(t, file, want)
+		}
+	}
+}
+
+// The README's three numbers, each with what it is called in the summary.
+func TestReadmeNamesTheNumbersOfTheRun(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(docs, "benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for summary, says := range map[string]string{
+		"| first call, 1 ms latency, ":                              "a first call takes %s times as long as the bare transaction",
+		"| replay, 1 ms latency, ":                                  "a replay %s times as long as a bare select",
+		"| the hand-written pattern of 5 round trips, 1 ms latency": "the hand-written pattern of five round trips %s times as long as a first call",
+	} {
+		_, line, _ := strings.Cut(string(page), summary)
+		_, line, _ = strings.Cut(line, " | ")
+		number, _, found := strings.Cut(line, "×")
+		if says = fmt.Sprintf(says, number); !found || !strings.Contains(string(readme), says) {
+			t.Errorf("README.md does not say %q", says)
+		}
+	}
+}
+
+func TestCommandIsShownAsItIsTyped(t *testing.T) {
+	for command, want := range map[string]string{
+		"bench run": "make bench",
+		"bench run -peers idempotency -rounds 50":            "make bench BENCH='-peers idempotency -rounds 50'",
+		"bench scale -rows 20000000 -kept=true":              "make bench-scale ROWS=20000000",
+		"bench scale -rows 200000 -kept=false -window 700ms": "make bench-scale ROWS=200000 BENCH='-window 700ms'",
+		"other": "other",
+	} {
+		if got := report.Typed(command); got != want {
+			t.Errorf("%q is shown as %q, want %q", command, got, want)
 		}
 	}
 }

@@ -218,7 +218,7 @@ func storms(w io.Writer, run results.Run) {
 	}
 	fmt.Fprintf(w, `## Storm
 
-Duplicates of one key arrive at once, whose function takes %s, beside 8 workers on distinct keys, in one process with a pool of %d. The window begins with the storm and lasts until its last duplicate has an answer, %s at least; it is compared with a calm window of %s (p99 and calls per second as multiples, medians of paired windows). A stall of all workers is few calls, so look at the longest, too. What goroutines cost that only wait for a channel, no library of this kind can be below. Duplicates that are turned away come back after 25 to 75 ms, for 15 s at most.
+Duplicates of one key arrive at once, whose function takes %s, beside 8 workers on distinct keys, in one process with a pool of %d. The window begins with the storm and lasts until its last duplicate has an answer, %s at least; it is compared with a calm window of %s (p99 and calls per second as multiples, medians of paired windows). A stall of all workers is few calls, so look at the longest, too. For comparison: as many goroutines that only wait for a channel, and are woken all at once. Duplicates that are turned away come back after 25 to 75 ms, for 15 s at most.
 
 %s
 `, span(run.Conditions.Work), run.Conditions.Pool, span(run.Conditions.Window), span(run.Conditions.Window), &t)

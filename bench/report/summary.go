@@ -11,8 +11,8 @@ import (
 	"github.com/pgidem/idempotency/bench/results"
 )
 
-// summary is this package in one look. What was not measured is left out.
-func summary(w io.Writer, run results.Run, scale *results.Scale) {
+// Summary writes this package in one look. What was not measured is left out.
+func Summary(w io.Writer, run results.Run, scale *results.Scale) {
 	t := table{head: []string{"this package", ""}}
 	add := func(what string, values ...string) {
 		if len(values) > 0 && !slices.Contains(values, "") {

@@ -34,9 +34,10 @@ func (b *bench) storms(ctx context.Context) error {
 			if e.Name != peers.Ours || b.Many <= b.Duplicates {
 				continue
 			}
-			err := errors.Join(b.storm(ctx, e, linkName, b.Many, b.blow), b.storm(ctx, e, linkName, b.Many, b.stand))
-			if err != nil {
-				return err
+			for _, kind := range []storming{b.blow, b.stand} {
+				if err := b.storm(ctx, e, linkName, b.Many, kind); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -48,7 +49,7 @@ func (b *bench) storms(ctx context.Context) error {
 // window ends when the last duplicate has its answer, at the earliest like the
 // calm one.
 func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicates int, kind storming) error {
-	b.logf("storm of %d, %s, %s", duplicates, linkName, e.Name)
+	b.logf("storm of %d, %s, beside %s", duplicates, linkName, e.Name)
 	client, err := b.client(ctx, e, b.env(e, linkName))
 	if err != nil {
 		return err
@@ -95,8 +96,8 @@ func (b *bench) storm(ctx context.Context, e *entrant, linkName string, duplicat
 // A storming makes one storm, and adds what it saw of it.
 type storming func(ctx context.Context, client peers.Client, duplicates int, out *results.Storm)
 
-// stand is the least that a storm can be: goroutines that only wait for a channel,
-// which is closed when the function of the others would be done.
+// stand is for comparison: as many goroutines that only wait for a channel, and are
+// woken all at once when the function of the others would be done.
 func (b *bench) stand(ctx context.Context, _ peers.Client, duplicates int, out *results.Storm) {
 	out.Peer = results.Standing
 	done, cancel := context.WithTimeout(ctx, b.Work)

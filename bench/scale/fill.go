@@ -40,6 +40,16 @@ func (b *bench) fillExpired(ctx context.Context, s shape, rows int64) error {
 	return b.grow(ctx, filling{s, rows, "expired", expiredBefore, "-1 hour"})
 }
 
+// forgetExpired makes fillExpired look at each row again.
+func (b *bench) forgetExpired(ctx context.Context, s shape) error {
+	conn, err := pgx.Connect(ctx, b.server.DSN(s.database(), ""))
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, "update filled set expired = 0")
+	return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+}
+
 func (b *bench) grow(ctx context.Context, f filling) (err error) {
 	conns, err := b.fillers(ctx, f.shape)
 	defer func() {

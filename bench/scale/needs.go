@@ -22,10 +22,11 @@ const fillPerSecond = 25_000
 // checkNeeds says what the run takes, and fails when the disk is too small.
 func (b *bench) checkNeeds(ctx context.Context) error {
 	need := b.Rows*rowBytes + walBytes
-	measuring := time.Duration(len(stages(b.Rows))*2*2*2*b.Rounds)*b.Slice + time.Duration(2*b.Pairs)*b.Window
+	measuring := time.Duration(16*2*(b.Rounds+1))*b.Slice + time.Duration(2*b.Pairs)*b.Window
 	filling := time.Duration(float64(b.Rows) / fillPerSecond * float64(time.Second))
 	took := time.Duration(len(allShapes)) * (filling + measuring)
 	b.logf("%d tables of %d rows, one after another: about %d MB of disk, and roughly %v", len(allShapes), b.Rows, need>>20, took.Round(time.Minute))
+	b.logf("each row takes a transaction id of the server")
 	if !b.Kept {
 		b.logf("the server goes away with this command: to be able to interrupt it and go on later, set DATABASE_URL to one that stays")
 	}

@@ -36,39 +36,57 @@ func (b *bench) open(ctx context.Context, database string) (*side, error) {
 	return &side{pool: pool, store: idempotency.New(pool)}, nil
 }
 
+// A section is what is measured on a full table and on an empty one.
+type section struct {
+	name   string
+	ops    [2]measure.Operation
+	vacuum bool // the full table, before
+}
+
 // points measures first calls and replays, of one and of eight callers, on the
-// full table and on an empty one.
-func (b *bench) points(ctx context.Context, s shape, rows int64) (points []results.Point, err error) {
+// full table and on an empty one, as far as that is not done.
+func (b *bench) points(ctx context.Context, s shape, rows int64, p *progress) error {
 	full, err := b.open(ctx, s.database())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer full.pool.Close()
 	empty, err := b.open(ctx, s.empty())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer empty.pool.Close()
 	const seeds = 500
 	if err := seed(ctx, empty, s, seeds); err != nil {
-		return nil, err
+		return err
 	}
-	m := meeting{b, s, rows, full, empty}
 	news := [2]measure.Operation{firstCall(full, s), firstCall(empty, s)}
 	olds := [2]measure.Operation{replay(full, s, rows), replay(empty, s, seeds)}
-	if err := m.compare(ctx, &points, results.First, news, "checkpoint"); err != nil {
-		return nil, err
+	sections := []section{{results.First, news, false}, {results.Replay, olds, true}}
+	if rows == b.Rows {
+		// The table is not vacuumed behind our back (see prepare), so at its full size
+		// both can be shown: before a vacuum a replay may have to tidy the page it reads,
+		// and after one first calls fill the gaps in old pages.
+		sections = []section{
+			{results.First, news, false}, {results.ReplayUnvacuumed, olds, false},
+			{results.Replay, olds, true}, {results.FirstVacuumed, news, true},
+		}
 	}
-	if rows < b.Rows {
-		return points, m.compare(ctx, &points, results.Replay, olds, "vacuum (analyze) idempotency_keys", "checkpoint")
+	m := meeting{b, s, rows, full, empty}
+	for _, sec := range sections {
+		if p.has(rows, sec.name) {
+			continue
+		}
+		points, err := m.compare(ctx, sec)
+		if err != nil {
+			return err
+		}
+		p.Points = append(p.Points, points...)
+		if err := b.save(ctx, s, *p); err != nil {
+			return err
+		}
 	}
-	// The table is not vacuumed behind our back (see prepare), so at its full size
-	// both can be shown: before a vacuum a replay may have to tidy the page it reads,
-	// and after one first calls fill the gaps in old pages.
-	return points, errors.Join(
-		m.compare(ctx, &points, results.ReplayUnvacuumed, olds, "checkpoint"),
-		m.compare(ctx, &points, results.Replay, olds, "vacuum (analyze) idempotency_keys", "checkpoint"),
-		m.compare(ctx, &points, results.FirstVacuumed, news, "checkpoint"))
+	return nil
 }
 
 // seed empties a table, and records keys in it.
@@ -121,23 +139,27 @@ type meeting struct {
 	full, empty *side
 }
 
-// compare measures a section with one and with eight callers, after some
-// statements on the full table.
-func (m meeting) compare(ctx context.Context, points *[]results.Point, section string, ops [2]measure.Operation, before ...string) error {
+// compare measures a section with one and with eight callers, after a checkpoint:
+// the first change of a page then logs it in whole.
+func (m meeting) compare(ctx context.Context, sec section) (points []results.Point, err error) {
+	before := []string{"checkpoint"}
+	if sec.vacuum {
+		before = []string{"vacuum (analyze) idempotency_keys", "checkpoint"}
+	}
 	for _, sql := range before {
 		if _, err := m.full.pool.Exec(ctx, sql); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for _, callers := range []int{1, 8} {
-		m.logf("%s, %d rows: %s, %d callers", m.shape.name, m.rows, section, callers)
-		p := results.Point{Shape: m.shape.name, Rows: m.rows, Section: section, Callers: callers}
-		if err := m.interleave(ctx, &p, ops); err != nil {
-			return err
+		m.logf("%s, %d rows: %s, %d callers", m.shape.name, m.rows, sec.name, callers)
+		p := results.Point{Shape: m.shape.name, Rows: m.rows, Section: sec.name, Callers: callers}
+		if err := m.interleave(ctx, &p, sec.ops); err != nil {
+			return nil, err
 		}
-		*points = append(*points, p)
+		points = append(points, p)
 	}
-	return nil
+	return points, nil
 }
 
 func (m meeting) interleave(ctx context.Context, p *results.Point, ops [2]measure.Operation) error {

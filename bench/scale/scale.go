@@ -129,6 +129,11 @@ type progress struct {
 	Done   bool
 }
 
+// has reports whether a section of a size is measured.
+func (p *progress) has(rows int64, section string) bool {
+	return slices.ContainsFunc(p.Points, func(q results.Point) bool { return q.Rows == rows && q.Section == section })
+}
+
 const stateTable = `create table if not exists progress (shape text primary key, rows bigint not null, progress jsonb not null)`
 
 func (b *bench) openState(ctx context.Context) error {
@@ -203,18 +208,10 @@ func (b *bench) measureShape(ctx context.Context, s shape, p progress) (progress
 		}
 	}
 	for _, rows := range stages(b.Rows) {
-		if slices.ContainsFunc(p.Points, func(q results.Point) bool { return q.Rows == rows }) {
-			continue
-		}
 		if err := b.fill(ctx, s, rows); err != nil {
 			return p, err
 		}
-		points, err := b.points(ctx, s, rows)
-		if err != nil {
-			return p, err
-		}
-		p.Points = append(p.Points, points...)
-		if err := b.save(ctx, s, p); err != nil {
+		if err := b.points(ctx, s, rows, &p); err != nil {
 			return p, err
 		}
 	}

@@ -61,7 +61,7 @@ func TestInterruptedRunGoesOnWhereItWas(t *testing.T) {
 		t.Fatal("DATABASE_URL is not set: run `make test-modules`")
 	}
 	clean(t)
-	for _, at := range []string{"15000 rows: replay", "one scope, 50000 rows: purge", "scopes: filling 5000 to"} {
+	for _, at := range []string{"15000 rows: replay", "50000 rows: replay, 8 callers", "one scope, 50000 rows: purge", "scopes: filling 5000 to"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		log := &tripWire{text: at, cancel: cancel}
 		_, err := Run(ctx, small(log))
@@ -107,7 +107,11 @@ func TestFilledRowsAreTheKeysThatAreReplayed(t *testing.T) {
 	for _, s := range allShapes {
 		pool := pgtest.New(t, pgtest.MaxConns(1))
 		fill(t, pool, s)
-		for _, i := range []int64{1, 999, 1000} {
+		var rows int
+		if err := pool.QueryRow(t.Context(), "select count(*) from idempotency_keys").Scan(&rows); err != nil || rows != 1000 {
+			t.Errorf("%s: %d rows, %v", s.name, rows, err)
+		}
+		for _, i := range []int64{1, 2, 999, 1000} {
 			key := s.keyOf(i)
 			var n int
 			err := pool.QueryRow(t.Context(), `
@@ -132,8 +136,10 @@ func fill(t *testing.T, pool *pgxpool.Pool, s shape) {
 	if _, err := pool.Exec(t.Context(), fillSQL); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pool.Exec(t.Context(), "select pg_temp.fill(1, 1000, $1, $2, '1 day')", s.random, s.scopes); err != nil {
-		t.Fatal(err)
+	for _, first := range []int{1, 2, 1} { // the odd ones, the even ones, and what is there already
+		if _, err := pool.Exec(t.Context(), "call pg_temp.fill($1, 1000, 2, $2, $3, '1 day')", first, s.random, s.scopes); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

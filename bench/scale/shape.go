@@ -31,8 +31,8 @@ const firstMillisecond = 1_577_836_800_000
 
 // fillSQL makes a procedure that fills the table as calls do, so that the pages come
 // to look as they do in earnest: it inserts a row as it is claimed, updates it as
-// its result is recorded, and commits, one row in step after the other. Rows that are there already
-// it leaves alone. The texts are those of keyOf.
+// its result is recorded, and commits, every step-th row. Rows that are there
+// already it leaves alone. The texts are those of keyOf.
 const fillSQL = `
 create procedure pg_temp.fill(first bigint, last bigint, step bigint, random boolean, scopes bigint, expires interval)
 language plpgsql as $$
@@ -54,7 +54,7 @@ begin
 		update idempotency_keys
 		set completed_at = now(), expires_at = now() + expires, fingerprint = sha256(convert_to(new_id, 'UTF8')),
 			result = convert_to('"' || rpad('charge ' || i, 318, 'x') || '"', 'UTF8')
-		where id = new_id and scope = new_scope and ctid is not distinct from at;
+		where id = new_id and scope = new_scope and ctid >= at and ctid <= at;
 		commit;
 		i := i + step;
 	end loop;

@@ -11,19 +11,30 @@ import (
 )
 
 // cpu is how long the processes of the site's idle connections have been on a core
-// so far, as Linux tells of those on this machine.
+// so far. It is known of processes of this machine, where that is Linux.
 func (s *site) cpu(ctx context.Context) (sum time.Duration, known bool) {
+	known = true
 	for _, conn := range s.pool.AcquireAllIdle(ctx) {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", conn.Conn().PgConn().PID()))
+		took, ok := processTime(conn.Conn().PgConn().PID())
 		conn.Release()
-		field, _, _ := strings.Cut(string(text), " ")
-		ns, parseErr := strconv.ParseInt(field, 10, 64)
-		if err != nil || parseErr != nil {
-			return 0, false
-		}
-		sum += time.Duration(ns)
+		sum += took
+		known = known && ok
 	}
-	return sum, true
+	return sum, known
+}
+
+func processTime(pid uint32) (took time.Duration, known bool) {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || strings.TrimSpace(string(name)) != "postgres" { // of another machine, or a container
+		return 0, false
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
+	if err != nil {
+		return 0, false
+	}
+	field, _, _ := strings.Cut(string(text), " ")
+	ns, err := strconv.ParseInt(field, 10, 64)
+	return time.Duration(ns), err == nil
 }
 
 // cpuPerOp is in µs, of the middle turn.

@@ -166,7 +166,7 @@ func (l *lab) site(ctx context.Context, w way, v variant) (*site, error) {
 	if s.sql, err = v.statements(); err != nil {
 		return nil, err
 	}
-	if w.strict {
+	if w.strict { // a variant of the record keeps its own
 		s.sql.record = strings.Replace(s.sql.record, byCTID[0].from, byCTID[0].to, 1)
 	}
 	s.form = s.sql.form()

@@ -25,7 +25,7 @@ with recorded as (
 	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
 		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
 		purge_after = now() + $6::bigint * interval '1 microsecond'
-	where id = $1 and scope = $2 and ctid is not distinct from $3
+	where id = $1 and scope = $2 and ctid >= $3 and ctid <= $3
 	returning 1
 )
 select 1 / count(*) from recorded`

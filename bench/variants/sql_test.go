@@ -13,22 +13,33 @@ func TestStatementsAreThePackagesOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := map[string]string{}
+	parts := map[string]ast.Expr{}
 	ast.Inspect(file, func(n ast.Node) bool {
 		spec, ok := n.(*ast.ValueSpec)
 		if !ok || len(spec.Names) != 1 || len(spec.Values) != 1 {
 			return true
 		}
-		if lit, ok := spec.Values[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
-			own[spec.Names[0].Name], _ = strconv.Unquote(lit.Value)
-		}
+		parts[spec.Names[0].Name] = spec.Values[0]
 		return true
 	})
+	var text func(ast.Expr) string
+	text = func(e ast.Expr) string {
+		switch e := e.(type) {
+		case *ast.BasicLit:
+			unquoted, _ := strconv.Unquote(e.Value)
+			return unquoted
+		case *ast.Ident:
+			return text(parts[e.Name])
+		case *ast.BinaryExpr:
+			return text(e.X) + text(e.Y)
+		}
+		return ""
+	}
 	for name, copied := range map[string]string{
 		"settingsSQL": settingsSQL, "claimSQL": claimSQL, "readSQL": readSQL, "recordSQL": recordSQL, "purgeSQL": purgeSQL,
 	} {
-		if own[name] != copied {
-			t.Errorf("%s of the package is%s\n\nnot%s", name, own[name], copied)
+		if own := text(parts[name]); own != copied {
+			t.Errorf("%s of the package is%s\n\nnot%s", name, own, copied)
 		}
 	}
 }

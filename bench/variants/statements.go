@@ -25,13 +25,6 @@ where set_config('idle_in_transaction_session_timeout', $5, true) is not null
 on conflict (id, scope) do nothing
 returning ctid, current_setting('transaction_isolation') = 'serializable'`
 
-	updateSQL = `
-update idempotency_keys
-set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
-	expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
-	purge_after = now() + $6::bigint * interval '1 microsecond'
-where id = $1 and scope = $2 and ctid is not distinct from $3`
-
 	updateByKeySQL = `
 update idempotency_keys
 set fingerprint = $3, result = $4, completed_at = clock_timestamp(),
@@ -79,19 +72,17 @@ func statementVariants() []variant {
 		})},
 		{name: "read: without its condition", calls: []edit{{" and pg_current_xact_id_if_assigned() is null", ""}}},
 		{name: "read: none (what it costs)", form: with(func(f *form) { f.read = nil })},
-		{name: "record: a plain update that raises nothing", form: with(func(f *form) {
-			f.record = func(r *request, row pgtype.TID) query {
-				return ask(updateSQL, r.id, r.scope, row, r.fingerprint, r.result, retention, nil)
-			}
-		})},
+		{name: "record: a plain update that raises nothing", calls: []edit{
+			{"with recorded as (", ""}, {"	returning 1\n)\nselect 1 / count(*) from recorded", ""},
+		}},
 		{name: "record: a plain update by the key, no ctid", form: with(func(f *form) {
 			f.record = func(r *request, _ pgtype.TID) query {
 				return ask(updateByKeySQL, r.id, r.scope, r.fingerprint, r.result, retention)
 			}
 		})},
-		{name: "record: raises, by the key, no ctid", calls: []edit{{" and ctid is not distinct from $3", " and $3::tid is not null"}}},
+		{name: "record: raises, by the key, no ctid", calls: []edit{{" and ctid >= $3 and ctid <= $3", " and $3::tid is not null"}}},
 		{name: "record: by ctid (as it is under SERIALIZABLE)", calls: byCTID},
-		{name: "record: through the index, also under SERIALIZABLE", calls: []edit{{"ctid is not distinct from $3", "$3 is not distinct from ctid"}}},
+		{name: "record: by a range of ctids, also under SERIALIZABLE", calls: []edit{{"ctid >= $3 and ctid <= $3", "$3 <= ctid and $3 >= ctid"}}},
 	}
 }
 

@@ -24,8 +24,8 @@ var (
 		"\nfor update skip locked`",
 		"`"}
 	recordAnyVersion = edit{"postgres.go",
-		"where id = $1 and scope = $2 and ctid is not distinct from $3\n	returning 1",
-		"where id = $1 and scope = $2 and $3::tid is not null\n	returning 1"}
+		"` and ctid >= $3 and ctid <= $3`",
+		"` and $3::tid is not null`"}
 	purgeWithoutRowLock = edit{"postgres.go",
 		"	limit $1\n	for update skip locked))",
 		"	limit $1))"}
