@@ -73,7 +73,7 @@ bench: ## measure the package beside its peers: docs/benchmarks.md (minutes)
 
 # With a DATABASE_URL of your own it can be interrupted and goes on later.
 ROWS ?= 200000
-bench-scale: ## measure a table that has grown: ROWS=20000000 (hours)
+bench-scale: ## measure a table that has grown: ROWS=20000000 (40 minutes)
 	$(TESTDB) -C bench -- go run . scale -rows $(ROWS) -kept=$(if $(DATABASE_URL),true,false) $(BENCH)
 
 # BENCH is flags of bench/variants: make bench-variants BENCH='-sections columns'

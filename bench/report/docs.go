@@ -67,7 +67,7 @@ func Docs(folder string, run results.Run, scale *results.Scale) error {
 const intro = "# Benchmarks\n\n" +
 	"This page is made by `make bench-report`, from the files in [benchmarks/](benchmarks) that `make bench` and `make bench-scale` have written; nothing in it is written by hand. " +
 	"All peers run against the same server with the same business write, interleaved in slices of a moment, and each is compared with the bare business transaction of the same round: such ratios are stable where times are not. " +
-	"Identical things differ by some percent from run to run.\n\n"
+	"Identical things differ by some percent from run to run. What stands behind the figures that are not as good as one could wish is in [design.md](design.md#what-limits-it).\n\n"
 
 // drawn draws a chart and links it, if there was something to draw.
 func drawn(w io.Writer, folder, file, alt string, draw func(path string) error) error {
