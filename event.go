@@ -13,8 +13,8 @@ type Event struct {
 
 	// Outcome of a Do or DoTx is "executed", "replayed" (also after a wait, and
 	// when its own commit was in doubt), "in_progress", "key_reused",
-	// "outcome_unknown" or "failed". Of the others it is "done", "not_found",
-	// "in_progress" or "failed".
+	// "outcome_unknown" or "failed", as it is whenever the function returned an
+	// error. Of the others it is "done", "not_found", "in_progress" or "failed".
 	Outcome string
 
 	// Key of the operation; the zero Key without [Config.ObserveKeys].
