@@ -133,13 +133,9 @@ func TestReplayWritesNothing(t *testing.T) {
 // A typicalCall is one with a fingerprint and a result of 300 bytes.
 func (b *bundle) typicalCall(i int) {
 	b.Helper()
-	id := fmt.Sprintf("018f4d3c-0000-7000-8000-%012d", i)
+	id := benchID(i)
 	key := idempotency.Key{Scope: "customer-1", ID: id, Fingerprint: idempotency.FingerprintOf([]byte(id))}
-	_, _, err := idempotency.Do(context.Background(), b.store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
-		_, err := charge(key.ID, i)(ctx, tx)
-		return benchResult, err
-	})
-	if err != nil {
+	if _, _, err := idempotency.Do(context.Background(), b.store, key, benchCharge(id, i)); err != nil {
 		b.Fatal(err)
 	}
 }

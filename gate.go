@@ -200,7 +200,7 @@ func (l *lease) share(rec *record) {
 	chains := runtime.GOMAXPROCS(0)
 	share := (len(due) + chains - 1) / chains
 	for waiters := range slices.Chunk(due, max(share, 1)) {
-		(&chain{rec: rec, waiters: waiters, since: time.Now()}).wake()
+		(&chain{rec: rec, waiters: waiters}).begin()
 	}
 }
 
@@ -235,6 +235,12 @@ const (
 	rest = time.Millisecond
 )
 
+// begin begins a stint.
+func (c *chain) begin() {
+	c.since = time.Now()
+	c.wake()
+}
+
 // wake wakes the next one.
 func (c *chain) wake() {
 	if len(c.waiters) > 0 {
@@ -250,15 +256,10 @@ func (v verdict) passOn() verdict {
 		if time.Since(c.since) < stint {
 			c.wake()
 		} else if len(c.waiters) > 0 {
-			time.AfterFunc(rest, c.goOn)
+			time.AfterFunc(rest, c.begin)
 		}
 	}
 	return v
-}
-
-func (c *chain) goOn() {
-	c.since = time.Now()
-	c.wake()
 }
 
 // leave hands the lead to the waiter that has waited longest.

@@ -22,7 +22,8 @@ const fillPerSecond = 25_000
 // checkNeeds says what the run takes, and fails when the disk is too small.
 func (b *bench) checkNeeds(ctx context.Context) error {
 	need := b.Rows*rowBytes + walBytes
-	measuring := time.Duration(16*2*(b.Rounds+1))*b.Slice + time.Duration(2*b.Pairs)*b.Window
+	const points = 16 // 3 sizes of 2 sections, 2 more of the last, with 1 and 8 callers
+	measuring := time.Duration(points*2*(b.Rounds+1))*b.Slice + time.Duration(2*b.Pairs)*b.Window
 	filling := time.Duration(float64(b.Rows) / fillPerSecond * float64(time.Second))
 	took := time.Duration(len(allShapes)) * (filling + measuring)
 	b.logf("%d tables of %d rows, one after another: about %d MB of disk, and roughly %v", len(allShapes), b.Rows, need>>20, took.Round(time.Minute))

@@ -21,10 +21,6 @@ const (
 // purge compares first calls with and without a purge beside them.
 func (b *bench) purge(ctx context.Context, s shape) (results.Purge, error) {
 	out := results.Purge{Shape: s.name, Rows: b.Rows, Target: purgePerSecond, Callers: purgeCallers}
-	// An earlier purge, which was interrupted, has deleted some of those it found.
-	if err := b.forgetExpired(ctx, s); err != nil {
-		return out, err
-	}
 	expired := int64(1.2 * purgePerSecond * b.Window.Seconds() * float64(b.Pairs))
 	if err := b.fillExpired(ctx, s, expired); err != nil {
 		return out, err

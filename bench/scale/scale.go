@@ -245,8 +245,8 @@ func (b *bench) prepare(ctx context.Context, database string) error {
 		return err
 	}
 	_, err = pool.Exec(ctx, `
-		create table if not exists filled (live bigint not null, expired bigint not null);
-		insert into filled select 0, 0 where not exists (select from filled);
+		create table if not exists filled (live bigint not null);
+		insert into filled select 0 where not exists (select from filled);
 		alter table idempotency_keys set (autovacuum_enabled = off); -- no vacuum in the middle of a measurement
 		drop table if exists charges;`+peers.BusinessTable)
 	return err

@@ -4,10 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgidem/idempotency/bench/measure"
 )
 
 // cpu is how long the processes of the site's idle connections have been on a core
@@ -42,6 +43,5 @@ func (l *lane) cpuPerOp() string {
 	if len(l.cpus) == 0 {
 		return "not known"
 	}
-	sorted := slices.Sorted(slices.Values(l.cpus))
-	return fmt.Sprintf("%.0f", float64(sorted[len(sorted)/2])/float64(time.Microsecond))
+	return fmt.Sprintf("%.0f", float64(measure.Median(l.cpus))/float64(time.Microsecond))
 }

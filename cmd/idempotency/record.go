@@ -101,11 +101,14 @@ func (h holder) since() string {
 	return "for " + span(time.Duration(*h.Seconds*float64(time.Second)))
 }
 
+// holderColumns are those of a holder.
+const holderColumns = `l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
+	extract(epoch from clock_timestamp() - a.xact_start)::float8, coalesce(a.wait_event, '')`
+
 // holderSQL looks for the lock that claims take: a number of 64 bits, of which
 // pg_locks shows the two halves. The row of a call in progress is invisible.
 const holderSQL = `
-select l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
-	extract(epoch from clock_timestamp() - a.xact_start)::float8, coalesce(a.wait_event, '')
+select ` + holderColumns + `
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 	and l.database = (select oid from pg_database where datname = current_database())

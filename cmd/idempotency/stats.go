@@ -140,8 +140,7 @@ limit 1`
 // holdersSQL takes for a call what holds an advisory lock of one number and, in
 // the same transaction, the lock of a write to the table. Their rows are invisible.
 const holdersSQL = `
-select l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
-	extract(epoch from clock_timestamp() - a.xact_start)::float8, coalesce(a.wait_event, ''),
+select ` + holderColumns + `,
 	count(*), exists (select from pg_locks x where x.pid = l.pid and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.objsubid = 1
