@@ -26,135 +26,140 @@ const (
 	// its key, in this process, waiting.
 	replayBound = 100 * time.Millisecond
 
-	// grace is how long a caller that does not want to wait asks again. A replay
-	// holds the advisory lock until its ROLLBACK has arrived, so "not got" does
-	// not prove that a call is in flight.
-	grace = 50 * time.Millisecond
+	// impatientBound is how long a call with a negative Config.Wait asks again. A
+	// replay holds the advisory lock until its ROLLBACK has arrived, so one failed
+	// try does not prove that another call is running.
+	impatientBound = 50 * time.Millisecond
 )
 
-// A call is one Do or DoTx on its way.
-type call struct {
+// An invocation is one call of Do or DoTx on its way.
+type invocation struct {
 	store *Store
 	key   Key
 	work  work
-	event Event
-	lease *lease // of a Do that leads, until it is handed on
+	event *Event
+	lead  *lead // of a Do that talks to PostgreSQL, until it is handed on
 
 	origin  string // of the result, if this call makes it
-	refused bool   // by the function: what it returned is no finding of ours
+	failed  bool   // the function returned an error: the outcome is "failed", whichever error it is
+	askRole bool   // before the record: see failure.forbidden
 
 	waitFrom   time.Time // Config.Wait counts from here
-	inFlight   time.Time // since when the key is known to be another call's
+	heldSince  time.Time // since when the key is known to be another call's
 	waits      backoff
 	retries    backoff
 	lostClaims int
 }
 
-// do is Do on stored values.
-func (s *Store) do(ctx context.Context, key Key, w work) (replayed bool, err error) {
-	return s.call(ctx, "Do", key, w, (*call).do)
-}
-
-// call runs a Do or DoTx, and replays the record that it finds if that is the
-// answer to this request.
-func (s *Store) call(ctx context.Context, operation string, key Key, w work, run func(*call, context.Context) (*record, error)) (replayed bool, err error) {
-	c := &call{store: s, key: key, work: w}
-	event := &c.event
-	err = s.observed(ctx, operation, key, event, func(ctx context.Context) error {
+// call runs a Do, or in the caller's transaction tx a DoTx, and replays the answer
+// that it finds if it is one to this request.
+func (s *Store) call(ctx context.Context, operation string, tx pgx.Tx, key Key, w work) (replayed bool, err error) {
+	var event Event
+	c := &invocation{store: s, key: key, work: w, event: &event}
+	err = s.observed(ctx, operation, key, &event, func(ctx context.Context) error {
 		c.origin, c.waitFrom = event.Origin, time.Now()
-		rec, err := run(c, ctx)
-		event.Outcome = "executed"
-		switch {
-		case c.refused:
-			event.Outcome = "failed"
-			return err
-		case err != nil || rec == nil:
-			return err
-		case rec.fingerprint != key.Fingerprint:
-			return ErrKeyReused
+		var found *answer
+		if tx == nil {
+			found, err = c.do(ctx)
+		} else {
+			found, err = c.doTx(ctx, tx)
 		}
-		event.Outcome, event.Origin = "replayed", rec.origin
-		if err = w.replay(rec.result); err != nil {
-			event.Outcome = "failed" // also if the error of the caller's type says something else
-		}
-		replayed = err == nil
+		replayed, err = c.end(found, err)
 		return err
 	})
 	return replayed, err
 }
 
-// do returns the record that it found, or neither record nor error when its own
+// end gives the answer that was found to the caller, and says in the event how the
+// call went.
+func (c *invocation) end(found *answer, err error) (replayed bool, _ error) {
+	c.event.Outcome = "executed"
+	switch {
+	case c.failed:
+		c.event.Outcome = "failed"
+		return false, err
+	case err != nil || found == nil:
+		return false, err
+	case found.fingerprint != c.key.Fingerprint:
+		return false, ErrKeyReused
+	}
+	c.event.Outcome, c.event.Origin = "replayed", found.origin
+	if err := c.work.decode(found.result); err != nil {
+		c.event.Outcome = "failed" // also if the error of the caller's type says something else
+		return false, err
+	}
+	return true, nil
+}
+
+// do returns the answer that it found, or neither answer nor error when its own
 // COMMIT was acknowledged.
-func (c *call) do(ctx context.Context) (*record, error) {
+func (c *invocation) do(ctx context.Context) (*answer, error) {
 	if err := c.admit(ctx); err != nil {
 		return nil, err
 	}
-	lease, rec, err := c.store.gate.enter(ctx, c.key, c.store.cfg.Wait)
+	lead, found, err := c.store.gate.enter(ctx, c.key, c.store.cfg.Wait)
 	c.event.Waited = time.Since(c.waitFrom)
-	if lease == nil {
-		return rec, err
+	if lead == nil {
+		return found, err
 	}
-	c.lease = lease
+	c.lead = lead
 	defer c.leave()
-	return c.lead(ctx)
-}
-
-// admit refuses a call before anything is acquired for it.
-func (c *call) admit(ctx context.Context) error {
-	if err := c.key.validate(); err != nil {
-		return err
-	}
-	if running.Under(ctx, c.running()) { // to wait for it would be to wait for ourselves
-		return fmt.Errorf("%w: it is the function that made this call", ErrInProgress)
-	}
-	return ctx.Err()
-}
-
-// leave lets the next call for the key in, unless that was handed on.
-func (c *call) leave() {
-	if c.lease != nil {
-		c.lease.leave()
-	}
-}
-
-func (c *call) lead(ctx context.Context) (*record, error) {
-	x, rec, err := c.claim(ctx)
+	x, found, err := c.claim(ctx)
 	for x != nil {
 		failed := c.attempt(ctx, x)
 		switch {
 		case failed == nil:
 			return nil, nil
 		case failed.inDoubt:
-			x, rec, err = c.resolve(ctx, failed)
+			x, found, err = c.resolve(ctx, failed)
 		case c.mayRunAgain(ctx, failed) && c.retries.pause(ctx) == nil:
+			c.askRole = c.askRole || failed.forbidden
 			// The transaction that was lost may hold the key a little longer.
-			c.waitFrom, c.inFlight = time.Now(), time.Time{}
-			x, rec, err = c.claim(ctx)
+			c.waitFrom, c.heldSince = time.Now(), time.Time{}
+			x, found, err = c.claim(ctx)
 		default:
 			return nil, failed.err
 		}
 	}
-	return rec, err
+	return found, err
 }
 
-func (c *call) mayRunAgain(ctx context.Context, failed *failure) bool {
+// admit refuses a call before anything is acquired for it.
+func (c *invocation) admit(ctx context.Context) error {
+	if err := c.key.validate(); err != nil {
+		return err
+	}
+	if running.Under(ctx, c.mark()) { // to wait for it would be to wait for ourselves
+		return fmt.Errorf("%w: it is the function that made this call", ErrInProgress)
+	}
+	return ctx.Err()
+}
+
+// leave lets the next call for the key in, unless the lead was handed on.
+func (c *invocation) leave() {
+	if c.lead != nil {
+		c.lead.leave()
+	}
+}
+
+func (c *invocation) mayRunAgain(ctx context.Context, failed *failure) bool {
 	return failed.transient && c.event.Runs < maxRuns && ctx.Err() == nil
 }
 
-// claim returns a session that owns the key, or the record that it found. It
+// claim returns a session that owns the key, or the answer that it found. It
 // waits for calls elsewhere, between its questions without a connection.
-func (c *call) claim(ctx context.Context) (*session, *record, error) {
-	c.refused = false
+func (c *invocation) claim(ctx context.Context) (*session, *answer, error) {
+	c.failed = false
 	for {
-		c.lease.seal()
+		c.lead.seal()
 		x, f, err := c.store.begin(ctx, c.key)
 		switch {
 		case err == nil && f.state == claimed:
-			c.lease.stand(owning)
+			c.lead.know(owning)
 			return x, nil, nil
 		case err == nil && f.state == recorded:
-			c.replay(x, f.rec)
-			return nil, f.rec, nil
+			c.replay(x, f.answer)
+			return nil, f.answer, nil
 		case err == nil && f.state == abandoned:
 			x.rollback()
 			return nil, nil, ErrAbandoned
@@ -172,43 +177,43 @@ func (c *call) claim(ctx context.Context) (*session, *record, error) {
 	}
 }
 
-func (c *call) mayReconnect(ctx context.Context, err error) bool {
+func (c *invocation) mayReconnect(ctx context.Context, err error) bool {
 	c.lostClaims++
 	return lostConnection(err) && ctx.Err() == nil &&
 		c.lostClaims <= max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
 }
 
-// replay gives the record to everyone that waits here for it, and ends the
-// session in the background: the answer need not wait for a ROLLBACK. The next
+// replay gives the answer to everyone that waits here for it, and ends the
+// session in the background: the caller need not wait for a ROLLBACK. The next
 // call for the key is let in afterwards, since it would find the advisory lock
 // taken; but not much later, since a ROLLBACK can hang with its connection.
-func (c *call) replay(x *session, rec *record) {
-	c.lease.stand(asking) // nothing is in flight elsewhere, whatever was found before
-	c.lease.share(rec)
-	lease := c.lease
-	c.lease = nil
-	late := time.AfterFunc(replayBound, lease.leave)
+func (c *invocation) replay(x *session, found *answer) {
+	c.lead.know(asking) // nothing is in flight elsewhere, whatever was found before
+	c.lead.share(found)
+	lead := c.lead
+	c.lead = nil
+	late := time.AfterFunc(replayBound, lead.leave)
 	go func() {
 		x.rollback() // within rollbackBound
 		if late.Stop() {
-			lease.leave()
+			lead.leave()
 		}
 	}()
 }
 
 // wait pauses before the key is asked for again, up to Config.Wait, when it
 // returns inProgress.
-func (c *call) wait(ctx context.Context, inProgress error) error {
-	if c.lease != nil {
-		c.lease.stand(elsewhere)
+func (c *invocation) wait(ctx context.Context, inProgress error) error {
+	if c.lead != nil {
+		c.lead.know(elsewhere)
 	}
 	now := time.Now()
-	if c.inFlight.IsZero() {
-		c.inFlight = now
+	if c.heldSince.IsZero() {
+		c.heldSince = now
 	}
 	end := c.waitFrom.Add(c.store.cfg.Wait)
 	if c.store.cfg.Wait < 0 {
-		end = c.inFlight.Add(grace)
+		end = c.heldSince.Add(impatientBound)
 	}
 	if !now.Before(end) {
 		return inProgress
@@ -223,36 +228,47 @@ func (c *call) wait(ctx context.Context, inProgress error) error {
 
 // attempt runs the function in a session that owns the key, commits, and ends
 // the session. Nothing remains of a failure, unless it is in doubt.
-func (c *call) attempt(ctx context.Context, x *session) *failure {
+func (c *invocation) attempt(ctx context.Context, x *session) *failure {
 	committed := false
 	defer func() { // also when the function panics or calls runtime.Goexit
 		if !committed {
 			x.rollback()
-			c.lease.stand(asking)
+			c.lead.know(asking)
 		}
 	}()
-	stored, failed := x.run(ctx, c.run)
-	if failed != nil {
-		return failed
+	result, err := c.run(ctx, x.tx)
+	if err != nil {
+		return x.failed(err)
 	}
-	rec := &record{fingerprint: c.key.Fingerprint, result: stored, origin: c.origin}
-	c.lease.seal()
-	if failed := x.commit(rec); failed != nil {
+	out := c.answer(result)
+	x.askRole = c.askRole
+	c.lead.seal()
+	if failed := x.commit(out); failed != nil {
 		return failed
 	}
 	committed = true
-	c.lease.share(rec)
+	c.lead.share(&out)
 	return nil
 }
 
-// run runs the function, with a context that is marked with its key.
-func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+// run runs the function once, with tx behind a guard and a context that is marked
+// with its key, and checks that tx can still commit what the function did.
+func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c.event.Runs++
-	ctx, end := running.Mark(ctx, c.running())
+	ctx, end := running.Mark(ctx, c.mark())
 	defer end()
-	stored, err := c.work.run(ctx, tx)
-	c.refused = err != nil
-	return stored, err
+	guard := guardTx(tx)
+	defer guard.end()
+	result, err := c.work.execute(ctx, guard)
+	if c.failed = err != nil; c.failed {
+		return nil, err
+	}
+	return result, checkOpen(tx)
+}
+
+// answer is what this call records.
+func (c *invocation) answer(result []byte) answer {
+	return answer{fingerprint: c.key.Fingerprint, result: result, origin: c.origin}
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming
@@ -260,37 +276,37 @@ func (c *call) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 // record would be unsound, for "not there" can mean "still committing". The
 // caller's context and Config.Wait do not apply.
 //
-// It returns the record; or, when nothing was committed, a session for another
+// It returns the answer; or, when nothing was committed, a session for another
 // run or the failure's error; or ErrOutcomeUnknown.
-func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record, error) {
+func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *answer, error) {
 	c.event.InDoubt = "unknown"
-	c.lease.stand(elsewhere)
+	c.lead.know(elsewhere)
 	unknown := fmt.Errorf("%w: %w", ErrOutcomeUnknown, failed.err)
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), doubtBound)
 	defer cancel()
 	var waits backoff
 	for {
-		c.lease.seal()
+		c.lead.seal()
 		x, f, err := c.store.begin(ask, c.key)
 		// Near the end of the retention, our own record can have come and gone.
 		conclusive := time.Since(failed.sent) < c.store.cfg.Retention/10*9
 		switch {
 		case err != nil:
-		case f.state == recorded && (conclusive || f.rec.fingerprint == c.key.Fingerprint):
-			if x.settle(ask) == nil {
+		case f.state == recorded && (conclusive || f.answer.fingerprint == c.key.Fingerprint):
+			if x.confirm(ask) == nil {
 				c.event.InDoubt = "committed"
-				c.lease.share(f.rec)
-				return nil, f.rec, nil
+				c.lead.share(f.answer)
+				return nil, f.answer, nil
 			}
 		case f.state == claimed && conclusive && c.mayRunAgain(ctx, failed):
 			c.event.InDoubt = "aborted"
-			c.lease.stand(owning)
+			c.lead.know(owning)
 			return x, nil, nil
 		case f.state == claimed && conclusive:
 			c.event.InDoubt = "aborted"
 			x.rollback()
 			return nil, nil, failed.err
-		case f.state == inFlight || f.state == expired:
+		case f.state == inFlight:
 			x.rollback()
 		default:
 			x.rollback()
@@ -302,7 +318,7 @@ func (c *call) resolve(ctx context.Context, failed *failure) (*session, *record,
 	}
 }
 
-// running is the mark of the function's context.
-func (c *call) running() running.Key {
+// mark is what the function's context is marked with.
+func (c *invocation) mark() running.Key {
 	return running.Key{Store: c.store, Scope: c.key.Scope, ID: c.key.ID}
 }

@@ -60,11 +60,11 @@ func (endedError) Error() string {
 func (endedError) ErrorType() string { return "panic" }
 
 // observed runs one operation and reports it, also when it panics. The outcome
-// of a success is "done" unless run says otherwise.
+// of a success is "done" unless body says otherwise.
 //
-// The event is the caller's, and run has it from there: one that was made here
-// and handed to run would be allocated for every operation, observed or not.
-func (s *Store) observed(ctx context.Context, operation string, key Key, event *Event, run func(context.Context) error) error {
+// The event is the caller's, and body has it from there: one that was made here
+// and handed to body would be allocated for every operation, observed or not.
+func (s *Store) observed(ctx context.Context, operation string, key Key, event *Event, body func(context.Context) error) error {
 	*event = Event{Operation: operation, Outcome: "done", Err: errEnded}
 	if s.cfg.Trace != nil {
 		ctx, event.Origin = s.cfg.Trace(ctx, operation)
@@ -76,19 +76,19 @@ func (s *Store) observed(ctx context.Context, operation string, key Key, event *
 	defer func() {
 		if s.cfg.Observe != nil {
 			event.Duration = time.Since(start)
-			event.settle()
+			event.conclude()
 			if s.cfg.ObserveKeys {
 				event.Key = key
 			}
 			s.cfg.Observe(ctx, *event)
 		}
 	}()
-	event.Err = run(ctx)
+	event.Err = body(ctx)
 	return event.Err
 }
 
-// settle makes the outcome agree with the error.
-func (e *Event) settle() {
+// conclude makes the outcome agree with the error.
+func (e *Event) conclude() {
 	switch {
 	case e.Err == nil, e.Outcome == "failed": // whatever another call's error in it says
 	case errors.Is(e.Err, ErrOutcomeUnknown):

@@ -37,14 +37,14 @@ var ErrLost = errors.New("the connection was lost")
 // Resolve is what a call does whose COMMIT, sent that long ago, was lost, and
 // which may not run again.
 func (s *Store) Resolve(ctx context.Context, key Key, ago time.Duration) (found bool, err error) {
-	lease, _, err := s.gate.enter(ctx, key, -1)
+	lead, _, err := s.gate.enter(ctx, key, -1)
 	if err != nil {
 		return false, err
 	}
-	c := &call{store: s, key: key, lease: lease}
+	c := &invocation{store: s, key: key, event: new(Event), lead: lead}
 	defer c.leave()
-	_, rec, err := c.resolve(ctx, &failure{err: ErrLost, inDoubt: true, sent: time.Now().Add(-ago)})
-	return rec != nil, err
+	_, answer, err := c.resolve(ctx, &failure{err: ErrLost, inDoubt: true, sent: time.Now().Add(-ago)})
+	return answer != nil, err
 }
 
 // PoolOf is the pool of a Store.

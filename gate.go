@@ -25,18 +25,18 @@ type gate struct {
 
 type gateKey struct{ scope, id string }
 
-// standing is what the leader knows about its key.
-type standing int
+// knowledge is what the leader knows about its key.
+type knowledge int
 
 const (
-	asking    standing = iota // nothing yet, or it is replaying
-	owning                    // it holds the key's row
-	elsewhere                 // a call outside this gate holds the key
+	asking    knowledge = iota // nothing yet, or it is replaying
+	owning                     // it holds the key's row
+	elsewhere                  // a call outside this gate holds the key
 )
 
 // A flight is a key at which somebody is at work. Guarded by gate.mu.
 type flight struct {
-	standing    standing
+	known       knowledge
 	fingerprint Fingerprint // the leader's
 	waiters     list.List   // of *waiter, first come first served
 	arrivals    uint64      // waiters that ever joined
@@ -47,24 +47,23 @@ type waiter struct {
 	fingerprint Fingerprint
 	impatient   bool
 	arrival     uint64
-	place       *list.Element // nil once its verdict is on the way; guarded by gate.mu
-	verdict     chan verdict  // holds one, so that sending never blocks
+	place       *list.Element // nil once its reply is on the way; guarded by gate.mu
+	reply       chan reply    // holds one, so that sending never blocks
 }
 
-// A verdict ends a wait: with a record, an error, or the lead.
-type verdict struct {
-	lead *lease
-	rec  *record
-	err  error
+// A reply ends a wait: with an answer, an error, or the lead.
+type reply struct {
+	lead   *lead
+	answer *answer
+	err    error
 
 	chain *chain // whose next one is to be woken
 }
 
-// enter returns the lease of key's leader, or what a leader found while the
-// caller waited. Patience bounds the wait with ErrInProgress; when it is
+// enter returns the lead of key, or what its leader found while the caller waited. Patience bounds the wait with ErrInProgress; when it is
 // negative, the caller is turned away as soon as somebody is known to hold the
 // key, and waits only for a leader that is still asking.
-func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lease, *record, error) {
+func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lead, *answer, error) {
 	g.mu.Lock()
 	at := gateKey{key.Scope, key.ID}
 	f := g.flights[at]
@@ -75,9 +74,9 @@ func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lea
 		f = &flight{fingerprint: key.Fingerprint}
 		g.flights[at] = f
 		g.mu.Unlock()
-		return &lease{gate: g, at: at, flight: f}, nil, nil
+		return &lead{gate: g, at: at, flight: f}, nil, nil
 	}
-	w := &waiter{fingerprint: key.Fingerprint, impatient: patience < 0, verdict: make(chan verdict, 1)}
+	w := &waiter{fingerprint: key.Fingerprint, impatient: patience < 0, reply: make(chan reply, 1)}
 	if err := f.refusal(w); err != nil {
 		g.mu.Unlock()
 		return nil, nil, err
@@ -85,15 +84,15 @@ func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lea
 	f.join(w)
 	g.mu.Unlock()
 
-	v := g.wait(ctx, f, w, patience)
-	if v.lead != nil && ctx.Err() != nil {
-		v.lead.leave()
+	r := g.wait(ctx, f, w, patience)
+	if r.lead != nil && ctx.Err() != nil {
+		r.lead.leave()
 		return nil, nil, leftWaiting(ctx)
 	}
-	return v.lead, v.rec, v.err
+	return r.lead, r.answer, r.err
 }
 
-func (g *gate) wait(ctx context.Context, f *flight, w *waiter, patience time.Duration) verdict {
+func (g *gate) wait(ctx context.Context, f *flight, w *waiter, patience time.Duration) reply {
 	var bound <-chan time.Time
 	if !w.impatient {
 		timer := time.NewTimer(patience)
@@ -102,19 +101,19 @@ func (g *gate) wait(ctx context.Context, f *flight, w *waiter, patience time.Dur
 	}
 	var err error
 	select {
-	case v := <-w.verdict:
-		return v.passOn()
+	case r := <-w.reply:
+		return r.passOn()
 	case <-ctx.Done():
 		err = leftWaiting(ctx)
 	case <-bound:
 		err = ErrInProgress
 	}
 	if !g.leaveQueue(f, w) {
-		// The verdict came first. It may be the lead, which must not be lost. It is
-		// not waited for under the mutex: it can come from one who is where we are.
-		return (<-w.verdict).passOn()
+		// The reply came first. It may be the lead, which must not be lost. It is not
+		// waited for under the mutex: its sender may itself be waiting for the mutex.
+		return (<-w.reply).passOn()
 	}
-	return verdict{err: err}
+	return reply{err: err}
 }
 
 // leaveQueue reports whether w was still in the queue.
@@ -138,12 +137,13 @@ func (f *flight) join(w *waiter) {
 	w.place = f.waiters.PushBack(w)
 }
 
-func (f *flight) dismiss(w *waiter, v verdict) {
+func (f *flight) dismiss(w *waiter, r reply) {
 	f.remove(w)
-	w.verdict <- v
+	w.reply <- r
 }
 
-// remove takes w out of the queue. Who does that owes it a verdict.
+// remove takes w out of the queue. The caller must then send w a reply, unless w has
+// left by itself, or w waits for ever.
 func (f *flight) remove(w *waiter) {
 	f.waiters.Remove(w.place)
 	w.place = nil
@@ -154,16 +154,16 @@ func (f *flight) remove(w *waiter) {
 // or was sent with the wrong request, must not answer for the key.
 func (f *flight) refusal(w *waiter) error {
 	switch {
-	case f.standing == owning && f.fingerprint != w.fingerprint:
+	case f.known == owning && f.fingerprint != w.fingerprint:
 		return ErrKeyReused
-	case f.standing != asking && w.impatient:
+	case f.known != asking && w.impatient:
 		return ErrInProgress
 	}
 	return nil
 }
 
-// A lease is the right to talk to PostgreSQL about one key. It ends with leave.
-type lease struct {
+// A lead is the right to talk to PostgreSQL about one key. It ends with leave.
+type lead struct {
 	gate   *gate
 	at     gateKey
 	flight *flight
@@ -172,40 +172,40 @@ type lease struct {
 // seal is called right before a statement whose answer is to be shared is
 // sent. Waiters that come later ask for themselves, else they could be given a
 // value that was deleted before they called.
-func (l *lease) seal() {
+func (l *lead) seal() {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
 	l.flight.sealed = l.flight.arrivals
 }
 
-// stand makes known what the leader has learned, and turns away the waiters
-// that will not wait for that.
-func (l *lease) stand(s standing) {
+// know tells the waiters what the leader has learned, and turns away those that will
+// not wait for that.
+func (l *lead) know(k knowledge) {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
-	if l.flight.standing == s {
+	if l.flight.known == k {
 		return
 	}
-	l.flight.standing = s
+	l.flight.known = k
 	l.flight.each(func(w *waiter) {
 		if err := l.flight.refusal(w); err != nil {
-			l.flight.dismiss(w, verdict{err: err})
+			l.flight.dismiss(w, reply{err: err})
 		}
 	})
 }
 
-// share gives rec to the waiters that came before the seal.
-func (l *lease) share(rec *record) {
+// share gives the answer to the waiters that came before the seal.
+func (l *lead) share(a *answer) {
 	due := l.due()
 	chains := runtime.GOMAXPROCS(0)
 	share := (len(due) + chains - 1) / chains
 	for waiters := range slices.Chunk(due, max(share, 1)) {
-		(&chain{rec: rec, waiters: waiters}).begin()
+		(&chain{answer: a, waiters: waiters}).begin()
 	}
 }
 
 // due takes those waiters out of the queue.
-func (l *lease) due() (due []*waiter) {
+func (l *lead) due() (due []*waiter) {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
 	l.flight.each(func(w *waiter) {
@@ -218,10 +218,11 @@ func (l *lease) due() (due []*waiter) {
 }
 
 // A chain of waiters is woken one by the other: ten thousand at once would stand
-// before every other goroutine of the process, those of other keys among them. It
-// belongs to the one who was woken last, or to the timer that ends its rest.
+// before every other goroutine of the process, those of other keys among them. No
+// mutex guards it: only the waiter that was woken last may touch it, or the timer
+// that ends its rest.
 type chain struct {
-	rec     *record
+	answer  *answer
 	waiters []*waiter // that still sleep
 	since   time.Time // it goes on without a rest
 }
@@ -246,24 +247,24 @@ func (c *chain) wake() {
 	if len(c.waiters) > 0 {
 		next := c.waiters[0]
 		c.waiters = c.waiters[1:]
-		next.verdict <- verdict{rec: c.rec, chain: c}
+		next.reply <- reply{answer: c.answer, chain: c}
 	}
 }
 
 // passOn is called by the one who was woken, before anything else.
-func (v verdict) passOn() verdict {
-	if c := v.chain; c != nil {
+func (r reply) passOn() reply {
+	if c := r.chain; c != nil {
 		if time.Since(c.since) < stint {
 			c.wake()
 		} else if len(c.waiters) > 0 {
 			time.AfterFunc(rest, c.begin)
 		}
 	}
-	return v
+	return r
 }
 
 // leave hands the lead to the waiter that has waited longest.
-func (l *lease) leave() {
+func (l *lead) leave() {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
 	f := l.flight
@@ -273,9 +274,9 @@ func (l *lease) leave() {
 		return
 	}
 	w := first.Value.(*waiter)
-	f.standing = asking
+	f.known = asking
 	f.fingerprint = w.fingerprint
-	f.dismiss(w, verdict{lead: &lease{gate: l.gate, at: l.at, flight: f}})
+	f.dismiss(w, reply{lead: &lead{gate: l.gate, at: l.at, flight: f}})
 }
 
 func (f *flight) each(visit func(*waiter)) {

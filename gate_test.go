@@ -17,11 +17,11 @@ type gateTest struct {
 
 var theKey = Key{Scope: "s", ID: "1"}
 
-func (g *gateTest) enter(key Key, patience time.Duration) (*lease, *record, error) {
+func (g *gateTest) enter(key Key, patience time.Duration) (*lead, *answer, error) {
 	return g.gate.enter(g.Context(), key, patience)
 }
 
-func (g *gateTest) lead() *lease {
+func (g *gateTest) lead() *lead {
 	g.Helper()
 	l, rec, err := g.enter(theKey, time.Hour)
 	if l == nil {
@@ -31,15 +31,15 @@ func (g *gateTest) lead() *lease {
 }
 
 // follow starts a waiter and returns when it is in the queue.
-func (g *gateTest) follow(key Key, patience time.Duration) <-chan verdict {
+func (g *gateTest) follow(key Key, patience time.Duration) <-chan reply {
 	g.Helper()
 	g.gate.mu.Lock()
 	before := g.gate.flights[gateKey{key.Scope, key.ID}].arrivals
 	g.gate.mu.Unlock()
-	ended := make(chan verdict, 1)
+	ended := make(chan reply, 1)
 	go func() {
 		lead, rec, err := g.enter(key, patience)
-		ended <- verdict{lead: lead, rec: rec, err: err}
+		ended <- reply{lead: lead, answer: rec, err: err}
 	}()
 	for {
 		g.gate.mu.Lock()
@@ -53,7 +53,7 @@ func (g *gateTest) follow(key Key, patience time.Duration) <-chan verdict {
 	}
 }
 
-func (g *gateTest) waits(ended <-chan verdict) {
+func (g *gateTest) waits(ended <-chan reply) {
 	g.Helper()
 	select {
 	case v := <-ended:
@@ -78,9 +78,9 @@ func TestGateSharesOnlyWithThoseThatCameBeforeTheSeal(t *testing.T) {
 	early := g.follow(theKey, time.Hour)
 	leader.seal()
 	late := g.follow(theKey, time.Hour)
-	rec := &record{}
+	rec := &answer{}
 	leader.share(rec)
-	if v := <-early; v.rec != rec {
+	if v := <-early; v.answer != rec {
 		t.Errorf("the early one got %+v", v)
 	}
 	g.waits(late)
@@ -97,7 +97,7 @@ func TestGateHandsTheLeadToTheOneThatWaitedLongest(t *testing.T) {
 	t.Parallel()
 	g := &gateTest{T: t}
 	leader := g.lead()
-	var queue []<-chan verdict
+	var queue []<-chan reply
 	for range 5 {
 		queue = append(queue, g.follow(theKey, time.Hour))
 	}
@@ -145,7 +145,7 @@ func TestGateGivesTheAnswerToAllThatStayHoweverManyLeave(t *testing.T) {
 		g.queued(waiters)
 		leader.seal()
 		go leave()
-		leader.share(new(record))
+		leader.share(new(answer))
 		leader.leave()
 		all.Wait()
 		if answers.Load() < waiters/3 {
@@ -175,16 +175,16 @@ func TestGateComparesFingerprintsOnlyWithAnOwner(t *testing.T) {
 	other.Fingerprint[0] = 1
 	leader := g.lead()
 	waiter := g.follow(other, time.Hour)
-	leader.stand(elsewhere)
+	leader.know(elsewhere)
 	g.waits(waiter)
-	leader.stand(owning)
+	leader.know(owning)
 	if v := <-waiter; !errors.Is(v.err, ErrKeyReused) {
 		t.Errorf("got %+v", v)
 	}
 	if _, _, err := g.enter(other, time.Hour); !errors.Is(err, ErrKeyReused) {
 		t.Errorf("got %v", err)
 	}
-	leader.stand(asking) // its attempt has failed
+	leader.know(asking) // its attempt has failed
 	waiter = g.follow(other, time.Hour)
 	g.waits(waiter)
 	leader.leave()
@@ -192,7 +192,7 @@ func TestGateComparesFingerprintsOnlyWithAnOwner(t *testing.T) {
 	if v.lead == nil {
 		t.Fatalf("got %+v", v)
 	}
-	v.lead.stand(owning)
+	v.lead.know(owning)
 	if _, _, err := g.enter(theKey, time.Hour); !errors.Is(err, ErrKeyReused) {
 		t.Errorf("compared with the former leader: %v", err)
 	}
@@ -202,12 +202,12 @@ func TestGateComparesFingerprintsOnlyWithAnOwner(t *testing.T) {
 
 func TestGateTurnsTheImpatientAwayOnceTheKeyIsKnownToBeHeld(t *testing.T) {
 	t.Parallel()
-	for _, s := range []standing{owning, elsewhere} {
+	for _, s := range []knowledge{owning, elsewhere} {
 		g := &gateTest{T: t}
 		leader := g.lead()
 		waiter := g.follow(theKey, -1)
 		g.waits(waiter)
-		leader.stand(s)
+		leader.know(s)
 		if v := <-waiter; !errors.Is(v.err, ErrInProgress) {
 			t.Errorf("got %+v", v)
 		}
@@ -281,14 +281,14 @@ func TestGateForgetsTheStandingOfTheLeaderThatLeaves(t *testing.T) {
 	t.Parallel()
 	other := theKey
 	other.Fingerprint[0] = 1
-	for _, s := range []standing{owning, elsewhere} {
+	for _, s := range []knowledge{owning, elsewhere} {
 		g := &gateTest{T: t}
 		leader := g.lead()
 		next := g.follow(theKey, time.Hour)
-		leader.stand(s)
+		leader.know(s)
 		leader.leave()
 		v := <-next
-		for _, waiter := range []<-chan verdict{g.follow(other, time.Hour), g.follow(theKey, -1)} {
+		for _, waiter := range []<-chan reply{g.follow(other, time.Hour), g.follow(theKey, -1)} {
 			g.waits(waiter)
 			v.lead.leave()
 			v = <-waiter

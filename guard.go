@@ -3,13 +3,14 @@ package idempotency
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-var errNotYours = errors.New("idempotency: Do ends the transaction, not the function: return nil to commit, an error to roll back")
+var errNotYours = errors.New("idempotency: the function does not end its transaction: it returns nil for it to be kept, an error to undo it")
 
 // A guardedTx is the transaction as the caller's function sees it. Commit and
 // Rollback are refused without any effect, so that a habitual
@@ -111,4 +112,20 @@ func (g *guardedTx) Prepare(ctx context.Context, name, sql string) (*pgconn.Stat
 // refused makes the Rows and Row of a query that is not sent.
 func refused(err error) pgx.BatchResults {
 	return pgx.FailedBatchResults(&pgx.Batch{}, err)
+}
+
+// checkOpen is the error of a function that returned nil although tx cannot commit.
+func checkOpen(tx pgx.Tx) error {
+	conn := tx.Conn().PgConn()
+	switch {
+	case conn.IsBusy():
+		return errors.New("idempotency: the function returned with a query still open: close its rows")
+	case conn.IsClosed():
+		return fmt.Errorf("idempotency: the function returned nil although its connection was lost: %w", pgconn.ErrConnClosed)
+	case conn.TxStatus() == 'E':
+		return fmt.Errorf("idempotency: the function returned nil although one of its statements failed: %w", pgx.ErrTxCommitRollback)
+	case conn.TxStatus() == 'I':
+		return errTransactionEnded
+	}
+	return nil
 }

@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -62,13 +63,17 @@ var (
 	// could not be asked within 30 seconds which way it went. The effect and
 	// the record are there, both, or neither. Calling again with the same key
 	// finds out, and is safe.
+	//
+	// The error of a function that has itself ended its transaction, by COMMIT or
+	// ROLLBACK sent as SQL, is one too, with another text: if it was a COMMIT, the
+	// next call gets ErrAbandoned.
 	ErrOutcomeUnknown = errors.New("idempotency: the outcome is unknown: call again with the same key")
 
 	// ErrAbandoned: an earlier function with this key ended its transaction
 	// itself, by sending COMMIT as SQL, so that its writes are there and its
 	// result is not. Nothing was executed by this call. Calling again does not
 	// help: look at what the function has written, then use [Store.Delete].
-	ErrAbandoned = errors.New("idempotency: the key was committed without a result")
+	ErrAbandoned = errors.New("idempotency: the key was committed without a result: look at what its function has written, then free the key with Store.Delete")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
 	// Everything was rolled back.
@@ -149,10 +154,11 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 // Config is the configuration of a Store. The zero value of each field means
 // its default.
 type Config struct {
-	// Schema of the table. It has to be named where functions change the
-	// search_path of their transaction, and where the connections of one pool
-	// do not all find the same table. Default: where the connection's
-	// search_path finds it.
+	// Schema of the table. It has to be named where the connections of one pool do
+	// not all find the same table: a Store uses one, and refuses a connection whose
+	// search_path leads to another. Default: the schema in which the search_path of
+	// the Store's first connection finds it, temporary tables aside. It is looked for
+	// again when PostgreSQL says that the table is no longer there.
 	Schema string
 
 	// Retention is how long a result can be replayed, by the database's clock,
@@ -234,11 +240,13 @@ func (c Config) validate() error {
 // should share one: its in-process gate lets duplicates wait for each other
 // without a connection.
 type Store struct {
-	pool *pgxpool.Pool
-	cfg  Config
-	sql  statements
-	idle []any // settingsArgs
-	gate gate
+	pool  *pgxpool.Pool
+	cfg   Config
+	table table
+	gate  gate
+
+	// unwatched: the server refuses client_connection_check_interval.
+	unwatched atomic.Bool
 }
 
 // New returns a Store with the default configuration.
@@ -260,7 +268,9 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Store{pool: pool, cfg: cfg, sql: newStatements(cfg), idle: settingsArgs(cfg.MaxIdle)}, nil
+	s := &Store{pool: pool, cfg: cfg}
+	s.table.configure(cfg.Schema)
+	return s, nil
 }
 
 // Config returns the configuration of s, with the defaults filled in.
@@ -310,7 +320,7 @@ func (s *Store) Config() Config { return s.cfg }
 // [ErrAbandoned].
 func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
 	r := result[T]{fn: fn, limit: s.cfg.MaxResult}
-	return r.answer(s.do(ctx, key, &r))
+	return r.values(s.call(ctx, "Do", nil, key, &r))
 }
 
 // DoTx is Do inside the caller's transaction: the claim, fn's writes and the
@@ -331,5 +341,5 @@ func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Conte
 // do not apply: the transaction is the caller's.
 func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
 	r := result[T]{fn: fn, limit: s.cfg.MaxResult}
-	return r.answer(s.doTx(ctx, tx, key, &r))
+	return r.values(s.call(ctx, "DoTx", tx, key, &r))
 }

@@ -1,133 +1,233 @@
 package idempotency
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"io"
-	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/pgidem/idempotency/internal/bytea"
 )
 
-// Every statement is a constant, so that it can be read, explained and exchanged by
-// itself. None depends on session state.
+// Every statement of a call is a constant of this file, so that it can be read
+// and explained by itself; newStatements puts the name of the table in. Rules that
+// hold for all of them:
+//
+//   - None depends on session state, so a pooler may stand in between.
+//   - Each operator and function takes exactly the types that it has in pg_catalog,
+//     hence the casts. PostgreSQL prefers an exact match to an earlier schema: an
+//     operator that somebody else has made for other types, in any schema of the
+//     search_path, is never the one that runs.
+//   - No value comes back in a form that depends on a setting of the session:
+//     times are numbers, and a bytea is read by internal/bytea.
+//   - No plan depends on statistics. A connection that plans a statement while
+//     the table is small would keep a sequential scan when it has grown. An insert
+//     with "on conflict" always uses the index; the others are planned with
+//     enable_seqscan off, which they restore before the caller's function runs.
 
-// settingsSQL frees the key of a client that is gone or frozen: PostgreSQL ends a
-// transaction that is silent for too long, and looks once a second, while a
-// statement runs, whether the client is still there. One select costs less than
-// two SETs, and about as much as none.
-const settingsSQL = `
-select set_config('idle_in_transaction_session_timeout', $1, true),
-	set_config('client_connection_check_interval', '1000', true)`
+// beginningSQL is the transaction's start in microseconds, which tells it from
+// every other transaction of the session.
+const beginningSQL = `(extract(epoch from now()) * 1000000::numeric)::bigint`
+
+// sameTableSQL is true unless the session's search_path leads to another table than
+// the Store's. It is evaluated with each statement: other than a constant of type
+// regclass, to_regclass raises no error where the path leads to no table.
+const sameTableSQL = `coalesce(to_regclass('search_path idempotency_keys'::text)::oid = 'idempotency_keys'::regclass::oid, true)`
+
+// lockNumberSQL is the key's place among the advisory locks. It is mixed with the
+// table's oid, so that the same key in two schemas does not meet.
+const lockNumberSQL = `$3::bigint # 'idempotency_keys'::regclass::oid::bigint`
+
+// keepSeqscanSQL switches sequential scans off for the statements that follow, and
+// keeps the former value in a setting of our own until restoreSeqscanSQL. The two
+// calls are the parts of one CASE or of one target list, where their order is
+// certain: the planner sorts the conditions of a WHERE by their cost.
+const (
+	keepSeqscanSQL    = `set_config('idempotency.seqscan'::text, current_setting('enable_seqscan'::text), true)`
+	seqscanOffSQL     = `set_config('enable_seqscan'::text, 'off'::text, true)`
+	restoreSeqscanSQL = `set_config('enable_seqscan'::text, current_setting('idempotency.seqscan'::text), true)`
+)
+
+// timeoutsSQL frees the key of a client that is gone or frozen: PostgreSQL ends a
+// transaction that is silent for too long ($5), and looks once a second ($6), while
+// a statement runs, whether the client is still there. Null leaves the second
+// setting at the session's default, for servers that refuse another value.
+const (
+	idleTimeoutSQL   = `set_config('idle_in_transaction_session_timeout'::text, $5::text, true)`
+	checkIntervalSQL = `set_config('client_connection_check_interval'::text, $6::text, true)`
+)
 
 // claimSQL takes a key that has no row. The unique index decides who gets it;
 // the advisory lock only lets a duplicate see, without waiting on the index and
-// without an error, that somebody is at work. Its number is mixed with the
-// table's oid, so that the same key in two schemas does not meet. PostgreSQL
-// frees it with the transaction.
+// without an error, that somebody is at work. PostgreSQL frees it with the
+// transaction.
 //
 // An existing row is found before anything is written: no transaction id, no
-// write-ahead log. What it returns is an ownRow.
-const claimSQL = `
+// write-ahead log. readSQL has to follow in the same batch, since it restores
+// enable_seqscan. What the claim returns is a claim.
+const claimSQL = claimHead + `
+where case when ` + keepSeqscanSQL + ` is not null then
+	` + seqscanOffSQL + ` is not null
+	and ` + idleTimeoutSQL + ` is not null
+	and ` + checkIntervalSQL + ` is not null
+	and pg_try_advisory_xact_lock(` + lockNumberSQL + `) end` + claimTail
+
+// claimInTxSQL is claimSQL for a caller's transaction, whose settings stay as they are.
+const claimInTxSQL = claimHead + `
+where pg_try_advisory_xact_lock(` + lockNumberSQL + `)` + claimTail
+
+const claimHead = `
 insert into idempotency_keys (id, scope, purge_after)
-select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
-where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
+select $1::text, $2::text, now() + $4::interval`
+
+const claimTail = `
 on conflict (id, scope) do nothing
-returning ctid, current_setting('transaction_isolation') = 'serializable'`
+returning ` + claimColumns
+
+const claimColumns = beginningSQL + `, 'idempotency_keys'::regclass::oid, ` + sameTableSQL
 
 // readSQL reads the row of a key that claimSQL, in the same transaction, did
 // not get. It is a statement of its own because it needs a newer snapshot: the
 // insert can have waited for the row to be committed.
 //
-// The last condition keeps it from running after a claim that succeeded (only
-// that one has a transaction id by then). Without it the read takes a predicate
-// lock that makes distinct keys fail each other under SERIALIZABLE.
-const readSQL = `
-select fingerprint, result, coalesce(origin, ''), expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
-from idempotency_keys
-where id = $1 and scope = $2 and pg_current_xact_id_if_assigned() is null`
+// Its last condition is evaluated once, before any row is read, also if there is
+// none. It keeps the read from running after a claim that succeeded (only that one
+// has a transaction id by then): the read would take a predicate lock that makes
+// distinct keys fail each other under SERIALIZABLE.
+const readSQL = readHead + `
+	and (select ` + restoreSeqscanSQL + ` is not null and pg_current_xact_id_if_assigned() is null)`
 
 // readInTxSQL is readSQL for a transaction that may have written before. It is
-// sent only when the claim failed.
-const readInTxSQL = `
-select fingerprint, result, coalesce(origin, ''), expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
+// sent only when the claim failed, behind planSQL.
+const readInTxSQL = readHead
+
+const readHead = `
+select fingerprint, result, coalesce(origin, ''::text), expires_at is null, coalesce(expires_at <= clock_timestamp(), false), ` + sameTableSQL + `
 from idempotency_keys
-where id = $1 and scope = $2`
+where id = $1::text and scope = $2::text`
+
+// planSQL lets the statement that follows in the same batch be planned without
+// sequential scans.
+const planSQL = `select ` + keepSeqscanSQL + `, ` + seqscanOffSQL
 
 // ownsSQL tells whether the transaction itself is at work on the key, before the
 // savepoint: a row without a result is then its own, and not an abandoned one.
 const ownsSQL = `
-select exists (select from pg_locks
-	where locktype = 'advisory' and objsubid = 1 and pid = pg_backend_pid()
+select exists (select from pg_catalog.pg_locks
+	where locktype = 'advisory'::text and objsubid = 1::smallint and pid = pg_backend_pid()
 		and (classid::bigint << 32 | objid::bigint) = ($1::bigint # 'idempotency_keys'::regclass::oid::bigint))`
 
-// takeOverSQL locks an expired row. PostgreSQL checks the condition once more
-// on the row it has locked, so a row that was renewed meanwhile is not returned;
-// one that is locked belongs to a call that is taking it over. The claim before
-// it may have failed for the advisory lock, which a taker needs too: without it,
-// duplicates would wait on the index for as long as its transaction runs.
+// takeOverSQL makes an expired row the transaction's own: it locks the row and
+// clears the result, so that a function which then sends COMMIT as SQL leaves an
+// abandoned row, as after a claim. PostgreSQL checks the condition once more on
+// the row that it has locked, so a row that was renewed meanwhile is not taken;
+// one that is locked belongs to a call that is taking it over.
+//
+// The claim before it may have failed for the advisory lock. A call that takes
+// over has to hold that lock too, or duplicates would wait on the index for as
+// long as its transaction runs.
 const takeOverSQL = `
-select ctid, current_setting('transaction_isolation') = 'serializable'
-from idempotency_keys
-where id = $1 and scope = $2 and expires_at <= clock_timestamp()
-	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
-for update skip locked`
+update idempotency_keys
+set fingerprint = null, result = null, origin = null, completed_at = null, expires_at = null,
+	purge_after = now() + $4::interval
+where id = $1::text and scope = $2::text and ctid = any(array(
+	select ctid from idempotency_keys
+	where id = $1::text and scope = $2::text and expires_at <= clock_timestamp()
+		and pg_try_advisory_xact_lock(` + lockNumberSQL + `)
+	for update skip locked))
+	and expires_at <= clock_timestamp()
+	and (select ` + restoreSeqscanSQL + ` is not null)
+returning ` + claimColumns
 
-// recordSQL completes the row that the transaction owns, and fails by a
-// division by zero if that is not exactly one row: COMMIT is already on its way
-// behind it. Found through the index, or by a range of ctids, the row's page is
-// pruned in passing, so that the claims' dead versions of earlier rows make room
-// on it; by "ctid =" it is not. Left to a vacuum, they become gaps in old pages,
-// which attract later claims, and after a checkpoint each such page is logged in
-// whole.
+// recordSQL completes the row that the transaction has claimed, and fails unless
+// exactly what was given is stored in it: COMMIT is already on its way behind it.
+// It is an insert that meets the claim's row, because such a statement always finds
+// the row through the unique index, whatever the statistics say, and does not make
+// distinct keys conflict under SERIALIZABLE, as a select or an update by key would.
+// It costs about 56 bytes of write-ahead log more than an update, and policies and
+// triggers of an insert a second time.
+//
+// A row that is not there any more is inserted without a result, and so found not
+// to be what was given.
 //
 // The retention begins at clock_timestamp(): now() is the transaction's start.
-// purge_after becomes what claimSQL has set, to the bit, which keeps the update
-// out of the indexes (a heap-only tuple); only after a take-over is it new.
-const recordSQL = recordHead + ` and ctid >= $3 and ctid <= $3` + recordTail
-
-// recordSerializableSQL finds the row by its ctid alone. A scan of the index, or of
-// the page, makes distinct keys conflict under SERIALIZABLE.
-const recordSerializableSQL = recordHead + ` and ctid = $3` + recordTail
-
-// Id and scope keep the statement on one shard where the table is distributed.
-const recordHead = `
+// purge_after becomes what the claim has set, to the bit, which keeps the update
+// out of the indexes (a heap-only tuple).
+const recordSQL = `
 with recorded as (
-	update idempotency_keys
-	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
-		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
-		purge_after = now() + $6::bigint * interval '1 microsecond'
-	where id = $1 and scope = $2`
-
-const recordTail = `
-	returning 1
+	insert into idempotency_keys (id, scope, purge_after, completed_at)
+	values ($1::text, $2::text, now() + $3::interval, clock_timestamp())
+	on conflict (id, scope) do update
+	set fingerprint = $4::bytea, result = $5::bytea, origin = $6::text, completed_at = excluded.completed_at,
+		expires_at = excluded.completed_at + $3::interval, purge_after = excluded.purge_after
+	returning fingerprint is not distinct from $4::bytea and result = $5::bytea and origin is not distinct from $6::text
+		and expires_at = completed_at + $3::interval and purge_after = now() + $3::interval as same
 )
-select 1 / count(*) from recorded`
+select (case
+	when ` + beginningSQL + ` <> $7::bigint then '` + sayTransactionEnded + `'
+	when 'idempotency_keys'::regclass::oid <> $8::oid then '` + sayTableReplaced + `'
+	when (select same from recorded) then '1'
+	else '` + sayRecordChanged + `'
+end)::integer`
 
-// settleSQL is a small transactional write. Its COMMIT waits for the write-ahead
+// What PostgreSQL says is no integer when recordSQL fails: with it, the cause gets
+// into the error and into the server's log. explainRecord looks for them.
+const (
+	sayTransactionEnded = `idempotency: the function has ended the transaction of its claim`
+	sayTableReplaced    = `idempotency: the table is not the one of the claim`
+	sayRecordChanged    = `idempotency: the record is not in the table as it was given`
+)
+
+// roleSQL is sent before recordSQL to name the role in its error: a function can
+// have changed it, as "set local role" does.
+const roleSQL = `select current_user::text`
+
+// confirmSQL is a small transactional write. Its COMMIT waits for the write-ahead
 // log, and for the synchronous standbys, up to and with every commit that was
 // visible to it.
-const settleSQL = `select pg_logical_emit_message(true, 'idempotency', '')`
+const confirmSQL = `select pg_logical_emit_message(true, 'idempotency'::text, ''::text)`
 
+// getSQL is sent behind prepareSQL.
 const getSQL = `
-select fingerprint, result, coalesce(origin, ''), purge_after, completed_at, expires_at
+select ` + recordColumns + `
 from idempotency_keys
-where id = $1 and scope = $2 and (expires_at is null or expires_at > clock_timestamp())`
+where id = $1::text and scope = $2::text and (expires_at is null or expires_at > clock_timestamp())`
 
 // listSQL is one page of a scope, after the id $2. The primary key leads with
-// the id: this reads past the rows of all other scopes.
+// the id: this reads past the rows of all other scopes. It is sent behind prepareSQL.
 const listSQL = `
-select id, fingerprint, result, coalesce(origin, ''), purge_after, completed_at, expires_at
+select ` + recordColumns + `, id
 from idempotency_keys
-where scope = $1 and id > $2 and (expires_at is null or expires_at > clock_timestamp())
+where scope = $1::text and id > $2::text and (expires_at is null or expires_at > clock_timestamp())
 order by id
-limit $3`
+limit $3::bigint`
+
+// recordColumns are read by scanRecord. Times are microseconds since 1970, of the
+// years 1 to 9999: what is beyond, as infinity, is the end of them.
+const recordColumns = `fingerprint, result, coalesce(origin, ''::text), expires_at is not null,
+	` + timeHead + `purge_after` + timeTail + `, ` + timeHead + `completed_at` + timeTail + `, ` + timeHead + `expires_at` + timeTail
+
+const (
+	timeHead = `(extract(epoch from least(greatest(`
+	timeTail = `, '0001-01-01 00:00:00+00'::timestamptz), '9999-12-31 00:00:00+00'::timestamptz)) * 1000000::numeric)::bigint`
+)
+
+// prepareSQL is the first statement of a transaction in which only statements of
+// ours follow.
+const prepareSQL = `select ` + seqscanOffSQL + ` is not null and ` + sameTableSQL
+
+// prepareChangeSQL is prepareSQL for one that changes something: a process that
+// freezes must not keep what it has locked. What has no statistics would be sorted,
+// or collected in a bitmap, as a whole before its first row can be deleted.
+const prepareChangeSQL = `
+select set_config('idle_in_transaction_session_timeout'::text, $1::text, true) is not null
+	and set_config('client_connection_check_interval'::text, $2::text, true) is not null
+	and ` + seqscanOffSQL + ` is not null
+	and set_config('enable_bitmapscan'::text, 'off'::text, true) is not null
+	and set_config('enable_sort'::text, 'off'::text, true) is not null
+	and ` + sameTableSQL
 
 // lockSQL is the advisory lock of claimSQL.
 const lockSQL = `select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)`
@@ -136,24 +236,30 @@ const lockSQL = `select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys
 // existsSQL then tells such a row from none.
 const deleteSQL = `
 delete from idempotency_keys
-where id = $1 and scope = $2 and ctid = any(array(
-	select ctid from idempotency_keys where id = $1 and scope = $2 for update skip locked))`
+where id = $1::text and scope = $2::text and ctid = any(array(
+	select ctid from idempotency_keys where id = $1::text and scope = $2::text for update skip locked))`
 
-const existsSQL = `select exists (select from idempotency_keys where id = $1 and scope = $2)`
+const existsSQL = `select exists (select from idempotency_keys where id = $1::text and scope = $2::text)`
 
 // purgeSQL deletes one batch, oldest first. The index is on purge_after, which is
 // at most one transaction's duration earlier than expires_at. The lock re-checks
 // the condition on the newest version of each row, and the delete checks it
 // again: a row that was taken over since it was selected stays.
+//
+// In a partitioned table a ctid is one of its partition: without tableoid the
+// delete would also find rows of other partitions, and wait for those that are
+// locked.
 const purgeSQL = `
-delete from idempotency_keys
-where ctid = any(array(
-	select ctid from idempotency_keys
+with old as materialized (
+	select tableoid as part, ctid as place from idempotency_keys
 	where purge_after <= now() and expires_at <= now()
 	order by purge_after
-	limit $1
-	for update skip locked))
-and expires_at <= now()`
+	limit $1::bigint
+	for update skip locked
+)
+delete from idempotency_keys
+where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)
+	and expires_at <= now()`
 
 // purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
 // one, which the keys have.
@@ -161,68 +267,135 @@ const purgeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_keys'::regcl
 
 // statements are the constants above on the table of one schema.
 type statements struct {
-	claim, read, readInTx, takeOver string
-	owns                            string
-	record, recordSerializable      string
-	get, list, lock, delete, exists string
-	purge, purgeTurn                string
+	schema string // empty: wherever each session's search_path leads
+	table  string // the table's name, quoted
+
+	claim, read                 string
+	claimInTx, readInTx, owns   string
+	takeOver, record            string
+	prepare, get, list          string
+	prepareChange, lock, delete string
+	exists, purge, purgeTurn    string
+
+	// missing: PostgreSQL has said that there is no such table. See table.
+	missing atomic.Bool
 }
 
-func newStatements(cfg Config) statements {
-	table := pgx.Identifier{"idempotency_keys"}
-	if cfg.Schema != "" {
-		table = pgx.Identifier{cfg.Schema, "idempotency_keys"}
+// newStatements returns the statements on the table of a schema. A configured
+// schema is the caller's choice, wherever a search_path leads.
+func newStatements(schema string, configured bool) *statements {
+	name := pgx.Identifier{"idempotency_keys"}
+	if schema != "" {
+		name = pgx.Identifier{schema, "idempotency_keys"}
 	}
-	name := table.Sanitize()
+	table := name.Sanitize()
+	literal := "'" + strings.ReplaceAll(table, "'", "''") + "'"
+	path := "'idempotency_keys'"
+	if configured {
+		path = literal
+	}
 	on := strings.NewReplacer(
-		"'idempotency_keys'", "'"+strings.ReplaceAll(name, "'", "''")+"'",
-		"idempotency_keys", name,
+		"'search_path idempotency_keys'", path,
+		"'idempotency_keys'", literal,
+		"idempotency_keys", table,
 	).Replace
-	return statements{
-		claim:    on(claimSQL),
-		read:     on(readSQL),
-		readInTx: on(readInTxSQL),
-		owns:     on(ownsSQL),
-		takeOver: on(takeOverSQL),
-		record:   on(recordSQL),
-		get:      on(getSQL),
-		list:     on(listSQL),
-		lock:     on(lockSQL),
-		delete:   on(deleteSQL),
-		exists:   on(existsSQL),
-		purge:    on(purgeSQL),
+	return &statements{
+		schema: schema,
+		table:  table,
 
-		recordSerializable: on(recordSerializableSQL),
-		purgeTurn:          on(purgeTurnSQL),
+		claim:         on(claimSQL),
+		read:          on(readSQL),
+		claimInTx:     on(claimInTxSQL),
+		readInTx:      on(readInTxSQL),
+		owns:          on(ownsSQL),
+		takeOver:      on(takeOverSQL),
+		record:        on(recordSQL),
+		prepare:       on(prepareSQL),
+		get:           on(getSQL),
+		list:          on(listSQL),
+		prepareChange: on(prepareChangeSQL),
+		lock:          on(lockSQL),
+		delete:        on(deleteSQL),
+		exists:        on(existsSQL),
+		purge:         on(purgeSQL),
+		purgeTurn:     on(purgeTurnSQL),
 	}
 }
 
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.
 const maxServerTimeout = (1<<31 - 1) * time.Millisecond
 
-// settingsArgs are the arguments of settingsSQL.
-func settingsArgs(maxIdle time.Duration) []any {
-	return []any{strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10)} // 0 is no limit
+// idleTimeout is maxIdle as PostgreSQL has it, where 0 is no limit.
+func idleTimeout(maxIdle time.Duration) string {
+	return strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10)
 }
 
-// A record is a result as it stands in the table.
-type record struct {
+// checkInterval is how often, in milliseconds, PostgreSQL looks whether the client of
+// a running statement is still there. Nil leaves the session's default.
+func (s *Store) checkInterval() any {
+	if s.unwatched.Load() {
+		return nil
+	}
+	return "1000"
+}
+
+// adapt reports whether a statement of ours that failed with err is worth sending
+// once more, because the table may have moved, or without a setting that some servers
+// refuse. again: this is the second failure, so what was changed did not help.
+func (s *Store) adapt(err error, again bool) bool {
+	switch sqlState(err) {
+	case codeUndefinedTable:
+		return !again && s.table.missed()
+	case codeInvalidParameter:
+		return s.unwatched.CompareAndSwap(again, !again) && !again
+	}
+	return false
+}
+
+// keyArgs are what the statements of one call are sent with: id, scope, lock
+// number, retention, and the two timeouts ($1 to $6 of claimSQL). They are boxed
+// once: a batch would do it again for each statement.
+type keyArgs []any
+
+func (s *Store) keyArgs(key Key) keyArgs {
+	return keyArgs{key.ID, key.Scope, key.lockID(), s.cfg.Retention, idleTimeout(s.cfg.MaxIdle), s.checkInterval()}
+}
+
+func (a keyArgs) claim() []any     { return a }        // of claimSQL
+func (a keyArgs) claimInTx() []any { return a[:4:4] }  // of claimInTxSQL
+func (a keyArgs) read() []any      { return a[:2:2] }  // of readSQL and readInTxSQL
+func (a keyArgs) takeOver() []any  { return a[:4:4] }  // of takeOverSQL
+func (a keyArgs) owns() []any      { return a[2:3:3] } // of ownsSQL
+
+// record has the arguments of recordSQL.
+func (a keyArgs) record(c claim, out answer) []any {
+	id, scope, retention := a[0], a[1], a[3]
+	return []any{id, scope, retention, fingerprintColumn(out.fingerprint), out.result, originColumn(out.origin), c.began, c.table}
+}
+
+// An answer is the result of an operation as it stands in the table, with the
+// fingerprint of the request and the origin of the call that made it.
+type answer struct {
 	fingerprint Fingerprint
 	result      []byte
 	origin      string
 }
 
-// An ownRow is the row that a transaction has claimed.
-type ownRow struct {
-	ctid         pgtype.TID
-	serializable bool // the transaction is
+// A claim tells the transaction and the table in which a row was claimed, so that
+// the record can find out whether it is still the same.
+type claim struct {
+	began int64  // beginningSQL
+	table uint32 // oid
 }
 
 // A finding is what a claim met.
 type finding struct {
-	state state
-	row   ownRow  // claimed
-	rec   *record // recorded
+	state  state
+	claim  claim   // claimed
+	answer *answer // recorded
+
+	// elsewhere: the session's search_path leads to another table.
+	elsewhere bool
 }
 
 type state int
@@ -235,17 +408,18 @@ const (
 	abandoned              // a row without a result was committed: see ErrAbandoned
 )
 
-// readClaim reads the answer to claimSQL.
+// readClaim reads the answer to claimSQL and takeOverSQL.
 func readClaim(row pgx.Row) (finding, error) {
-	var f finding
-	err := row.Scan(&f.row.ctid, &f.row.serializable)
+	f := finding{state: claimed}
+	var same bool
+	err := row.Scan(&f.claim.began, &f.claim.table, &same)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return finding{state: inFlight}, nil
 	case err != nil:
 		return finding{}, err
 	}
-	f.state = claimed
+	f.elsewhere = !same
 	return f, nil
 }
 
@@ -254,44 +428,27 @@ func readClaim(row pgx.Row) (finding, error) {
 // does a call run without owning a row.
 func readFound(row pgx.Row) (finding, error) {
 	var (
-		rec                  record
-		fingerprint          []byte
-		incomplete, outdated bool
+		out                        answer
+		fingerprint, result        bytea.Bytes
+		incomplete, outdated, same bool
 	)
-	err := row.Scan(&fingerprint, &rec.result, &rec.origin, &incomplete, &outdated)
-	copy(rec.fingerprint[:], fingerprint)
+	err := row.Scan(&fingerprint, &result, &out.origin, &incomplete, &outdated, &same)
+	copy(out.fingerprint[:], fingerprint)
+	out.result = result
+	f := finding{elsewhere: !same}
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return finding{state: inFlight}, nil
 	case err != nil:
 		return finding{}, err
 	case incomplete:
-		return finding{state: abandoned}, nil
+		f.state = abandoned
 	case outdated:
-		return finding{state: expired}, nil
+		f.state = expired
+	default:
+		f.state, f.answer = recorded, &out
 	}
-	return finding{state: recorded, rec: &rec}, nil
-}
-
-// claimArgs are the arguments of claimSQL; their first two those of readSQL, their
-// first three those of takeOverSQL. They are boxed once: a batch would do it
-// again for each statement.
-func claimArgs(key Key, retention time.Duration) []any {
-	return []any{key.ID, key.Scope, key.lockID(), retention.Microseconds()}
-}
-
-// recordOf is the statement that records a result in a row.
-func (s *statements) recordOf(row ownRow) string {
-	if row.serializable {
-		return s.recordSerializable
-	}
-	return s.record
-}
-
-// recordArgs are the arguments of recordSQL, after a claim with claimArgs.
-func recordArgs(claim []any, row ownRow, rec *record) []any {
-	id, scope, retention := claim[0], claim[1], claim[3]
-	return []any{id, scope, row.ctid, fingerprintColumn(rec.fingerprint), rec.result, retention, originColumn(rec.origin)}
+	return f, nil
 }
 
 // fingerprintColumn stores the zero fingerprint as null, in no space.
@@ -308,112 +465,4 @@ func originColumn(origin string) *string {
 		return nil
 	}
 	return &origin
-}
-
-// SQLSTATEs, from appendix A of the PostgreSQL manual.
-const (
-	codeSerializationFailure = "40001"
-	codeDeadlock             = "40P01"
-	codeLockNotAvailable     = "55P03"
-	codeUndefinedTable       = "42P01"
-	codeInvalidSchema        = "3F000"
-	codeUndefinedColumn      = "42703"
-	codeNoSuchConstraint     = "42P10"
-	codeReadOnly             = "25006"
-	codeNotSupported         = "0A000" // serializable on a standby
-	codeNoPrivilege          = "42501"
-	codeIdleInTransaction    = "25P03"
-	codeTransactionTimeout   = "25P04" // since PostgreSQL 17
-	codeDivisionByZero       = "22012" // raised by recordSQL
-	classIntegrity           = "23"
-)
-
-func sqlState(err error) string {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pgErr.Code
-	}
-	return ""
-}
-
-// conflicted: PostgreSQL rolled the transaction back because of another one,
-// and asks for it to be run again.
-func conflicted(err error) bool {
-	code := sqlState(err)
-	return code == codeSerializationFailure || code == codeDeadlock
-}
-
-// lostClaim: another transaction was first to the key. Above READ COMMITTED the
-// loser of an insert gets 40001, even with "do nothing"; a lock_timeout of the
-// role can end a wait on the unique index.
-func lostClaim(err error) bool {
-	return conflicted(err) || sqlState(err) == codeLockNotAvailable
-}
-
-// provesAbort reports whether err, the answer to a COMMIT, proves that nothing
-// was committed. Nothing else does: a FATAL error can follow a COMMIT that took
-// effect, pgconn.SafeToRetry is true for some that did, and a distributed
-// engine can report an ERROR for them.
-func provesAbort(err error) bool {
-	return errors.Is(err, pgx.ErrTxCommitRollback) || conflicted(err) ||
-		strings.HasPrefix(sqlState(err), classIntegrity)
-}
-
-// endedForItsTime: PostgreSQL ended the transaction because it took, or was
-// silent for, too long. The function's next statement hears of it, or its record.
-func endedForItsTime(err error) bool {
-	code := sqlState(err)
-	return code == codeIdleInTransaction || code == codeTransactionTimeout
-}
-
-// lostConnection reports whether err says that the connection is gone. Where no
-// COMMIT was sent, nothing of its transaction remains.
-func lostConnection(err error) bool {
-	// pgx closes the connection of a context that ends, and context errors are
-	// net.Errors, but the caller has wanted that.
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return false
-	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		// A function that took too long will do so again.
-		return !endedForItsTime(err) && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
-	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return false // it was never there
-	}
-	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, pgconn.ErrConnClosed) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-}
-
-const toThePrimary = "connect to the primary, for example with target_session_attrs=read-write"
-
-// explain wraps an error of one of our own statements with what to do about it.
-func explain(doing string, err error) error {
-	remedy := ""
-	switch sqlState(err) {
-	case codeUndefinedTable, codeInvalidSchema:
-		remedy = `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema, or the search_path)`
-	case codeUndefinedColumn, codeNoSuchConstraint:
-		remedy = `the table "idempotency_keys" is not of this version: run migrations.Up, or the command "idempotency migrate up"`
-	case codeReadOnly:
-		remedy = "the server or the transaction is read-only: " + toThePrimary
-	case codeNotSupported:
-		remedy = "this server cannot do that, as a standby cannot begin a serializable transaction: " + toThePrimary
-	case codeNoPrivilege:
-		remedy = `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema`
-	default:
-		return fmt.Errorf("idempotency: %s: %w", doing, err)
-	}
-	return fmt.Errorf("idempotency: %s: %s: %w", doing, remedy, err)
-}
-
-// explainRecord explains an error of recordSQL.
-func explainRecord(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case sqlState(err) == codeDivisionByZero:
-		return fmt.Errorf("idempotency: record the result: the function removed or changed the row of its own key: %w", err)
-	}
-	return explain("record the result", err)
 }

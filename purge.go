@@ -54,8 +54,8 @@ func (s *Store) PurgeEvery(ctx context.Context, interval time.Duration) error {
 	return ctx.Err()
 }
 
-// misconfigured: not all of class 42, since behind a pooler a statement that is
-// prepared already (42P05) can be none the next time.
+// misconfigured: only these codes of class 42. Behind a pooler, 42P05 (a prepared
+// statement that exists already) goes away with the next session.
 func misconfigured(err error) bool {
 	switch sqlState(err) {
 	case codeUndefinedTable, codeInvalidSchema, codeUndefinedColumn, codeNoPrivilege:
@@ -93,7 +93,7 @@ func (s *Store) purgeBatch(ctx context.Context, pause time.Duration) (deleted in
 	if err := sleep(ctx, pause); err != nil {
 		return 0, err
 	}
-	return s.purgeBatchIf(ctx, s.cfg.MaxIdle, func(pgx.Tx) error { return nil })
+	return s.purgeBatchIf(ctx, s.cfg.MaxIdle, func(pgx.Tx, *statements) error { return nil })
 }
 
 // errNotOurTurn: another process is at the purge.
@@ -101,8 +101,9 @@ var errNotOurTurn = errors.New("another purge is at work")
 
 // purgeBatchInTurn takes turns by the batch: a lock that outlives a transaction
 // would be session state, which a pooler gives to others. It pauses while it has
-// the turn: others would use a pause without it, and together they would be faster
-// than one may be. The transaction has no snapshot then, and holds no vacuum back.
+// the turn: if it gave the turn up first, another process would delete meanwhile,
+// and together they would delete more than one may. The transaction has no snapshot
+// while it pauses, and holds no vacuum back.
 func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (deleted int64, err error) {
 	if pause == 0 { // the turn may just have been another's, who has not paused yet
 		pause = purgePace
@@ -111,9 +112,9 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (dele
 	if maxIdle > 0 {
 		maxIdle = min(maxIdle+pause, maxServerTimeout)
 	}
-	deleted, err = s.purgeBatchIf(ctx, maxIdle, func(tx pgx.Tx) error {
+	deleted, err = s.purgeBatchIf(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
 		var ours bool
-		if err := tx.QueryRow(ctx, s.sql.purgeTurn).Scan(&ours); err != nil {
+		if err := tx.QueryRow(ctx, sql.purgeTurn).Scan(&ours); err != nil {
 			return err
 		}
 		if !ours {
@@ -127,16 +128,13 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (dele
 	return deleted, err
 }
 
-func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, allowed func(pgx.Tx) error) (deleted int64, err error) {
-	err = pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
-		// A process that freezes here must not keep the keys it has locked, nor the turn.
-		if _, err := tx.Exec(ctx, settingsSQL, settingsArgs(maxIdle)...); err != nil {
+func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, allowed func(pgx.Tx, *statements) error) (deleted int64, err error) {
+	// A process that freezes here must not keep the keys it has locked, nor the turn.
+	err = s.change(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
+		if err := allowed(tx, sql); err != nil {
 			return err
 		}
-		if err := allowed(tx); err != nil {
-			return err
-		}
-		tag, err := tx.Exec(ctx, s.sql.purge, purgeBatch)
+		tag, err := tx.Exec(ctx, sql.purge, purgeBatch)
 		deleted = tag.RowsAffected()
 		return err
 	})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/bytea"
 )
 
 // A Record is the result of an operation that has taken effect. All times are
@@ -18,7 +19,7 @@ type Record struct {
 	Origin      string          // what Config.Trace said for the call that made it
 	CreatedAt   time.Time       // the start of the transaction that made it
 	CompletedAt time.Time       // when the result was recorded
-	ExpiresAt   time.Time       // when the key becomes free again
+	ExpiresAt   time.Time       // when the key becomes free again; in the year 9999 if never
 }
 
 // Get returns the record of key, whatever its fingerprint. It is ErrNotFound
@@ -38,7 +39,12 @@ func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 		return Record{}, err
 	}
 	rec := Record{Key: Key{Scope: key.Scope, ID: key.ID}}
-	err := scanRecord(s.pool.QueryRow(ctx, s.sql.get, key.ID, key.Scope), &rec)
+	err := s.query(ctx, getOf, []any{key.ID, key.Scope}, func(rows pgx.Rows) (err error) {
+		rec, err = pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (Record, error) {
+			return rec, scanRecord(row, &rec)
+		})
+		return err
+	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return Record{}, ErrNotFound
@@ -93,31 +99,64 @@ func (s *Store) each(ctx context.Context, scope string, visit func(Record) bool)
 	}
 }
 
-func (s *Store) page(ctx context.Context, scope, after string) ([]Record, error) {
-	rows, err := s.pool.Query(ctx, s.sql.list, scope, after, listPage)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Record, error) {
-		rec := Record{Key: Key{Scope: scope}}
-		err := scanRecord(row, &rec, &rec.Key.ID)
-		return rec, err
+func (s *Store) page(ctx context.Context, scope, after string) (page []Record, err error) {
+	err = s.query(ctx, listOf, []any{scope, after, listPage}, func(rows pgx.Rows) error {
+		page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Record, error) {
+			rec := Record{Key: Key{Scope: scope}}
+			err := scanRecord(row, &rec, &rec.Key.ID)
+			return rec, err
+		})
+		return err
 	})
+	return page, err
 }
 
-// scanRecord reads the columns of getSQL, after those of first.
-func scanRecord(row pgx.Row, rec *Record, first ...any) error {
+func getOf(sql *statements) string  { return sql.get }
+func listOf(sql *statements) string { return sql.list }
+
+// query sends one statement that only reads, behind prepareSQL: the two are one
+// implicit transaction, in which the settings of the first are in force.
+func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.Rows) error) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	for again := false; ; again = true {
+		sql, err := s.table.statements(ctx, conn)
+		if err != nil {
+			return err
+		}
+		var same bool
+		var batch pgx.Batch
+		batch.Queue(sql.prepare).QueryRow(func(row pgx.Row) error { return row.Scan(&same) })
+		batch.Queue(statement(sql), args...).Query(read)
+		err = conn.SendBatch(ctx, &batch).Close()
+		if (err == nil || errors.Is(err, pgx.ErrNoRows)) && !same {
+			if refusal := sql.refuse(ctx, conn); refusal != nil {
+				return refusal
+			}
+		}
+		if err == nil || !s.adapt(err, again) {
+			return err
+		}
+	}
+}
+
+// scanRecord reads the recordColumns, and the columns behind them.
+func scanRecord(row pgx.Row, rec *Record, more ...any) error {
 	var (
-		fingerprint        []byte
-		purgeAfter         time.Time
-		completed, expires *time.Time // null in an abandoned row
+		fingerprint, result            bytea.Bytes
+		complete                       bool
+		purgeAfter, completed, expires int64
 	)
-	err := row.Scan(append(first, &fingerprint, (*[]byte)(&rec.Result), &rec.Origin, &purgeAfter, &completed, &expires)...)
+	err := row.Scan(append([]any{&fingerprint, &result, &rec.Origin, &complete, &purgeAfter, &completed, &expires}, more...)...)
 	copy(rec.Key.Fingerprint[:], fingerprint)
-	if completed != nil && expires != nil {
-		rec.CompletedAt, rec.ExpiresAt = *completed, *expires
-		// Both ends have the same retention.
-		rec.CreatedAt = purgeAfter.Add(rec.CompletedAt.Sub(rec.ExpiresAt))
+	rec.Result = json.RawMessage(result)
+	if complete {
+		rec.CompletedAt, rec.ExpiresAt = time.UnixMicro(completed), time.UnixMicro(expires)
+		// purge_after is created + retention, and expires is completed + retention.
+		rec.CreatedAt = time.UnixMicro(min(purgeAfter-(expires-completed), completed))
 	}
 	return err
 }
@@ -148,10 +187,15 @@ const deletePatience = time.Second
 func (s *Store) delete(ctx context.Context, key Key) error {
 	var waits backoff
 	for start := time.Now(); ; {
-		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
-			return s.deleteIn(ctx, tx, key)
+		err := s.change(ctx, s.cfg.MaxIdle, func(tx pgx.Tx, sql *statements) error {
+			return sql.deleteIn(ctx, tx, key)
 		})
-		if !errors.Is(err, ErrInProgress) || time.Since(start) >= deletePatience {
+		switch {
+		case err == nil || errors.Is(err, ErrNotFound):
+			return err
+		case !errors.Is(err, ErrInProgress):
+			return explain("delete the record", err)
+		case time.Since(start) >= deletePatience:
 			return err
 		}
 		if waits.pause(ctx) != nil {
@@ -164,27 +208,46 @@ func (s *Store) delete(ctx context.Context, key Key) error {
 // for, where a stricter default of the role would fail them.
 var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 
-func (s *Store) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
+// change runs statements that delete records in a transaction of its own, behind
+// prepareChangeSQL. PostgreSQL ends it after a silence of maxIdle.
+func (s *Store) change(ctx context.Context, maxIdle time.Duration, do func(pgx.Tx, *statements) error) error {
+	for again := false; ; again = true {
+		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
+			sql, err := s.table.statements(ctx, tx)
+			if err != nil {
+				return err
+			}
+			var same bool
+			if err := tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same); err != nil {
+				return err
+			}
+			if !same {
+				if err := sql.refuse(ctx, tx); err != nil {
+					return err
+				}
+			}
+			return do(tx, sql)
+		})
+		if err == nil || !s.adapt(err, again) {
+			return err
+		}
+	}
+}
+
+func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 	var free, exists bool
-	var batch pgx.Batch
-	// A process that freezes here must not keep the key.
-	batch.Queue(settingsSQL, s.idle...)
-	batch.Queue(s.sql.lock, key.lockID()).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
-	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
-		return explain("delete the record", err)
+	if err := tx.QueryRow(ctx, sql.lock, key.lockID()).Scan(&free); err != nil {
+		return err
 	}
 	if !free {
 		return ErrInProgress
 	}
-	tag, err := tx.Exec(ctx, s.sql.delete, key.ID, key.Scope)
-	if err != nil {
-		return explain("delete the record", err)
+	tag, err := tx.Exec(ctx, sql.delete, key.ID, key.Scope)
+	if err != nil || tag.RowsAffected() > 0 {
+		return err
 	}
-	if tag.RowsAffected() > 0 {
-		return nil
-	}
-	if err := tx.QueryRow(ctx, s.sql.exists, key.ID, key.Scope).Scan(&exists); err != nil {
-		return explain("delete the record", err)
+	if err := tx.QueryRow(ctx, sql.exists, key.ID, key.Scope).Scan(&exists); err != nil {
+		return err
 	}
 	if exists {
 		return ErrInProgress

@@ -11,8 +11,8 @@ import (
 // work is what a call is for: the caller's function, with its value as it is
 // stored.
 type work interface {
-	run(ctx context.Context, tx pgx.Tx) (stored []byte, err error)
-	replay(stored []byte) error
+	execute(ctx context.Context, tx pgx.Tx) (stored []byte, err error)
+	decode(stored []byte) error
 }
 
 // A result is the work of a caller with values of type T.
@@ -22,9 +22,10 @@ type result[T any] struct {
 	value T // as decoded from what was stored
 }
 
-// run decodes what it has encoded while everything can still be rolled back: a
-// value that does not survive storage must fail its first call.
-func (r *result[T]) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+// execute runs the function and encodes its value. It decodes the value again while
+// everything can still be rolled back: one that does not survive storage must fail
+// its first call.
+func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	value, err := r.fn(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -36,10 +37,10 @@ func (r *result[T]) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	if len(stored) > r.limit {
 		return nil, fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), r.limit)
 	}
-	return stored, r.replay(stored)
+	return stored, r.decode(stored)
 }
 
-func (r *result[T]) replay(stored []byte) error {
+func (r *result[T]) decode(stored []byte) error {
 	var value T
 	if err := json.Unmarshal(stored, &value); err != nil {
 		return fmt.Errorf("%w: %w", ErrUndecodable, err)
@@ -48,7 +49,7 @@ func (r *result[T]) replay(stored []byte) error {
 	return nil
 }
 
-func (r *result[T]) answer(replayed bool, err error) (T, bool, error) {
+func (r *result[T]) values(replayed bool, err error) (T, bool, error) {
 	if err != nil {
 		var none T
 		return none, false, err

@@ -1,0 +1,162 @@
+package idempotency
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// doTx is do inside the caller's transaction.
+func (c *invocation) doTx(ctx context.Context, tx pgx.Tx) (*answer, error) {
+	if err := c.admit(ctx); err != nil {
+		return nil, err
+	}
+	sp, found, err := c.claimIn(ctx, tx)
+	if sp == nil {
+		return found, err
+	}
+	kept := false
+	defer func() { // also when the function panics or calls runtime.Goexit
+		if !kept {
+			sp.rollback(ctx)
+		}
+	}()
+	result, err := c.run(ctx, tx)
+	if err == nil {
+		err = sp.record(ctx, c.answer(result))
+	}
+	kept = err == nil
+	return nil, err
+}
+
+// claimIn returns a savepoint that owns the key, or the answer that it found.
+func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answer, error) {
+	for again := false; ; {
+		sql, err := c.store.table.statements(ctx, tx)
+		if err != nil {
+			return nil, nil, err
+		}
+		sp := &savepoint{tx: tx, sql: sql, args: c.store.keyArgs(c.key)}
+		f, err := sp.claim(ctx)
+		if err == nil && f.state == claimed {
+			return sp, nil, nil
+		}
+		sp.rollback(ctx)
+		switch {
+		case err != nil && c.store.adapt(err, again):
+			again = true
+			continue
+		case err != nil:
+			return nil, nil, explain("claim the key", err)
+		case f.state == recorded:
+			return nil, f.answer, nil
+		case f.state == abandoned:
+			return nil, nil, sp.incomplete(ctx)
+		}
+		if err := c.wait(ctx, ErrInProgress); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// The name may be used again by a DoTx inside fn: PostgreSQL then means the
+// innermost, which is released before fn returns.
+const (
+	savepointSQL  = "savepoint idempotency_claim"
+	rollbackToSQL = "rollback to savepoint idempotency_claim"
+	releaseSQL    = "release savepoint idempotency_claim"
+)
+
+// A savepoint holds a claim inside a transaction that is the caller's.
+type savepoint struct {
+	tx    pgx.Tx
+	sql   *statements
+	args  keyArgs
+	owned claim
+	isSet bool // else its name may mean the savepoint of an outer DoTx
+}
+
+// claim sets the savepoint and claims the key.
+func (sp *savepoint) claim(ctx context.Context) (finding, error) {
+	f, err := sp.set(ctx)
+	if err == nil && f.state != claimed {
+		f, err = sp.read(ctx)
+	}
+	if err == nil && f.state == expired {
+		f, err = sp.sql.takeOverIn(ctx, sp.tx, sp.args)
+	}
+	if err == nil && f.elsewhere {
+		err = sp.sql.refuse(ctx, sp.tx)
+	}
+	sp.owned = f.claim
+	return f, err
+}
+
+// set sends the savepoint by itself, not in a batch with the claim: pgx prepares
+// a statement that it has not cached ahead of the batch, and if that failed (no
+// such table) the caller's transaction would be broken, with no savepoint to go
+// back to.
+func (sp *savepoint) set(ctx context.Context) (finding, error) {
+	if _, err := sp.tx.Exec(ctx, savepointSQL); err != nil {
+		return finding{}, err
+	}
+	sp.isSet = true
+	return readClaim(sp.tx.QueryRow(ctx, sp.sql.claimInTx, sp.args.claimInTx()...))
+}
+
+// read reads the row that the claim did not get. The setting that it is planned
+// with goes with the savepoint, or by the take-over.
+func (sp *savepoint) read(ctx context.Context) (f finding, err error) {
+	var batch pgx.Batch
+	batch.Queue(planSQL)
+	batch.Queue(sp.sql.readInTx, sp.args.read()...)
+	results := sp.tx.SendBatch(ctx, &batch)
+	defer closeResults(results, &err)
+	if _, err := results.Exec(); err != nil {
+		return finding{}, err
+	}
+	return readFound(results.QueryRow())
+}
+
+// incomplete is the error of a row that has no result.
+func (sp *savepoint) incomplete(ctx context.Context) error {
+	var own bool
+	if err := sp.tx.QueryRow(ctx, sp.sql.owns, sp.args.owns()...).Scan(&own); err != nil {
+		return explain("claim the key", err)
+	}
+	if own { // with a context, or a Store, that is not the function's
+		return fmt.Errorf("%w: it is a function of the same transaction that made this call", ErrInProgress)
+	}
+	return ErrAbandoned
+}
+
+// record asks for the role as well, every time: Do would run its function once more
+// to ask, but this transaction is the caller's.
+func (sp *savepoint) record(ctx context.Context, out answer) (err error) {
+	// A nil error of fn is recorded, whatever the context says by now.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
+	defer cancel()
+	var role string
+	var batch pgx.Batch
+	batch.Queue(roleSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&role) })
+	batch.Queue(sp.sql.record, sp.args.record(sp.owned, out)...)
+	batch.Queue(releaseSQL)
+	err = sp.tx.SendBatch(ctx, &batch).Close()
+	return sp.sql.explainRecord(err, role)
+}
+
+// rollback undoes everything since the savepoint, the advisory lock included.
+// Where that fails (the function has left a query open), nothing of it may be
+// committed: the connection is closed.
+func (sp *savepoint) rollback(ctx context.Context) {
+	if !sp.isSet {
+		return
+	}
+	sp.isSet = false
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackBound)
+	defer cancel()
+	if _, err := sp.tx.Exec(ctx, rollbackToSQL+"; "+releaseSQL); err != nil {
+		_ = sp.tx.Conn().Close(ctx)
+	}
+}

@@ -1,0 +1,147 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// SQLSTATEs, from appendix A of the PostgreSQL manual.
+const (
+	codeSerializationFailure = "40001"
+	codeDeadlock             = "40P01"
+	codeLockNotAvailable     = "55P03"
+	codeUndefinedTable       = "42P01"
+	codeInvalidSchema        = "3F000"
+	codeUndefinedColumn      = "42703"
+	codeNoSuchConstraint     = "42P10"
+	codeReadOnly             = "25006"
+	codeNotSupported         = "0A000" // serializable on a standby
+	codeNoPrivilege          = "42501"
+	codeIdleInTransaction    = "25P03"
+	codeTransactionTimeout   = "25P04" // since PostgreSQL 17
+	codeInvalidText          = "22P02" // raised by recordSQL
+	codeInvalidParameter     = "22023"
+	classIntegrity           = "23"
+)
+
+func sqlState(err error) string {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// conflicted: PostgreSQL rolled the transaction back because of another one,
+// and asks for it to be run again.
+func conflicted(err error) bool {
+	code := sqlState(err)
+	return code == codeSerializationFailure || code == codeDeadlock
+}
+
+// lostClaim: another transaction was first to the key. Above READ COMMITTED the
+// loser of an insert gets 40001, even with "do nothing"; a lock_timeout of the
+// role can end a wait on the unique index.
+func lostClaim(err error) bool {
+	return conflicted(err) || sqlState(err) == codeLockNotAvailable
+}
+
+// provesAbort reports whether err, the answer to a COMMIT, proves that nothing
+// was committed. Nothing else does: a FATAL error can follow a COMMIT that took
+// effect, pgconn.SafeToRetry is true for some that did, and a distributed
+// engine can report an ERROR for them.
+func provesAbort(err error) bool {
+	return errors.Is(err, pgx.ErrTxCommitRollback) || conflicted(err) ||
+		strings.HasPrefix(sqlState(err), classIntegrity)
+}
+
+// endedForItsTime: PostgreSQL ended the transaction because it took, or was
+// silent for, too long. The function's next statement hears of it, or its record.
+func endedForItsTime(err error) bool {
+	code := sqlState(err)
+	return code == codeIdleInTransaction || code == codeTransactionTimeout
+}
+
+// lostConnection reports whether err says that the connection is gone. Where no
+// COMMIT was sent, nothing of its transaction remains.
+func lostConnection(err error) bool {
+	// pgx closes the connection of a context that ends, and context errors are
+	// net.Errors, but the caller has wanted that.
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return false
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		// A function that took too long will do so again.
+		return !endedForItsTime(err) && (pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC")
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return false // it was never there
+	}
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, pgconn.ErrConnClosed) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+const toThePrimary = "connect to the primary, for example with target_session_attrs=read-write"
+
+// explain wraps an error of one of our own statements with what to do about it.
+func explain(doing string, err error) error {
+	remedy := ""
+	switch sqlState(err) {
+	case codeUndefinedTable, codeInvalidSchema:
+		remedy = `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema, or the search_path)`
+	case codeUndefinedColumn, codeNoSuchConstraint:
+		remedy = `the table "idempotency_keys" is not of this version: run migrations.Up, or the command "idempotency migrate up"`
+	case codeReadOnly:
+		remedy = "the server or the transaction is read-only: " + toThePrimary
+	case codeNotSupported:
+		remedy = "this server cannot do that, as a standby cannot begin a serializable transaction: " + toThePrimary
+	case codeNoPrivilege:
+		remedy = `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema`
+	default:
+		return fmt.Errorf("idempotency: %s: %w", doing, err)
+	}
+	return fmt.Errorf("idempotency: %s: %s: %w", doing, remedy, err)
+}
+
+// explainRecord explains an error of recordSQL. role is the one that the function
+// left, if it was asked for.
+func (sql *statements) explainRecord(err error, role string) error {
+	if err == nil {
+		return nil
+	}
+	const doing = "idempotency: record the result"
+	pgErr, _ := errors.AsType[*pgconn.PgError](err)
+	said := func(text string) bool {
+		return pgErr != nil && pgErr.Code == codeInvalidText && strings.Contains(pgErr.Message, text)
+	}
+	switch {
+	case said(sayTransactionEnded):
+		return fmt.Errorf("%w: %w", errTransactionEnded, err)
+	case said(sayTableReplaced):
+		return fmt.Errorf("%s: %s is not the table in which the key was claimed: the function has put another one in its place: %w", doing, sql.table, err)
+	case said(sayRecordChanged):
+		return fmt.Errorf("%s: the function removed the row of its own key, or a trigger or rule on %s changed or dropped the record: %w", doing, sql.table, err)
+	case sqlState(err) == codeNoPrivilege && role != "":
+		return fmt.Errorf("%s: the role %q, which the function has left in force, needs select, insert and update on %s: reset the role before the function returns, or grant it: %w", doing, role, sql.table, err)
+	}
+	return explain("record the result", err)
+}
+
+// errTransactionEnded is an ErrOutcomeUnknown for [errors.Is], and says something
+// else: calling again does not help if it was a COMMIT.
+var errTransactionEnded error = transactionEndedError{}
+
+type transactionEndedError struct{}
+
+func (transactionEndedError) Error() string {
+	return "idempotency: the function ended the transaction itself, by COMMIT or ROLLBACK sent as SQL, so its result is not recorded: look at its writes, and if they were committed, free the key with Store.Delete"
+}
+
+func (transactionEndedError) Is(target error) bool { return target == ErrOutcomeUnknown }

@@ -1,0 +1,104 @@
+package idempotency
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A table is the one table that a Store uses. Without Config.Schema, the first call
+// looks it up on its connection, and from then on every statement names its
+// schema: what a function does to the search_path of its transaction changes
+// nothing. A connection whose search_path leads to another table is refused, since
+// what one of its calls records would not be found by the next.
+type table struct {
+	configured bool // by Config.Schema
+	current    atomic.Pointer[statements]
+}
+
+// A querier is a connection, a pool or a transaction.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+func (t *table) configure(schema string) {
+	if t.configured = schema != ""; t.configured {
+		t.current.Store(newStatements(schema, true))
+	}
+}
+
+// statements returns the statements on the table. Where there is none, they name
+// no schema, so that PostgreSQL's own error says that the table is missing.
+func (t *table) statements(ctx context.Context, q querier) (*statements, error) {
+	sql := t.current.Load()
+	if sql != nil && (t.configured || !sql.missing.Load()) {
+		return sql, nil
+	}
+	former := ""
+	if sql != nil {
+		former = sql.table
+	}
+	schema, remains, err := lookUpTable(ctx, q, former)
+	switch {
+	case err != nil:
+		return nil, explain("look the table up", err)
+	case remains: // it is not given up for another one of that name
+		sql.missing.Store(false)
+		return sql, nil
+	case schema == "":
+		return newStatements("", false), nil
+	}
+	t.current.CompareAndSwap(sql, newStatements(schema, false))
+	return t.current.Load(), nil
+}
+
+// missed is called when PostgreSQL has said that the table is not there: it may have
+// moved to another schema. It reports whether it is worth while to ask again.
+func (t *table) missed() bool {
+	sql := t.current.Load()
+	if t.configured || sql == nil {
+		return false
+	}
+	sql.missing.Store(true)
+	return true
+}
+
+// refuse says why a session must not be used whose search_path leads to another table.
+// It does not mind a temporary table, which is in the way of the session's own
+// statements, and not of ours.
+func (sql *statements) refuse(ctx context.Context, q querier) error {
+	schema, _, err := lookUpTable(ctx, q, "")
+	if err != nil {
+		return err
+	}
+	if schema == "" || schema == sql.schema {
+		return nil
+	}
+	return fmt.Errorf("idempotency: the search_path of this connection leads to the table %s, and this Store uses %s: set Config.Schema, in a Store for each schema",
+		pgx.Identifier{schema, "idempotency_keys"}.Sanitize(), sql.table)
+}
+
+// lookUpTableSQL finds the first schema of the search_path that has the table,
+// whatever kind of relation it is, and never the temporary one. Names are qualified
+// where a temporary table, or a function for exactly these types, could hide them.
+const lookUpTableSQL = `
+select coalesce((
+	select n.nspname::text
+	from pg_catalog.unnest(current_schemas(false)) with ordinality as path (schema, place)
+	join pg_catalog.pg_namespace n on n.nspname = path.schema
+	join pg_catalog.pg_class c on c.relnamespace = n.oid
+	where c.relname = 'idempotency_keys'::name and n.oid <> pg_my_temp_schema()
+	order by path.place
+	limit 1), ''::text), coalesce(to_regclass($1::text) is not null, false)`
+
+// lookUpTable returns the schema, or no text, and whether the former table is there.
+func lookUpTable(ctx context.Context, q querier, former string) (schema string, remains bool, err error) {
+	var table *string // to_regclass takes no empty name
+	if former != "" {
+		table = &former
+	}
+	err = q.QueryRow(ctx, lookUpTableSQL, table).Scan(&schema, &remains)
+	return schema, remains, err
+}
