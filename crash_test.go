@@ -21,7 +21,7 @@ type step struct {
 // steps are in the order of a first call. Each test needs its own: they count.
 func steps() []step {
 	return []step{
-		{"before the claim", bound("insert into idempotency_keys"), false},
+		{"before the claim", bound("on conflict (id, scope) do nothing"), false},
 		{"after the claim", answered("INSERT 0 1", 1), false},
 		{"inside the function", answered("INSERT 0 1", 2), false},
 		{"before the record", bound("with recorded"), true},
@@ -30,10 +30,13 @@ func steps() []step {
 	}
 }
 
-// sent matches the first message that has the text in its SQL.
+// unqualified takes the schema and the quotes out of the name of the table.
+var unqualified = strings.NewReplacer(`"public".`, "", `"`, "")
+
+// sent matches the messages that have the text in their SQL.
 func sent(text string) func(pgproxy.Message) bool {
 	return func(m pgproxy.Message) bool {
-		return !m.FromServer && strings.Contains(strings.ReplaceAll(m.SQL, `"`, ""), text)
+		return !m.FromServer && strings.Contains(unqualified.Replace(m.SQL), text)
 	}
 }
 

@@ -31,6 +31,8 @@ create table chronicle (n bigint generated always as identity, id text, what tex
 create function chronicle() returns trigger language plpgsql as $$ begin
 	if tg_op = 'DELETE' then
 		insert into chronicle (id, what) values (old.id, 'D');
+	elsif new.completed_at is null then
+		return null; -- a call takes an expired record over
 	elsif new.completed_at is distinct from old.completed_at then
 		insert into chronicle (id, what, result) values (new.id, 'R', convert_from(new.result, 'UTF8'));
 	else

@@ -43,7 +43,7 @@ func TestFaultAtEverySeamAndTheRetryHasOneEffect(t *testing.T) {
 	for name, s := range map[string]seam{
 		"acquire":          {acquire: true, fails: true},
 		"begin":            {cut: sent("begin")},
-		"claim":            {cut: sent("insert into idempotency_keys")},
+		"claim":            {cut: sent("on conflict (id, scope) do nothing")},
 		"claim, answered":  {cut: answered("INSERT 0 1", 1)},
 		"look-up":          {cut: sent("select fingerprint"), expired: true},
 		"lock":             {cut: sent("for update skip locked"), expired: true},
