@@ -49,3 +49,9 @@ func (s *Store) Resolve(ctx context.Context, key Key, ago time.Duration) (found 
 
 // PoolOf is the pool of a Store.
 func PoolOf(s *Store) *pgxpool.Pool { return s.pool }
+
+// Unwatched reports whether s does without client_connection_check_interval.
+func Unwatched(s *Store) bool { return s.unwatched.Load() }
+
+// PurgeBatch is one transaction of Purge.
+func (s *Store) PurgeBatch(ctx context.Context) (int64, error) { return s.purgeBatch(ctx, 0) }

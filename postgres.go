@@ -40,17 +40,17 @@ const sameTableSQL = `coalesce(to_regclass('search_path idempotency_keys'::text)
 // table's oid, so that the same key in two schemas does not meet.
 const lockNumberSQL = `$3::bigint # 'idempotency_keys'::regclass::oid::bigint`
 
-// keepSeqscanSQL switches sequential scans off for the statements that follow, and
-// keeps the former value in a setting of our own until restoreSeqscanSQL. The two
-// calls are the parts of one CASE or of one target list, where their order is
-// certain: the planner sorts the conditions of a WHERE by their cost.
+// keepSeqscanSQL and seqscanOffSQL switch sequential scans off for the statements
+// that follow, until restoreSeqscanSQL; a setting of our own keeps the former value.
+// The order is certain in one CASE, in one AND, and in one target list, but not
+// between the conditions of a WHERE, which the planner sorts by their cost.
 const (
 	keepSeqscanSQL    = `set_config('idempotency.seqscan'::text, current_setting('enable_seqscan'::text), true)`
 	seqscanOffSQL     = `set_config('enable_seqscan'::text, 'off'::text, true)`
 	restoreSeqscanSQL = `set_config('enable_seqscan'::text, current_setting('idempotency.seqscan'::text), true)`
 )
 
-// timeoutsSQL frees the key of a client that is gone or frozen: PostgreSQL ends a
+// These two free the key of a client that is gone or frozen: PostgreSQL ends a
 // transaction that is silent for too long ($5), and looks once a second ($6), while
 // a statement runs, whether the client is still there. Null leaves the second
 // setting at the session's default, for servers that refuse another value.
@@ -66,17 +66,18 @@ const (
 //
 // An existing row is found before anything is written: no transaction id, no
 // write-ahead log. readSQL has to follow in the same batch, since it restores
-// enable_seqscan. What the claim returns is a claim.
+// enable_seqscan. A claim that succeeds could restore it, but then the read would be
+// planned with sequential scans.
 const claimSQL = claimHead + `
 where case when ` + keepSeqscanSQL + ` is not null then
 	` + seqscanOffSQL + ` is not null
 	and ` + idleTimeoutSQL + ` is not null
 	and ` + checkIntervalSQL + ` is not null
-	and pg_try_advisory_xact_lock(` + lockNumberSQL + `) end` + claimTail
+	and pg_try_advisory_xact_lock(` + lockNumberSQL + `) end` + claimTail + claimedSQL + ` is not null and ` + sameTableSQL
 
 // claimInTxSQL is claimSQL for a caller's transaction, whose settings stay as they are.
 const claimInTxSQL = claimHead + `
-where pg_try_advisory_xact_lock(` + lockNumberSQL + `)` + claimTail
+where pg_try_advisory_xact_lock(` + lockNumberSQL + `)` + claimTail + sameTableSQL
 
 const claimHead = `
 insert into idempotency_keys (id, scope, purge_after)
@@ -86,22 +87,29 @@ const claimTail = `
 on conflict (id, scope) do nothing
 returning ` + claimColumns
 
-const claimColumns = beginningSQL + `, 'idempotency_keys'::regclass::oid, ` + sameTableSQL
+// claimColumns are read by readClaim, with sameTableSQL.
+const claimColumns = beginningSQL + `, 'idempotency_keys'::regclass::oid, `
+
+// claimedSQL tells readSQL that the claim before it has succeeded.
+const claimedSQL = `set_config('idempotency.claimed'::text, 'yes'::text, true)`
 
 // readSQL reads the row of a key that claimSQL, in the same transaction, did
 // not get. It is a statement of its own because it needs a newer snapshot: the
 // insert can have waited for the row to be committed.
 //
 // Its last condition is evaluated once, before any row is read, also if there is
-// none. It keeps the read from running after a claim that succeeded (only that one
-// has a transaction id by then): the read would take a predicate lock that makes
-// distinct keys fail each other under SERIALIZABLE.
+// none. It restores enable_seqscan, and keeps the read from running after a claim that
+// succeeded: it would take a predicate lock that makes distinct keys fail each other
+// under SERIALIZABLE. (That the transaction has an id by then would not prove that
+// the claim succeeded: a trigger of the table can have written something.)
 const readSQL = readHead + `
-	and (select ` + restoreSeqscanSQL + ` is not null and pg_current_xact_id_if_assigned() is null)`
+	and (select ` + restoreSeqscanSQL + ` is not null
+		and current_setting('idempotency.claimed'::text, true) is distinct from 'yes'::text)`
 
-// readInTxSQL is readSQL for a transaction that may have written before. It is
-// sent only when the claim failed, behind planSQL.
-const readInTxSQL = readHead
+// readInTxSQL is readSQL for a caller's transaction. It is sent only when the claim
+// failed, behind planSQL.
+const readInTxSQL = readHead + `
+	and (select ` + restoreSeqscanSQL + ` is not null)`
 
 const readHead = `
 select fingerprint, result, coalesce(origin, ''::text), expires_at is null, coalesce(expires_at <= clock_timestamp(), false), ` + sameTableSQL + `
@@ -109,7 +117,7 @@ from idempotency_keys
 where id = $1::text and scope = $2::text`
 
 // planSQL lets the statement that follows in the same batch be planned without
-// sequential scans.
+// sequential scans. That statement restores the setting.
 const planSQL = `select ` + keepSeqscanSQL + `, ` + seqscanOffSQL
 
 // ownsSQL tells whether the transaction itself is at work on the key, before the
@@ -138,8 +146,7 @@ where id = $1::text and scope = $2::text and ctid = any(array(
 		and pg_try_advisory_xact_lock(` + lockNumberSQL + `)
 	for update skip locked))
 	and expires_at <= clock_timestamp()
-	and (select ` + restoreSeqscanSQL + ` is not null)
-returning ` + claimColumns
+returning ` + claimColumns + restoreSeqscanSQL + ` is not null and ` + sameTableSQL
 
 // recordSQL completes the row that the transaction has claimed, and fails unless
 // exactly what was given is stored in it: COMMIT is already on its way behind it.

@@ -105,8 +105,7 @@ func (sp *savepoint) set(ctx context.Context) (finding, error) {
 	return readClaim(sp.tx.QueryRow(ctx, sp.sql.claimInTx, sp.args.claimInTx()...))
 }
 
-// read reads the row that the claim did not get. The setting that it is planned
-// with goes with the savepoint, or by the take-over.
+// read reads the row that the claim did not get.
 func (sp *savepoint) read(ctx context.Context) (f finding, err error) {
 	var batch pgx.Batch
 	batch.Queue(planSQL)

@@ -45,6 +45,16 @@ func conflicted(err error) bool {
 	return code == codeSerializationFailure || code == codeDeadlock
 }
 
+// lacksGrant and refusedByPolicy tell two causes of SQLSTATE 42501 apart by the
+// function of PostgreSQL that raises it: the text of the message is translated.
+func lacksGrant(err error) bool      { return raisedBy(err, codeNoPrivilege, "aclcheck_error") }
+func refusedByPolicy(err error) bool { return raisedBy(err, codeNoPrivilege, "ExecWithCheckOptions") }
+
+func raisedBy(err error, code, routine string) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pgErr.Code == code && pgErr.Routine == routine
+}
+
 // lostClaim: another transaction was first to the key. Above READ COMMITTED the
 // loser of an insert gets 40001, even with "do nothing"; a lock_timeout of the
 // role can end a wait on the unique index.
@@ -103,6 +113,10 @@ func explain(doing string, err error) error {
 	case codeNotSupported:
 		remedy = "this server cannot do that, as a standby cannot begin a serializable transaction: " + toThePrimary
 	case codeNoPrivilege:
+		if refusedByPolicy(err) {
+			remedy = `a policy (row-level security) on "idempotency_keys" refuses this role`
+			break
+		}
 		remedy = `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema`
 	default:
 		return fmt.Errorf("idempotency: %s: %w", doing, err)
@@ -128,7 +142,9 @@ func (sql *statements) explainRecord(err error, role string) error {
 		return fmt.Errorf("%s: %s is not the table in which the key was claimed: the function has put another one in its place: %w", doing, sql.table, err)
 	case said(sayRecordChanged):
 		return fmt.Errorf("%s: the function removed the row of its own key, or a trigger or rule on %s changed or dropped the record: %w", doing, sql.table, err)
-	case sqlState(err) == codeNoPrivilege && role != "":
+	case refusedByPolicy(err):
+		return fmt.Errorf("%s: a policy (row-level security) on %s refuses the record of this role: %w", doing, sql.table, err)
+	case lacksGrant(err) && role != "":
 		return fmt.Errorf("%s: the role %q, which the function has left in force, needs select, insert and update on %s: reset the role before the function returns, or grant it: %w", doing, role, sql.table, err)
 	}
 	return explain("record the result", err)

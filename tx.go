@@ -148,7 +148,7 @@ func (x *session) commit(out answer) *failure {
 	failed := &failure{err: err, sent: sent}
 	if !recorded {
 		failed.err = x.sql.explainRecord(err, x.role)
-		failed.forbidden = sqlState(err) == codeNoPrivilege && !x.askRole
+		failed.forbidden = lacksGrant(err) && !x.askRole
 	}
 	// A COMMIT or a function that took too long will do so again.
 	tooLong := errors.Is(err, context.DeadlineExceeded) || endedForItsTime(err) || x.outlastedMaxIdle()

@@ -1,0 +1,222 @@
+package idempotency_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// The tests here are about plans: a connection that has planned our statements while
+// the table was small goes on with these plans when it has grown.
+
+// small makes a table of which PostgreSQL believes that it is small.
+var small = map[string]func(b *bundle){
+	"60 rows and analyze": func(b *bundle) {
+		b.fill("few", 60)
+		b.exec("analyze idempotency_keys")
+	},
+	"emptied and vacuumed": func(b *bundle) {
+		b.fill("many", 1000)
+		b.exec("delete from idempotency_keys")
+		b.exec("vacuum analyze idempotency_keys")
+	},
+	"one row analyzed": func(b *bundle) {
+		b.fill("one", 1)
+		b.exec("analyze idempotency_keys")
+	},
+	"never analyzed": func(b *bundle) {},
+}
+
+// fill inserts n rows whose result is live, and the statistics do not hear of it.
+func (b *bundle) fill(scope string, n int) {
+	b.Helper()
+	b.exec(`insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
+		select 'filled-' || i, $1, now() + interval '1 day', '1', now(), now() + interval '1 day' from generate_series(1, $2) i`, scope, n)
+}
+
+// scans are the sequential scans of the table, and the rows that index scans have
+// read. They are complete once the sessions that have scanned are gone.
+func (b *bundle) scans() (sequential, indexRows int64) {
+	b.Helper()
+	err := b.pool.QueryRow(context.Background(), `select t.seq_scan, (select sum(i.idx_tup_read)::bigint from pg_stat_user_indexes i where i.relid = t.relid)
+		from pg_stat_user_tables t where t.relname = 'idempotency_keys' and t.schemaname = 'public'`).Scan(&sequential, &indexRows)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return sequential, indexRows
+}
+
+// gone waits until a closed pool's sessions have ended and left their counters.
+func (b *bundle) gone(pool *pgxpool.Pool) {
+	b.Helper()
+	name := pool.Config().ConnConfig.RuntimeParams["application_name"]
+	pool.Close()
+	b.eventually("the sessions have ended", func() bool {
+		return query[int](b, "select count(*) from pg_stat_activity where datname = current_database() and application_name = $1", name) == 0
+	})
+}
+
+func named(name string) pgtest.Option {
+	return func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["application_name"] = name }
+}
+
+// everything calls each operation that looks for a key, n times.
+func (b *bundle) everything(store *idempotency.Store, pool *pgxpool.Pool, round string, n int) {
+	b.Helper()
+	ctx := context.Background()
+	fn := func(context.Context, pgx.Tx) (int, error) { return 1, nil }
+	check := func(what string, err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatalf("%s: %v", what, err)
+		}
+	}
+	for i := range n {
+		key := idempotency.Key{Scope: "calls", ID: fmt.Sprint(round, "-", i)}
+		for range 2 {
+			_, _, err := idempotency.Do(ctx, store, key, fn)
+			check("Do", err)
+			check("DoTx", pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+				_, _, err := idempotency.DoTx(ctx, store, tx, key, fn)
+				return err
+			}))
+		}
+		_, err := store.Get(ctx, key)
+		check("Get", err)
+		for name, again := range map[string]func() error{
+			"taken over by Do": func() error { _, _, err := idempotency.Do(ctx, store, key, fn); return err },
+			"taken over by DoTx": func() error {
+				return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+					_, _, err := idempotency.DoTx(ctx, store, tx, key, fn)
+					return err
+				})
+			},
+		} {
+			b.exec("update idempotency_keys set expires_at = now(), purge_after = now() where id = $1 and scope = $2", key.ID, key.Scope)
+			check(name, again())
+		}
+		check("Delete", store.Delete(ctx, key))
+		_, err = store.Purge(ctx)
+		check("Purge", err)
+	}
+}
+
+func TestNoPlanOfASmallTableScansTheGrownOne(t *testing.T) {
+	for name, made := range small {
+		for modeName, mode := range execModes {
+			t.Run(name+", "+modeName, func(t *testing.T) {
+				t.Parallel()
+				b := setup(t, idempotency.Config{}, param("enable_seqscan", "off")) // for the test's own statements
+				b.exec("alter table idempotency_keys set (autovacuum_enabled = off)")
+				made(b)
+				pool := b.anotherPool(pgtest.MaxConns(1), pgtest.Direct, execMode(mode), named("calls"))
+				store := b.storeOn(pool, idempotency.Config{})
+				b.everything(store, pool, "small", 8)
+				b.fill("growth", 20_000)
+				before, _ := b.scans()
+				b.everything(store, pool, "grown", 4)
+				b.gone(pool)
+				if after, _ := b.scans(); after != before {
+					t.Errorf("%d sequential scans", after-before)
+				}
+			})
+		}
+	}
+}
+
+// On a table that was never analyzed, a plan that sorts, or collects a bitmap, would
+// read all that has expired for each batch.
+func TestPurgeBatchReadsItsLimitAndWhatIsUnfinished(t *testing.T) {
+	const unfinished, expired, limit = 50, 12_000, 1000
+	for name, analyzed := range map[string]bool{"never analyzed": false, "analyzed": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.exec("alter table idempotency_keys set (autovacuum_enabled = off)")
+			b.exec(`insert into idempotency_keys (id, scope, purge_after) select 'open-' || i, 's', now() - interval '2 hours' from generate_series(1, $1) i`, unfinished)
+			b.exec(`insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
+				select 'id-' || i, 's', now() - interval '1 hour', '1', now() - interval '2 hours', now() - interval '1 hour' from generate_series(1, $1) i`, expired)
+			if analyzed {
+				b.exec("analyze idempotency_keys")
+			}
+			sequential, read := b.scans()
+			pool := b.anotherPool(pgtest.MaxConns(1), pgtest.Direct, named("purge"))
+			n, err := b.storeOn(pool, idempotency.Config{}).PurgeBatch(t.Context())
+			if n != limit || err != nil {
+				t.Fatalf("purged %d, %v", n, err)
+			}
+			b.gone(pool)
+			sequentialAfter, readAfter := b.scans()
+			if got := readAfter - read; got > limit+unfinished || sequentialAfter != sequential {
+				t.Errorf("%d rows read through indexes, want at most %d; %d sequential scans", got, limit+unfinished, sequentialAfter-sequential)
+			}
+		})
+	}
+}
+
+// In a partitioned table a place (ctid) is one of its partition, so that the rows of
+// different partitions have the same ones.
+func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.partition(2)
+	const keys = 40
+	for i := range keys {
+		b.key.Scope = fmt.Sprint("scope-", i)
+		b.executes(1)
+	}
+	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	b.exec("delete from charges")
+	k := newBlocker()
+	b.key.Scope = "scope-0"
+	taking := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
+	<-k.begun
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	n, err := b.store.Purge(ctx)
+	if n != keys-1 || err != nil {
+		t.Errorf("purged %d beside a call that takes one over, %v", n, err)
+	}
+	b.key.Scope = "scope-1" // nor does the purge keep another key from its callers
+	b.executes(3)
+	k.goOn <- nil
+	b.wantOutcome(<-taking, outcome{2, false, nil})
+	b.key.Scope = "scope-0"
+	b.replays(2)
+}
+
+// partition makes the table one of n partitions by scope.
+func (b *bundle) partition(n int) {
+	b.Helper()
+	b.exec("create table partitioned (like idempotency_keys including all) partition by hash (scope)")
+	b.exec("drop table idempotency_keys")
+	b.exec("alter table partitioned rename to idempotency_keys")
+	for i := range n {
+		b.exec(fmt.Sprintf("create table keys_%d partition of idempotency_keys for values with (modulus %d, remainder %d)", i, n, i))
+	}
+}
+
+func TestEveryOperationWorksOnAPartitionedTable(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.partition(3)
+	for _, w := range ways() {
+		for _, scope := range []string{"a", "b", "c", "d"} {
+			b.key = idempotency.Key{Scope: scope, ID: w.name}
+			b.wantOutcome(w.call(b, charge(b.key.ID, 1)), outcome{1, false, nil})
+			b.replays(1)
+			if _, err := b.store.Get(t.Context(), b.key); err != nil {
+				t.Errorf("Get: %v", err)
+			}
+			if err := b.store.Delete(t.Context(), b.key); err != nil {
+				t.Errorf("Delete: %v", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,254 @@
+package idempotency_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// The tests here are about the settings of a session: those that somebody has made,
+// and those that calls make for themselves.
+
+func execMode(mode pgx.QueryExecMode) pgtest.Option {
+	return func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode }
+}
+
+var execModes = map[string]pgx.QueryExecMode{
+	"cache_statement": pgx.QueryExecModeCacheStatement,
+	"cache_describe":  pgx.QueryExecModeCacheDescribe,
+	"describe_exec":   pgx.QueryExecModeDescribeExec,
+	"exec":            pgx.QueryExecModeExec,
+	"simple_protocol": pgx.QueryExecModeSimpleProtocol,
+}
+
+// settings let a session show values in other forms than the usual.
+var settings = map[string]map[string]string{
+	"usual":       {},
+	"escape":      {"bytea_output": "escape"},
+	"SQL, DMY":    {"DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "TimeZone": "America/St_Johns"},
+	"German":      {"DateStyle": "German", "IntervalStyle": "postgres_verbose", "TimeZone": "Asia/Kathmandu"},
+	"Postgres":    {"DateStyle": "Postgres, YMD", "IntervalStyle": "iso_8601", "TimeZone": "UTC", "extra_float_digits": "-15"},
+	"all at once": {"bytea_output": "escape", "DateStyle": "German", "IntervalStyle": "sql_standard", "TimeZone": "<-13:30>+13:30", "extra_float_digits": "-15"},
+}
+
+func TestNoResultDependsOnHowASessionShowsValues(t *testing.T) {
+	t.Parallel()
+	type receipt struct{ Text string }
+	want := receipt{"10 € \\ \x00\x01 'x' \\x41 \\101"}
+	for modeName, mode := range execModes {
+		for name, values := range settings {
+			t.Run(modeName+", "+name, func(t *testing.T) {
+				t.Parallel()
+				options := []pgtest.Option{execMode(mode)}
+				for setting, value := range values {
+					options = append(options, param(setting, value))
+				}
+				start := time.Now().Add(-time.Second)
+				b := setup(t, idempotency.Config{Retention: 36*time.Hour + time.Microsecond}, options...)
+				b.key.Fingerprint = idempotency.FingerprintOf([]byte(`\`))
+				do := func() (receipt, bool, error) {
+					return idempotency.Do(t.Context(), b.store, b.key, func(ctx context.Context, tx pgx.Tx) (receipt, error) {
+						_, err := tx.Exec(ctx, "insert into charges (key, amount) values ('k', 1)")
+						return want, err
+					})
+				}
+				for i := range 3 {
+					if got, replayed, err := do(); got != want || replayed != (i > 0) || err != nil {
+						t.Fatalf("call %d: %+v, replayed %v, %v", i, got, replayed, err)
+					}
+				}
+				tx := b.begin(pgx.TxOptions{})
+				got, replayed, err := idempotency.DoTx(t.Context(), b.store, tx, b.key, func(context.Context, pgx.Tx) (receipt, error) { return receipt{}, nil })
+				if got != want || !replayed || err != nil {
+					t.Errorf("DoTx: %+v, replayed %v, %v", got, replayed, err)
+				}
+				tx.Rollback(t.Context())
+				check := func(rec idempotency.Record, err error) {
+					if err != nil || rec.Key != b.key || !strings.Contains(string(rec.Result), `10 €`) {
+						t.Errorf("record %+v, %v", rec, err)
+					}
+					if d := rec.ExpiresAt.Sub(rec.CompletedAt); d != 36*time.Hour+time.Microsecond {
+						t.Errorf("it is kept for %v", d)
+					}
+					if rec.CreatedAt.Before(start) || rec.CreatedAt.After(rec.CompletedAt) || rec.CompletedAt.After(time.Now().Add(time.Second)) {
+						t.Errorf("created %v, completed %v", rec.CreatedAt, rec.CompletedAt)
+					}
+				}
+				check(b.store.Get(t.Context(), b.key))
+				for rec, err := range b.store.All(t.Context(), b.key.Scope) {
+					check(rec, err)
+				}
+				b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+				if _, replayed, err := do(); replayed || err != nil {
+					t.Errorf("taken over: replayed %v, %v", replayed, err)
+				}
+				if err := b.store.Delete(t.Context(), b.key); err != nil {
+					t.Errorf("Delete: %v", err)
+				}
+				if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+					t.Errorf("Purge: %d, %v", n, err)
+				}
+			})
+		}
+	}
+}
+
+// An operator can keep a key for good, and a table can have been filled by others.
+func TestTimesThatGoDoesNotHaveFailNothing(t *testing.T) {
+	t.Parallel()
+	for modeName, mode := range execModes {
+		for _, value := range []string{"infinity", "294276-12-31", "20000-01-01", "9999-12-31 23:59:59.999999+00"} {
+			t.Run(modeName+", "+value, func(t *testing.T) {
+				t.Parallel()
+				b := setup(t, idempotency.Config{}, execMode(mode))
+				b.executes(1)
+				b.exec("update idempotency_keys set expires_at = '" + value + "'")
+				b.replays(1)
+				rec, err := b.store.Get(t.Context(), b.key)
+				if err != nil || rec.ExpiresAt.UTC().Year() != 9999 || rec.CreatedAt.After(rec.CompletedAt) || time.Since(rec.CompletedAt) > time.Minute {
+					t.Errorf("Get: %+v, %v", rec, err)
+				}
+				if _, err := rec.ExpiresAt.MarshalJSON(); err != nil {
+					t.Error(err)
+				}
+				n := 0
+				for _, err := range b.store.All(t.Context(), b.key.Scope) {
+					n++
+					if err != nil {
+						t.Errorf("All: %v", err)
+					}
+				}
+				if n != 1 {
+					t.Errorf("All: %d records", n)
+				}
+				b.exec("update idempotency_keys set expires_at = '-infinity', completed_at = '-infinity', purge_after = '-infinity'")
+				if _, err := b.store.Get(t.Context(), b.key); err != idempotency.ErrNotFound {
+					t.Errorf("Get: %v", err)
+				}
+				if n, err := b.store.Purge(t.Context()); n != 1 || err != nil {
+					t.Errorf("Purge: %d, %v", n, err)
+				}
+			})
+		}
+	}
+}
+
+// shim is set_config on a server that refuses a setting: the function stands before
+// PostgreSQL's own in the search_path.
+func (b *bundle) shim(refused string) *pgxpool.Pool {
+	b.Helper()
+	b.exec("create schema shim")
+	b.exec(`create function shim.set_config(name text, value text, is_local bool) returns text language plpgsql as $$ begin
+		if name = '` + refused + `' and value <> '0' then
+			raise exception 'invalid value for parameter "%": %', name, value using errcode = '22023';
+		end if;
+		return pg_catalog.set_config(name, value, is_local); end $$`)
+	return b.anotherPool(searchPath("shim, pg_catalog, public"))
+}
+
+// PostgreSQL on Windows, and before release 15 on macOS, takes no value of
+// client_connection_check_interval but 0.
+func TestServerThatCannotWatchItsClientsIsServedWithoutIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pool := b.shim("client_connection_check_interval")
+	for name, operation := range map[string]func(store *idempotency.Store, key idempotency.Key) error{
+		"Do": func(store *idempotency.Store, key idempotency.Key) error {
+			_, _, err := idempotency.Do(t.Context(), store, key, charge("k", 1))
+			return err
+		},
+		"Delete": func(store *idempotency.Store, key idempotency.Key) error { return store.Delete(t.Context(), key) },
+		"Purge": func(store *idempotency.Store, key idempotency.Key) error {
+			_, err := store.Purge(t.Context())
+			return err
+		},
+	} {
+		key := idempotency.Key{Scope: "s", ID: name}
+		if _, _, err := idempotency.Do(t.Context(), b.store, key, charge("k", 1)); err != nil {
+			t.Fatal(err)
+		}
+		store := b.storeOn(pool, idempotency.Config{})
+		for i := range 2 {
+			if err := operation(store, key); err != nil && !(name == "Delete" && i == 1 && err == idempotency.ErrNotFound) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if !idempotency.Unwatched(store) {
+			t.Errorf("%s: the setting is asked for again each time", name)
+		}
+	}
+	if idempotency.Unwatched(b.store) {
+		t.Error("a Store on a server that takes the setting does without it")
+	}
+}
+
+func TestAnotherSettingThatIsRefusedIsAnError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store := b.storeOn(b.shim("idle_in_transaction_session_timeout"), idempotency.Config{})
+	for range 2 {
+		_, _, err := idempotency.Do(t.Context(), store, b.key, charge(b.key.ID, 1))
+		if sqlState(err) != "22023" || !strings.Contains(err.Error(), "idle_in_transaction") {
+			t.Errorf("got %v", err)
+		}
+		if idempotency.Unwatched(store) {
+			t.Error("the connection check is taken for the cause")
+		}
+	}
+	b.effects(0)
+}
+
+const plannerSettings = `select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name like 'enable\_%'`
+
+func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T) {
+	t.Parallel()
+	for _, seqscan := range []string{"on", "off"} {
+		for modeName, mode := range execModes {
+			t.Run(modeName+", "+seqscan, func(t *testing.T) {
+				t.Parallel()
+				inEachWay(t, func(b *bundle, w way) {
+					b.pool = b.anotherPool(pgtest.MaxConns(1), execMode(mode), param("enable_seqscan", seqscan))
+					b.store = b.storeOn(b.pool, idempotency.Config{})
+					want := query[string](b, plannerSettings)
+					if !strings.Contains(want, "enable_seqscan="+seqscan) {
+						b.Fatal(want)
+					}
+					look := func(when string, q interface {
+						QueryRow(context.Context, string, ...any) pgx.Row
+					}) {
+						var got string
+						if err := q.QueryRow(context.Background(), plannerSettings).Scan(&got); err != nil || got != want {
+							b.Errorf("%s: %v\n%s\nwant\n%s", when, err, got, want)
+						}
+					}
+					for i := range 8 { // pgx's and PostgreSQL's caches have settled by then
+						b.key.ID = fmt.Sprint("key-", i)
+						got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
+							look("in the function", tx)
+							return 1, nil
+						})
+						b.wantOutcome(got, outcome{1, false, nil})
+						look("after the call", b.pool)
+						tx := b.begin(pgx.TxOptions{})
+						b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
+						look("after a replay of DoTx", tx)
+						tx.Rollback(context.Background())
+						if _, err := b.store.Get(context.Background(), b.key); err != nil {
+							b.Error(err)
+						}
+						look("after Get", b.pool)
+						b.store.Delete(context.Background(), b.key)
+						look("after Delete", b.pool)
+					}
+				})
+			})
+		}
+	}
+}
