@@ -47,49 +47,52 @@ func ways() []way {
 	return append(new, expired(new[0]), expired(new[1]))
 }
 
-// inEachWay runs a test in a subtest for each.
-func inEachWay(t *testing.T, test func(b *bundle, w way)) {
+// inEachWay runs a test for each, with a key of its own and without charges, in a
+// database that they share.
+func (b *bundle) inEachWay(name string, test func(b *bundle, w way)) {
+	b.Helper()
 	for _, w := range ways() {
-		t.Run(w.name, func(t *testing.T) {
-			t.Parallel()
-			test(setup(t, idempotency.Config{}), w)
+		b.TB.(*testing.T).Run(name+", "+w.name, func(t *testing.T) {
+			each := *b
+			each.TB = t
+			each.key.ID = name + ", " + w.name
+			each.exec("truncate charges, public.idempotency_keys")
+			test(&each, w)
 		})
 	}
 }
 
 func TestFunctionThatEndsItsTransactionNeverLeadsToASecondExecution(t *testing.T) {
 	t.Parallel()
+	b := setup(t, idempotency.Config{})
 	for _, end := range []string{"commit", "commit; begin", "commit and chain", "rollback", "rollback; begin", "rollback and chain", "end; start transaction", "abort; begin isolation level repeatable read"} {
-		t.Run(end, func(t *testing.T) {
-			t.Parallel()
-			inEachWay(t, func(b *bundle, w way) {
-				got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
-					charge(b.key.ID, 1)(ctx, tx)
-					_, err := tx.Exec(ctx, end)
-					return 1, err
-				})
-				b.wantErr(got.err, idempotency.ErrOutcomeUnknown)
-				if text := got.err.Error(); !strings.Contains(text, "Store.Delete") || strings.Contains(text, "call again") {
-					b.Errorf("the error is %q", text)
-				}
-				kept := 0
-				if strings.HasPrefix(end, "commit") || strings.HasPrefix(end, "end") {
-					kept = 1
-					for range 3 {
-						_, _, err := b.do(charge(b.key.ID, 2))
-						b.wantErr(err, idempotency.ErrAbandoned)
-					}
-				}
-				if n := query[int](b, "select count(*) from charges"); n != kept {
-					b.Errorf("%d charges, want %d", n, kept)
-				}
-				if kept == 1 {
-					if err := b.store.Delete(context.Background(), b.key); err != nil {
-						b.Fatal(err)
-					}
-				}
-				b.executes(3)
+		b.inEachWay(end, func(b *bundle, w way) {
+			got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				charge(b.key.ID, 1)(ctx, tx)
+				_, err := tx.Exec(ctx, end)
+				return 1, err
 			})
+			b.wantErr(got.err, idempotency.ErrOutcomeUnknown)
+			if text := got.err.Error(); !strings.Contains(text, "Store.Delete") || strings.Contains(text, "call again") {
+				b.Errorf("the error is %q", text)
+			}
+			kept := 0
+			if strings.HasPrefix(end, "commit") || strings.HasPrefix(end, "end") {
+				kept = 1
+				for range 3 {
+					_, _, err := b.do(charge(b.key.ID, 2))
+					b.wantErr(err, idempotency.ErrAbandoned)
+				}
+			}
+			if n := query[int](b, "select count(*) from charges"); n != kept {
+				b.Errorf("%d charges, want %d", n, kept)
+			}
+			if kept == 1 {
+				if err := b.store.Delete(context.Background(), b.key); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.executes(3)
 		})
 	}
 }
@@ -99,6 +102,7 @@ func TestFunctionThatEndsItsTransactionNeverLeadsToASecondExecution(t *testing.T
 func (b *bundle) anotherTable(schema string) (untouched func()) {
 	b.Helper()
 	name := pgx.Identifier{schema}.Sanitize()
+	b.Cleanup(func() { b.exec("drop schema " + name + " cascade") })
 	b.exec("create schema " + name)
 	b.exec("create table " + name + ".idempotency_keys (like public.idempotency_keys including all)")
 	b.exec(`insert into `+name+`.idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
@@ -117,6 +121,7 @@ func (b *bundle) anotherTable(schema string) (untouched func()) {
 
 func TestRecordGoesToTheTableOfTheClaimWhateverTheFunctionDoesToItsNames(t *testing.T) {
 	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.Direct) // behind a pooler, sessions are others' afterwards
 	for name, statements := range map[string][]string{
 		"set local search_path":        {"set local search_path = tenant"},
 		"set search_path":              {"set search_path = tenant, public"},
@@ -128,36 +133,34 @@ func TestRecordGoesToTheTableOfTheClaimWhateverTheFunctionDoesToItsNames(t *test
 		"a schema in front":            {"set local search_path = tenant, public", "select count(*) from idempotency_keys"},
 		"the function's own savepoint": {"savepoint s", "set local search_path = tenant", "release savepoint s"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			inEachWay(t, func(b *bundle, w way) {
-				untouched := b.anotherTable("tenant")
-				got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
-					for _, statement := range statements {
-						if _, err := tx.Exec(ctx, statement); err != nil {
-							return 0, err
-						}
+		b.inEachWay(name, func(b *bundle, w way) {
+			untouched := b.anotherTable("tenant")
+			got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				for _, statement := range statements {
+					if _, err := tx.Exec(ctx, statement); err != nil {
+						return 0, err
 					}
-					_, err := tx.Exec(ctx, "insert into public.charges (key, amount) values ($1, 5)", b.key.ID)
-					return 5, err
-				})
-				b.wantOutcome(got, outcome{5, false, nil})
-				untouched()
-				b.pool.Reset() // what the function has set for its session goes with it
-				b.effects(1)
-				b.replays(5)
+				}
+				_, err := tx.Exec(ctx, "insert into public.charges (key, amount) values ($1, 5)", b.key.ID)
+				return 5, err
 			})
+			b.wantOutcome(got, outcome{5, false, nil})
+			b.pool.Reset() // what the function has set for its session goes with it
+			untouched()
+			b.effects(1)
+			b.replays(5)
 		})
 	}
 }
 
 func TestTableReplacedByTheFunctionIsAnErrorAndLeavesNothing(t *testing.T) {
 	t.Parallel()
+	b := setup(t, idempotency.Config{})
 	for _, w := range ways()[:2] {
 		t.Run(w.name, func(t *testing.T) {
-			t.Parallel()
-			b := setup(t, idempotency.Config{})
-			got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
+			b := *b
+			b.TB, b.key.ID = t, w.name
+			got := w.call(&b, func(ctx context.Context, tx pgx.Tx) (int, error) {
 				for _, statement := range []string{
 					"alter table idempotency_keys rename to former",
 					"create table idempotency_keys (like former including all)",
@@ -354,37 +357,36 @@ func (b *bundle) aRole() (name string) {
 
 func TestRoleOfTheFunctionWithoutTheGrantsIsNamedAndKeepsNothing(t *testing.T) {
 	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := b.aRole()
 	for name, change := range map[string]string{
 		"set local role":            `set local role %s`,
 		"set_config":                `select set_config('role', %[2]s, true)`,
 		"set session authorization": `set local session authorization %s`,
 		"in a block":                `do $$ begin execute 'set local role %s'; end $$`,
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			inEachWay(t, func(b *bundle, w way) {
-				role := b.aRole()
-				change := fmt.Sprintf(change+"%[3]s", pgx.Identifier{role}.Sanitize(), "'"+role+"'", "")
-				got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
-					if _, err := tx.Exec(ctx, change); err != nil {
-						return 0, err
-					}
-					return charge(b.key.ID, 1)(ctx, tx)
-				})
-				if sqlState(got.err) != "42501" || !strings.Contains(got.err.Error(), fmt.Sprintf("%q", role)) || !strings.Contains(got.err.Error(), `"public"."idempotency_keys"`) {
-					b.Errorf("got %+v", got)
+		b.inEachWay(name, func(b *bundle, w way) {
+			change := fmt.Sprintf(change+"%[3]s", pgx.Identifier{role}.Sanitize(), "'"+role+"'", "")
+			got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				if _, err := tx.Exec(ctx, change); err != nil {
+					return 0, err
 				}
-				if n := query[int](b, "select count(*) from charges"); n != 0 {
-					b.Errorf("%d charges", n)
-				}
-				b.executes(2)
+				return charge(b.key.ID, 1)(ctx, tx)
 			})
+			if sqlState(got.err) != "42501" || !strings.Contains(got.err.Error(), fmt.Sprintf("%q", role)) || !strings.Contains(got.err.Error(), `"public"."idempotency_keys"`) {
+				b.Errorf("got %+v", got)
+			}
+			if n := query[int](b, "select count(*) from charges"); n != 0 {
+				b.Errorf("%d charges", n)
+			}
+			b.executes(2)
 		})
 	}
 }
 
 func TestTriggerThatChangesOrDropsTheRecordIsAnErrorAtOnce(t *testing.T) {
 	t.Parallel()
+	b := setup(t, idempotency.Config{})
 	for name, body := range map[string]string{
 		"keeps the old row":       "return old;",
 		"drops the change":        "return null;",
@@ -397,23 +399,20 @@ func TestTriggerThatChangesOrDropsTheRecordIsAnErrorAtOnce(t *testing.T) {
 		"puts the purge off":      "new.purge_after := new.purge_after + interval '1 second'; return new;",
 		"moves the completion":    "new.completed_at := new.completed_at - interval '1 microsecond'; return new;",
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			inEachWay(t, func(b *bundle, w way) {
-				b.exec("create function spoil() returns trigger language plpgsql as $$ begin " +
-					// The take-over of an expired record stays as it is.
-					"if new.completed_at is null then return new; end if; " + body + " end $$")
-				b.exec("create trigger spoil before update on idempotency_keys for each row execute function spoil()")
-				got := w.call(b, charge(b.key.ID, 1))
-				if got.err == nil || !strings.Contains(got.err.Error(), "trigger") || !strings.Contains(got.err.Error(), `"public"."idempotency_keys"`) {
-					b.Errorf("got %+v", got)
-				}
-				if n := query[int](b, "select count(*) from charges"); n != 0 {
-					b.Errorf("%d charges", n)
-				}
-				b.exec("drop trigger spoil on idempotency_keys")
-				b.executes(2)
-			})
+		b.inEachWay(name, func(b *bundle, w way) {
+			b.exec("create or replace function spoil() returns trigger language plpgsql as $$ begin " +
+				// The take-over of an expired record stays as it is.
+				"if new.completed_at is null then return new; end if; " + body + " end $$")
+			b.exec("create trigger spoil before update on idempotency_keys for each row execute function spoil()")
+			got := w.call(b, charge(b.key.ID, 1))
+			if got.err == nil || !strings.Contains(got.err.Error(), "trigger") || !strings.Contains(got.err.Error(), `"public"."idempotency_keys"`) {
+				b.Errorf("got %+v", got)
+			}
+			if n := query[int](b, "select count(*) from charges"); n != 0 {
+				b.Errorf("%d charges", n)
+			}
+			b.exec("drop trigger spoil on idempotency_keys")
+			b.executes(2)
 		})
 	}
 }

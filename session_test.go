@@ -38,20 +38,31 @@ var settings = map[string]map[string]string{
 	"all at once": {"bytea_output": "escape", "DateStyle": "German", "IntervalStyle": "sql_standard", "TimeZone": "<-13:30>+13:30", "extra_float_digits": "-15"},
 }
 
+// inPool is the bundle with a pool and a Store of a subtest's own, on an empty table.
+func (b *bundle) inPool(t *testing.T, cfg idempotency.Config, opts ...pgtest.Option) *bundle {
+	t.Helper()
+	each := *b
+	each.TB = t
+	each.pool = each.anotherPool(opts...)
+	each.store = each.storeOn(each.pool, cfg)
+	each.exec("truncate charges, idempotency_keys")
+	return &each
+}
+
 func TestNoResultDependsOnHowASessionShowsValues(t *testing.T) {
 	t.Parallel()
 	type receipt struct{ Text string }
 	want := receipt{"10 € \\ \x00\x01 'x' \\x41 \\101"}
+	shared := setup(t, idempotency.Config{})
 	for modeName, mode := range execModes {
 		for name, values := range settings {
 			t.Run(modeName+", "+name, func(t *testing.T) {
-				t.Parallel()
-				options := []pgtest.Option{execMode(mode)}
+				options := []pgtest.Option{execMode(mode), pgtest.MaxConns(2)}
 				for setting, value := range values {
 					options = append(options, param(setting, value))
 				}
 				start := time.Now().Add(-time.Second)
-				b := setup(t, idempotency.Config{Retention: 36*time.Hour + time.Microsecond}, options...)
+				b := shared.inPool(t, idempotency.Config{Retention: 36*time.Hour + time.Microsecond}, options...)
 				b.key.Fingerprint = idempotency.FingerprintOf([]byte(`\`))
 				do := func() (receipt, bool, error) {
 					return idempotency.Do(t.Context(), b.store, b.key, func(ctx context.Context, tx pgx.Tx) (receipt, error) {
@@ -103,11 +114,11 @@ func TestNoResultDependsOnHowASessionShowsValues(t *testing.T) {
 // An operator can keep a key for good, and a table can have been filled by others.
 func TestTimesThatGoDoesNotHaveFailNothing(t *testing.T) {
 	t.Parallel()
+	shared := setup(t, idempotency.Config{})
 	for modeName, mode := range execModes {
 		for _, value := range []string{"infinity", "294276-12-31", "20000-01-01", "9999-12-31 23:59:59.999999+00"} {
 			t.Run(modeName+", "+value, func(t *testing.T) {
-				t.Parallel()
-				b := setup(t, idempotency.Config{}, execMode(mode))
+				b := shared.inPool(t, idempotency.Config{}, execMode(mode), pgtest.MaxConns(2))
 				b.executes(1)
 				b.exec("update idempotency_keys set expires_at = '" + value + "'")
 				b.replays(1)
@@ -209,45 +220,44 @@ const plannerSettings = `select string_agg(name || '=' || setting, ' ' order by 
 
 func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T) {
 	t.Parallel()
+	shared := setup(t, idempotency.Config{})
 	for _, seqscan := range []string{"on", "off"} {
 		for modeName, mode := range execModes {
 			t.Run(modeName+", "+seqscan, func(t *testing.T) {
-				t.Parallel()
-				inEachWay(t, func(b *bundle, w way) {
-					b.pool = b.anotherPool(pgtest.MaxConns(1), execMode(mode), param("enable_seqscan", seqscan))
-					b.store = b.storeOn(b.pool, idempotency.Config{})
-					want := query[string](b, plannerSettings)
-					if !strings.Contains(want, "enable_seqscan="+seqscan) {
-						b.Fatal(want)
+				b := shared.inPool(t, idempotency.Config{}, pgtest.MaxConns(1), execMode(mode), param("enable_seqscan", seqscan))
+				want := query[string](b, plannerSettings)
+				if !strings.Contains(want, "enable_seqscan="+seqscan) {
+					b.Fatal(want)
+				}
+				look := func(when string, q interface {
+					QueryRow(context.Context, string, ...any) pgx.Row
+				}) {
+					var got string
+					if err := q.QueryRow(context.Background(), plannerSettings).Scan(&got); err != nil || got != want {
+						b.Errorf("%s: %v\n%s\nwant\n%s", when, err, got, want)
 					}
-					look := func(when string, q interface {
-						QueryRow(context.Context, string, ...any) pgx.Row
-					}) {
-						var got string
-						if err := q.QueryRow(context.Background(), plannerSettings).Scan(&got); err != nil || got != want {
-							b.Errorf("%s: %v\n%s\nwant\n%s", when, err, got, want)
-						}
-					}
-					for i := range 8 { // pgx's and PostgreSQL's caches have settled by then
-						b.key.ID = fmt.Sprint("key-", i)
+				}
+				for i := range 7 { // pgx's and PostgreSQL's caches have settled by then
+					for _, w := range ways() {
+						b.key.ID = fmt.Sprint(w.name, i)
 						got := w.call(b, func(ctx context.Context, tx pgx.Tx) (int, error) {
-							look("in the function", tx)
+							look("in the function of "+w.name, tx)
 							return 1, nil
 						})
 						b.wantOutcome(got, outcome{1, false, nil})
-						look("after the call", b.pool)
-						tx := b.begin(pgx.TxOptions{})
-						b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
-						look("after a replay of DoTx", tx)
-						tx.Rollback(context.Background())
-						if _, err := b.store.Get(context.Background(), b.key); err != nil {
-							b.Error(err)
-						}
-						look("after Get", b.pool)
-						b.store.Delete(context.Background(), b.key)
-						look("after Delete", b.pool)
+						look("after "+w.name, b.pool)
 					}
-				})
+					tx := b.begin(pgx.TxOptions{})
+					b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
+					look("after a replay of DoTx", tx)
+					tx.Rollback(context.Background())
+					if _, err := b.store.Get(context.Background(), b.key); err != nil {
+						b.Error(err)
+					}
+					look("after Get", b.pool)
+					b.store.Delete(context.Background(), b.key)
+					look("after Delete", b.pool)
+				}
 			})
 		}
 	}

@@ -15,23 +15,26 @@ type mutation struct {
 // Edits that are parts of several mutations.
 var (
 	noAdvisoryLock = edit{"postgres.go",
-		"where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)\non conflict",
-		"where $3::bigint is not null\non conflict"}
+		"	and pg_try_advisory_xact_lock(` + lockNumberSQL + `) end` + claimTail",
+		"	and $3::bigint is not null end` + claimTail"}
+	noAdvisoryLockInTx = edit{"postgres.go",
+		"where pg_try_advisory_xact_lock(` + lockNumberSQL + `)` + claimTail",
+		"where $3::bigint is not null` + claimTail"}
 	noAdvisoryLockToTakeOver = edit{"postgres.go",
-		"	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)\nfor update",
-		"	and $3::bigint is not null\nfor update"}
-	noRowLock = edit{"postgres.go",
-		"\nfor update skip locked`",
-		"`"}
-	recordAnyVersion = edit{"postgres.go",
-		"` and ctid >= $3 and ctid <= $3`",
-		"` and $3::tid is not null`"}
+		"		and pg_try_advisory_xact_lock(` + lockNumberSQL + `)\n	for update",
+		"		and $3::bigint is not null\n	for update"}
+	takeOverWithoutRowLock = edit{"postgres.go",
+		"\n	for update skip locked))\n	and expires_at <= clock_timestamp()\nreturning",
+		"))\n	and expires_at <= clock_timestamp()\nreturning"}
+	takeOverWithoutSecondLook = edit{"postgres.go",
+		"	for update skip locked))\n	and expires_at <= clock_timestamp()\nreturning",
+		"	for update skip locked))\nreturning"}
 	purgeWithoutRowLock = edit{"postgres.go",
-		"	limit $1\n	for update skip locked))",
-		"	limit $1))"}
+		"	limit $1::bigint\n	for update skip locked\n)",
+		"	limit $1::bigint\n)"}
 	purgeWithoutSecondLook = edit{"postgres.go",
-		"))\nand expires_at <= now()`",
-		"))`"}
+		"in (select part, place from old)\n	and expires_at <= now()`",
+		"in (select part, place from old)`"}
 )
 
 // mutations have to be caught. Each is as small as it can be: what remains of
@@ -39,30 +42,34 @@ var (
 var mutations = []mutation{
 	// The claim.
 	{"a claim that takes a recorded key", []edit{{"postgres.go",
-		"on conflict (id, scope) do nothing\nreturning ctid,",
-		"on conflict (id, scope) do update set scope = excluded.scope\nreturning ctid,"}}},
+		"on conflict (id, scope) do nothing\n",
+		"on conflict (id, scope) do update set scope = excluded.scope\n"}}},
 
-	// The take-over. Where the advisory lock does not hold, as on a distributed
-	// table, all depends on its row lock: that the record finds its row by ctid keeps
-	// a second call from recording, but not a call whose commit is in doubt from
-	// concluding that it was aborted. (The ctid holds only since the minor releases
-	// of November 2025: before, PostgreSQL did not look at it again after it had
-	// waited for the row.)
-	{"a take-over without locks, recorded by key", []edit{noAdvisoryLock, noAdvisoryLockToTakeOver, noRowLock, recordAnyVersion}},
-	{"a take-over without the row lock", []edit{noAdvisoryLockToTakeOver, noRowLock}},
-	{"a take-over that does not look at the expiry again", []edit{{"postgres.go",
-		"where id = $1 and scope = $2 and expires_at <= clock_timestamp()\n",
-		"where id = $1 and scope = $2\n"}}},
+	// The take-over. Each of its row lock and its second look at the expiry is enough,
+	// and on one server so is the advisory lock.
+	{"a take-over without locks that does not look at the expiry again", []edit{
+		noAdvisoryLock, noAdvisoryLockInTx,
+		{"postgres.go",
+			"where id = $1::text and scope = $2::text and ctid = any(array(\n	select ctid from idempotency_keys\n	where id = $1::text and scope = $2::text and expires_at <= clock_timestamp()\n		and pg_try_advisory_xact_lock(` + lockNumberSQL + `)\n	for update skip locked))\n	and expires_at <= clock_timestamp()\nreturning",
+			"where id = $1::text and scope = $2::text and $3::bigint is not null\nreturning"},
+	}},
+	{"a take-over that does not look at the expiry again", []edit{
+		{"postgres.go",
+			"	where id = $1::text and scope = $2::text and expires_at <= clock_timestamp()\n",
+			"	where id = $1::text and scope = $2::text\n"},
+		takeOverWithoutSecondLook,
+	}},
 
 	// The purge. Each of its row lock, which looks again, and its second look is
 	// enough; where the ctid holds, that is too.
 	{"a purge by key that does not look at the expiry again", []edit{
 		{"postgres.go",
-			"where ctid = any(array(\n	select ctid from idempotency_keys\n	where purge_after <= now()",
-			"where (id, scope) in (\n	select id, scope from idempotency_keys\n	where purge_after <= now()"},
+			"select tableoid as part, ctid as place from",
+			"select id as part, scope as place from"},
 		{"postgres.go",
-			"	limit $1\n	for update skip locked))\nand expires_at <= now()`",
-			"	limit $1)`"},
+			"where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)\n	and expires_at <= now()`",
+			"where (id, scope) in (select part, place from old)`"},
+		purgeWithoutRowLock,
 	}},
 
 	// The commit in doubt.
@@ -71,38 +78,38 @@ var mutations = []mutation{
 	// seen when the first record has expired by then.
 	{"a look-up while in doubt, and what is not found runs again", lookUpWhileInDoubt("return c.claim(ctx)")},
 	{"a lost commit taken for an abort", []edit{{"tx.go",
-		"inDoubt:   !x.inTransaction() && !provesAbort(err),",
-		"inDoubt:   false,"}}},
+		"failed.inDoubt = !x.inTransaction() && !provesAbort(err)",
+		"failed.inDoubt = false"}}},
 	{"an abort concluded from an expired record", []edit{{"call.go",
 		"conclusive := time.Since(failed.sent) < c.store.cfg.Retention/10*9",
 		"conclusive := true"}}},
 
 	// The transaction.
-	{"business writes that commit before the record", []edit{{"tx.go",
-		"	stored, err := runGuarded(ctx, x.tx, fn)\n",
-		`	var stored []byte
+	{"business writes that commit before the record", []edit{{"call.go",
+		"	result, err := c.run(ctx, x.tx)\n",
+		`	var result []byte
 	err := pgx.BeginFunc(ctx, x.store.pool, func(tx pgx.Tx) (err error) {
-		stored, err = runGuarded(ctx, tx, fn)
+		result, err = c.run(ctx, tx)
 		return err
 	})
 `}}},
-	{"a savepoint kept after an error", []edit{{"tx.go",
-		"		if !recorded {\n			sp.rollback(ctx)\n		}",
-		"		_ = recorded"}}},
+	{"a savepoint kept after an error", []edit{{"savepoint.go",
+		"		if !kept {\n			sp.rollback(ctx)\n		}",
+		"		_ = kept"}}},
 
 	// The answers.
 	{"an answer shared with those who came too late for it", []edit{{"gate.go",
 		"if w.arrival <= l.flight.sealed {",
 		"if w.arrival > 0 {"}}},
 	{"an answer shared before its commit", []edit{{"call.go",
-		"	c.lease.seal()\n	if failed := x.commit(rec); failed != nil {",
-		"	c.lease.seal()\n	c.lease.share(rec)\n	if failed := x.commit(rec); failed != nil {"}}},
+		"	c.lead.seal()\n	if failed := x.commit(out); failed != nil {",
+		"	c.lead.seal()\n	c.lead.share(&out)\n	if failed := x.commit(out); failed != nil {"}}},
 	{"an expired record replayed", []edit{{"postgres.go",
-		"	case outdated:\n		return finding{state: expired}, nil\n",
+		"	case outdated:\n		f.state = expired\n",
 		""}}},
 	{"an answer for another request", []edit{{"call.go",
-		"case rec.fingerprint != key.Fingerprint:",
-		"case rec.result == nil:"}}},
+		"case found.fingerprint != c.key.Fingerprint:",
+		"case found.result == nil:"}}},
 }
 
 // lookUpWhileInDoubt asks for the record of a lost commit with a bare SELECT.
@@ -158,9 +165,9 @@ func sentences(violations []Violation) (broken []string) {
 // redundancies take away what the promise does not hang on, because something
 // else holds it: a mutation that does no more than this cannot be caught.
 var redundancies = []mutation{
-	{"no advisory lock: the unique index and the row lock hold", []edit{noAdvisoryLock, noAdvisoryLockToTakeOver}},
-	{"a take-over without the row lock: the advisory lock holds, on one server", []edit{noRowLock}},
-	{"a record by key: the row lock holds", []edit{recordAnyVersion}},
+	{"no advisory lock: the unique index and the row lock hold", []edit{noAdvisoryLock, noAdvisoryLockInTx, noAdvisoryLockToTakeOver}},
+	{"a take-over without the row lock: its second look is enough", []edit{noAdvisoryLockToTakeOver, takeOverWithoutRowLock}},
+	{"a take-over without a second look: its row lock looks again", []edit{noAdvisoryLockToTakeOver, takeOverWithoutSecondLook}},
 	{"a purge without a second look: its row lock looks again", []edit{purgeWithoutSecondLook}},
 	{"a purge without its row lock: the second look is enough", []edit{purgeWithoutRowLock}},
 	{"no gate: the database is the judge", []edit{{"gate.go",

@@ -55,7 +55,7 @@ begin
 	return null;
 end $$;
 create trigger note_generation after update on idempotency_keys for each row
-	when (new.completed_at is distinct from old.completed_at)
+	when (new.completed_at is not null and new.completed_at is distinct from old.completed_at)
 	execute function note_generation();
 
 create table removals (
