@@ -1,13 +1,18 @@
 package idempotency_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -114,5 +119,45 @@ func TestLinksInTheDocsLeadSomewhere(t *testing.T) {
 				t.Errorf("%s: %v", path, err)
 			}
 		}
+	}
+}
+
+// TestWayOfACallIsAsTheDocsSay compares the functions between Do and its function
+// with the list in docs/development.md.
+func TestWayOfACallIsAsTheDocsSay(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var walked []string
+	_, _, err := b.do(func(context.Context, pgx.Tx) (int, error) {
+		counters := make([]uintptr, 100)
+		frames := runtime.CallersFrames(counters[:runtime.Callers(2, counters)])
+		for more := true; more; {
+			var frame runtime.Frame
+			frame, more = frames.Next()
+			name, ours := strings.CutPrefix(frame.Function, "github.com/pgidem/idempotency.")
+			if !ours {
+				break
+			}
+			name, _, _ = strings.Cut(name, ".func")
+			name = strings.NewReplacer("(*", "", ")", "", "[...]", "").Replace(name)
+			if len(walked) == 0 || walked[len(walked)-1] != name {
+				walked = append(walked, name)
+			}
+		}
+		return 1, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(walked)
+	var listed []string
+	for _, line := range regexp.MustCompile("(?m)^[0-9]+\\. `([A-Za-z.]+)`").FindAllStringSubmatch(read(t, "docs/development.md"), -1) {
+		listed = append(listed, line[1])
+	}
+	if !slices.Equal(listed, walked) {
+		t.Errorf("the page lists\n%q\nand the way is\n%q", listed, walked)
+	}
+	if len(walked)-1 > 9 {
+		t.Errorf("%d functions between Do and its function", len(walked)-1)
 	}
 }
