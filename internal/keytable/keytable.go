@@ -20,9 +20,9 @@ var required = []Column{
 	{Name: "fingerprint", Type: "bytea"},
 	{Name: "result", Type: "bytea"},
 	{Name: "origin", Type: "text"},
-	{Name: "completed_at", Type: "timestamp with time zone"},
-	{Name: "expires_at", Type: "timestamp with time zone"},
-	{Name: "purge_after", Type: "timestamp with time zone"},
+	{Name: "completed_at", Type: "timestamptz"},
+	{Name: "expires_at", Type: "timestamptz"},
+	{Name: "purge_after", Type: "timestamptz"},
 }
 
 // A Table is a relation of that name.
@@ -34,8 +34,9 @@ type Table struct {
 }
 
 type Column struct {
-	Name, Type string
-	NoDefault  bool // not null, and without a default
+	Name      string
+	Type      string // as pg_type has it, in pg_catalog without the schema
+	NoDefault bool   // not null, and without a default
 }
 
 // An Index is on columns in that order. An expression's name is empty.
@@ -58,29 +59,33 @@ type Querier interface {
 // ErrMissing says that there is no relation of that name.
 var ErrMissing = errors.New("missing")
 
-// describeSQL reads the catalog alone, which every role may.
+// describeSQL reads the catalog alone, which every role may. Each operator and
+// function of it is exactly one of pg_catalog, whatever else the search_path has:
+// polymorphic functions are qualified for that. format_type would quote as the session
+// is told to (quote_all_identifiers).
 const describeSQL = `
 select c.relkind::text, c.relpersistence::text,
-	(select coalesce(json_agg(json_build_object(
-			'Name', a.attname, 'Type', format_type(a.atttypid, null),
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
+			'Name', a.attname, 'Type', (select case when s.nspname = 'pg_catalog' then t.typname::text else s.nspname::text || '.' || t.typname::text end
+				from pg_type t join pg_namespace s on s.oid = t.typnamespace where t.oid = a.atttypid),
 			'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = ''
 		) order by a.attnum), '[]')
 	from pg_attribute a
 	where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
-	(select coalesce(json_agg(json_build_object(
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'Name', x.relname, 'Unique', i.indisunique or i.indisexclusion, 'Primary', i.indisprimary,
 			'Valid', i.indisvalid, 'Immediate', i.indimmediate, 'Partial', i.indpred is not null,
 			'Included', i.indnatts - i.indnkeyatts,
 			'Columns', array(
 				select coalesce(a.attname::text, '')
-				from unnest(i.indkey::smallint[]) with ordinality k (number, place)
+				from pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (number, place)
 				left join pg_attribute a on a.attrelid = c.oid and a.attnum = k.number
 				order by k.place)
 		) order by x.relname), '[]')
 	from pg_index i join pg_class x on x.oid = i.indexrelid
 	where i.indrelid = c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1 and c.relname = $2`
+where n.nspname = $1::text and c.relname = $2::text`
 
 // Describe returns ErrMissing when there is no such relation in schema.
 func Describe(ctx context.Context, q Querier, schema string, options ...any) (t Table, err error) {
