@@ -29,7 +29,7 @@ type database struct {
 func setup(t testing.TB) *database {
 	t.Helper()
 	d := &database{TB: t, admin: pgtest.New(t), role: fmt.Sprintf("doctor_%08x", rand.Uint32())}
-	d.exec("create role " + d.role)
+	d.exec("create role " + d.role + "; revoke create on schema public from public") // which PostgreSQL 14 grants
 	t.Cleanup(func() {
 		if _, err := d.admin.Exec(context.Background(), "drop owned by "+d.role+"; drop role "+d.role, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Error(err)

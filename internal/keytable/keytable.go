@@ -29,6 +29,8 @@ var required = []Column{
 type Table struct {
 	Kind        string // pg_class.relkind
 	Persistence string // pg_class.relpersistence
+	Owner       string
+	Trusted     bool // the owner: see trustedSQL
 	Columns     []Column
 	Indexes     []Index
 }
@@ -59,18 +61,27 @@ type Querier interface {
 // ErrMissing says that there is no relation of that name.
 var ErrMissing = errors.New("missing")
 
+// trustedSQL is true for an owner of a relation who can do to the current role no
+// more than they could anyway: the role itself or one that it is a member of, a
+// superuser, the owner of the schema or of the database. Anybody else may have made
+// the table first, to read what is recorded in it, and to have their functions run.
+// A superuser counts as a member of every role, so that says nothing about theirs.
+const trustedSQL = `(select o.rolsuper or o.rolname = current_user or o.oid = n.nspowner
+		or o.oid = (select datdba from pg_database where datname = current_database())
+		or (pg_has_role(o.oid, 'member'::text) and not (select rolsuper from pg_roles where rolname = current_user))
+	from pg_roles o where o.oid = c.relowner)`
+
 // describeSQL reads the catalog alone, which every role may. Each operator and
 // function of it is exactly one of pg_catalog, whatever else the search_path has:
 // polymorphic functions are qualified for that. format_type would quote as the session
 // is told to (quote_all_identifiers).
 const describeSQL = `
-select c.relkind::text, c.relpersistence::text,
+select c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowner)::text, ` + trustedSQL + `,
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
-			'Name', a.attname, 'Type', (select case when s.nspname = 'pg_catalog' then t.typname::text else s.nspname::text || '.' || t.typname::text end
-				from pg_type t join pg_namespace s on s.oid = t.typnamespace where t.oid = a.atttypid),
-			'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = ''
+			'Name', a.attname, 'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = '',
+			'Type', case when s.nspname = 'pg_catalog' then t.typname::text else s.nspname::text || '.' || t.typname::text end
 		) order by a.attnum), '[]')
-	from pg_attribute a
+	from pg_attribute a join pg_type t on t.oid = a.atttypid join pg_namespace s on s.oid = t.typnamespace
 	where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'Name', x.relname, 'Unique', i.indisunique or i.indisexclusion, 'Primary', i.indisprimary,
@@ -90,7 +101,21 @@ where n.nspname = $1::text and c.relname = $2::text`
 // Describe returns ErrMissing when there is no such relation in schema.
 func Describe(ctx context.Context, q Querier, schema string, options ...any) (t Table, err error) {
 	args := append(options, schema, Name)
-	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Columns, &t.Indexes)
+	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Owner, &t.Trusted, &t.Columns, &t.Indexes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Table{}, ErrMissing
+	}
+	return t, err
+}
+
+const ownerSQL = `
+select c.relkind::text, pg_get_userbyid(c.relowner)::text, ` + trustedSQL + `
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1::text and c.relname = $2::text`
+
+// Owned describes no more than the kind and the owner of a relation of any name.
+func Owned(ctx context.Context, q Querier, schema, name string) (t Table, err error) {
+	err = q.QueryRow(ctx, ownerSQL, schema, name).Scan(&t.Kind, &t.Owner, &t.Trusted)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Table{}, ErrMissing
 	}
