@@ -205,6 +205,19 @@ func TestWhatIsWrongWithTheConnectionIsFound(t *testing.T) {
 	healthy(t, d.check(d.pool(), endless))
 }
 
+func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(`create schema shim; grant usage on schema shim to ` + d.role + `;
+		create function shim.set_config(name text, value text, local bool) returns text language plpgsql as $$ begin
+			if name = 'client_connection_check_interval' and value <> '0' then
+				raise exception 'invalid value for parameter "%"', name using errcode = '22023';
+			end if;
+			return pg_catalog.set_config(name, value, local);
+		end $$`)
+	wants(t, d.check(d.pool("search_path", "shim, pg_catalog, public"), idempotency.Config{}), doctor.Note, "client check", "only when the statement ends", "statement_timeout")
+}
+
 func TestDeadRowsThatAutovacuumCannotRemoveAreFoundWithWhatHoldsThem(t *testing.T) {
 	t.Parallel()
 	d := setup(t)

@@ -40,6 +40,22 @@ func checkServer(ctx context.Context, p *patient) error {
 	return nil
 }
 
+// watchSQL is what a call asks for, until the end of this statement's transaction.
+const watchSQL = `select set_config('client_connection_check_interval'::text, '1000'::text, true)`
+
+// checkWatch asks for it, because whether the server's system can watch a socket
+// shows in nothing else: it cannot on Windows, nor on macOS before PostgreSQL 15.
+func (p *patient) checkWatch(ctx context.Context) error {
+	var set string
+	err := p.query(ctx, "setting client_connection_check_interval", watchSQL, nil, &set)
+	if sqlState(err) != "22023" {
+		return err
+	}
+	p.find(Note, "client check", "the server refuses client_connection_check_interval: it notices a client that has died in the middle of a statement only when the statement ends, and the key stays taken until then",
+		"bound the statements, with statement_timeout for the role or in the function; the end of a client between two statements is noticed all the same")
+	return nil
+}
+
 // sessionSQL takes the idle timeout from pg_settings, which has it in milliseconds.
 const sessionSQL = `
 select current_setting('default_transaction_read_only'::text)::bool,
@@ -69,7 +85,7 @@ func checkSession(ctx context.Context, p *patient) error {
 	}
 	p.checkModes(s)
 	p.checkDeadClients(s)
-	return nil
+	return p.checkWatch(ctx)
 }
 
 func (p *patient) checkModes(s session) {
