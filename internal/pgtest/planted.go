@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -22,8 +23,9 @@ import (
 const plantedSQL = `
 do $plant$
 declare
-	types regtype[] := array['bool', '"char"', 'int2', 'int4', 'int8', 'oid', 'float4', 'float8', 'numeric', 'text', 'varchar', 'name', 'bytea',
-		'timestamptz', 'timestamp', 'interval', 'json', 'xid', 'regclass', 'regtype', 'inet', 'text[]', 'int2[]'];
+	operands regtype[] := array['bool', '"char"', 'int2', 'int4', 'int8', 'oid', 'float8', 'numeric', 'text', 'varchar', 'name', 'bytea',
+		'timestamptz', 'interval', 'regclass', 'regtype'];
+	types regtype[] := operands || array['timestamp', 'json', 'xid', 'inet', 'text[]', 'int2[]']::regtype[];
 	ours oid := 'pg_catalog'::regnamespace;
 	body text := 'language plpgsql as $f$ begin raise exception ''what somebody has planted runs''; end $f$';
 	op text;
@@ -31,8 +33,8 @@ declare
 	b regtype;
 	f record;
 begin
-	foreach a in array types loop
-		foreach b in array types loop
+	foreach a in array operands loop
+		foreach b in array operands loop
 			execute format('create function planted.trap(%s, %s) returns bool %s', a, b, body);
 			foreach op in array array['=', '<>', '<', '<=', '>', '>=', '+', '-', '*', '/', '||', '&', '|', '#', '<<', '>>', '~~', '!~~'] loop
 				if not exists (select from pg_operator where oprname = op and oprleft = a and oprright = b and oprnamespace = ours) then
@@ -61,6 +63,9 @@ begin
 	end loop;
 end $plant$`
 
+// plantLimit is for some ten thousand statements.
+const plantLimit = 3 * time.Minute
+
 // called finds what could be the call of a function in a statement.
 var called = regexp.MustCompile(`(?:^|[^.\w])([a-z][a-z0-9_]*)\(`)
 
@@ -71,7 +76,7 @@ var called = regexp.MustCompile(`(?:^|[^.\w])([a-z][a-z0-9_]*)\(`)
 // they call. Grant usage of schema planted to a role that is to be caught by them.
 func Plant(t testing.TB, pool *pgxpool.Pool, sources ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), plantLimit)
 	defer cancel()
 	var names []string
 	for _, pattern := range sources {
