@@ -164,7 +164,7 @@ func checkOwner(_ context.Context, p *patient) error {
 
 // searchPathSQL names who may create in a schema of the search_path, but for those
 // who can do anything there: superusers, the owners of the schema and of the
-// database, the current role and those that it is a member of, and the table's owner.
+// database, the current role and those that it is a member of.
 const searchPathSQL = `
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Schema', schema, 'Who', who) order by place), '[]')
 from (
@@ -174,7 +174,7 @@ from (
 	cross join aclexplode(n.nspacl) a
 	left join pg_roles r on r.oid = a.grantee
 	where a.privilege_type = 'CREATE' and (a.grantee = 0::oid or not (
-		r.rolsuper or r.oid = n.nspowner or r.rolname = $1::text
+		r.rolsuper or r.oid = n.nspowner
 		or (pg_has_role(r.oid, 'member'::text) and not (select rolsuper from pg_roles where rolname = current_user))
 		or r.oid = (select datdba from pg_database where datname = current_database())))
 	group by n.nspname, p.place) x`
@@ -183,12 +183,8 @@ from (
 // preferred to PostgreSQL's own wherever the types fit better, in the application's
 // statements too.
 func checkSearchPath(ctx context.Context, p *patient) error {
-	owner := ""
-	if p.table != nil {
-		owner = p.table.Owner
-	}
 	var open []struct{ Schema, Who string }
-	if err := p.query(ctx, "looking at the search_path", searchPathSQL, []any{owner}, &open); err != nil {
+	if err := p.query(ctx, "looking at the search_path", searchPathSQL, nil, &open); err != nil {
 		return err
 	}
 	for _, o := range open {
