@@ -62,7 +62,11 @@ var checks = []func(context.Context, *patient) error{
 	checkServer,
 	checkSession,
 	checkTable,
+	checkOwner,
 	checkIndexes,
+	checkHooks,
+	checkPolicies,
+	checkSearchPath,
 	checkPrivileges,
 	checkAutovacuum,
 	checkPurge,
@@ -102,7 +106,14 @@ func (p *patient) find(s Severity, check, found, remedy string) {
 }
 
 // query asks for one row, in a mode that works through every pooler: a broken one
-// must be found, and not break the question.
+// must be found, and not break the question. The server then answers with text, so
+// a statement returns no value that a setting of the session shapes: times and
+// numbers with a fraction come as whole numbers, names as text.
+//
+// A superuser may be asking, with whatever search_path, so every operator and
+// function of a statement is exactly one of pg_catalog: casts are written out, and
+// polymorphic functions qualified. PostgreSQL prefers an exact match in any schema of
+// the search_path to one of its own with an implicit cast.
 func (p *patient) query(ctx context.Context, what, sql string, args []any, into ...any) error {
 	args = append([]any{pgx.QueryExecModeExec}, args...)
 	if err := p.pool.QueryRow(ctx, sql, args...).Scan(into...); err != nil {

@@ -29,7 +29,7 @@ type database struct {
 func setup(t testing.TB) *database {
 	t.Helper()
 	d := &database{TB: t, admin: pgtest.New(t), role: fmt.Sprintf("doctor_%08x", rand.Uint32())}
-	d.exec("create role " + d.role)
+	d.exec("create role " + d.role + "; revoke create on schema public from public") // which PostgreSQL 14 grants
 	t.Cleanup(func() {
 		if _, err := d.admin.Exec(context.Background(), "drop owned by "+d.role+"; drop role "+d.role, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Error(err)
@@ -203,6 +203,19 @@ func TestWhatIsWrongWithTheConnectionIsFound(t *testing.T) {
 	}
 	healthy(t, d.check(d.pool("default_transaction_isolation", "repeatable read"), named))
 	healthy(t, d.check(d.pool(), endless))
+}
+
+func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(`create schema shim; grant usage on schema shim to ` + d.role + `;
+		create function shim.set_config(name text, value text, local bool) returns text language plpgsql as $$ begin
+			if name = 'client_connection_check_interval' and value <> '0' then
+				raise exception 'invalid value for parameter "%"', name using errcode = '22023';
+			end if;
+			return pg_catalog.set_config(name, value, local);
+		end $$`)
+	wants(t, d.check(d.pool("search_path", "shim, pg_catalog, public"), idempotency.Config{}), doctor.Note, "client check", "only when the statement ends", "statement_timeout")
 }
 
 func TestDeadRowsThatAutovacuumCannotRemoveAreFoundWithWhatHoldsThem(t *testing.T) {

@@ -8,9 +8,9 @@ import (
 
 const serverSQL = `
 select pg_is_in_recovery(),
-	current_setting('fsync')::bool, current_setting('full_page_writes')::bool,
+	current_setting('fsync'::text)::bool, current_setting('full_page_writes'::text)::bool,
 	(select count(*) from pg_stat_replication),
-	current_setting('synchronous_standby_names')`
+	current_setting('synchronous_standby_names'::text)`
 
 // checkServer looks at what is the same for every connection.
 func checkServer(ctx context.Context, p *patient) error {
@@ -40,15 +40,32 @@ func checkServer(ctx context.Context, p *patient) error {
 	return nil
 }
 
+// watchSQL is what a call asks for, until the end of this statement's transaction.
+const watchSQL = `select set_config('client_connection_check_interval'::text, '1000'::text, true)`
+
+// checkWatch asks for it, because whether the server's system can watch a socket
+// shows in nothing else: it cannot on Windows, nor on macOS before PostgreSQL 15.
+func (p *patient) checkWatch(ctx context.Context) error {
+	var set string
+	err := p.query(ctx, "setting client_connection_check_interval", watchSQL, nil, &set)
+	if sqlState(err) != "22023" {
+		return err
+	}
+	p.find(Note, "client check", "the server refuses client_connection_check_interval: it notices a client that has died in the middle of a statement only when the statement ends, and the key stays taken until then",
+		"bound the statements, with statement_timeout for the role or in the function; the end of a client between two statements is noticed all the same")
+	return nil
+}
+
+// sessionSQL takes the idle timeout from pg_settings, which has it in milliseconds.
 const sessionSQL = `
-select current_setting('default_transaction_read_only')::bool,
-	current_setting('default_transaction_isolation'),
-	current_setting('synchronous_commit'),
-	current_setting('synchronous_standby_names'),
-	(extract(epoch from current_setting('idle_in_transaction_session_timeout')::interval) * 1000)::bigint,
+select current_setting('default_transaction_read_only'::text)::bool,
+	current_setting('default_transaction_isolation'::text),
+	current_setting('synchronous_commit'::text),
+	current_setting('synchronous_standby_names'::text),
+	(select setting::bigint from pg_settings where name = 'idle_in_transaction_session_timeout'),
 	inet_client_addr() is not null,
-	current_setting('tcp_keepalives_idle')::bigint,
-	current_setting('tcp_keepalives_interval')::bigint * current_setting('tcp_keepalives_count')::bigint`
+	current_setting('tcp_keepalives_idle'::text)::bigint,
+	current_setting('tcp_keepalives_interval'::text)::bigint * current_setting('tcp_keepalives_count'::text)::bigint`
 
 // A session is what the program's connections have by default.
 type session struct {
@@ -68,7 +85,7 @@ func checkSession(ctx context.Context, p *patient) error {
 	}
 	p.checkModes(s)
 	p.checkDeadClients(s)
-	return nil
+	return p.checkWatch(ctx)
 }
 
 func (p *patient) checkModes(s session) {
@@ -109,20 +126,20 @@ func (p *patient) checkDeadClients(s session) {
 	}
 }
 
-const clockSQL = `select clock_timestamp()`
+const clockSQL = `select (extract(epoch from clock_timestamp()) * 1000000::numeric)::bigint`
 
 // apart is where clocks that a daemon keeps would never be.
 const apart = 2 * time.Second
 
 // checkClock compares the middle of the round trip, whose half is the error.
 func checkClock(ctx context.Context, p *patient) error {
-	var server time.Time
+	var micros int64
 	before := p.now()
-	if err := p.query(ctx, "asking for the time", clockSQL, nil, &server); err != nil {
+	if err := p.query(ctx, "asking for the time", clockSQL, nil, &micros); err != nil {
 		return err
 	}
 	trip := p.now().Sub(before)
-	ahead := before.Add(trip / 2).Sub(server)
+	ahead := before.Add(trip / 2).Sub(time.UnixMicro(micros))
 	if ahead.Abs() > apart+trip/2 {
 		p.find(Note, "clock", fmt.Sprintf("this machine's clock is %v apart from the database's", ahead.Abs().Round(time.Second)),
 			"keys are not affected, all their times are the database's; mind it when you compare logs, and look after NTP")

@@ -25,9 +25,9 @@ const placeSQL = `
 select coalesce(
 		nullif($1::text, ''),
 		(select n.nspname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-		where c.oid = to_regclass('idempotency_keys')),
+		where c.oid = to_regclass('idempotency_keys'::text)::oid),
 		''),
-	current_setting('search_path'),
+	current_setting('search_path'::text),
 	array(
 		select n.nspname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
 		where c.relname = 'idempotency_keys' and c.relkind in ('r', 'p')
@@ -129,15 +129,15 @@ func checkIndexes(_ context.Context, p *patient) error {
 const privilegesSQL = `
 select current_user::text,
 	(select rolsuper from pg_roles where rolname = current_user),
-	has_schema_privilege(n.oid, 'usage'),
+	has_schema_privilege(n.oid, 'usage'::text),
 	array(
-		select privilege from unnest(array['select', 'insert', 'update', 'delete']) with ordinality p (privilege, place)
+		select privilege from pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) with ordinality p (privilege, place)
 		where not has_table_privilege(c.oid, privilege)
 		order by place),
-	(select bool_or(has_function_privilege(f.oid, 'execute')) from pg_proc f
-	where f.proname = 'pg_logical_emit_message' and f.proargtypes[2] = 'text'::regtype)
+	(select bool_or(has_function_privilege(f.oid, 'execute'::text)) from pg_proc f
+	where f.proname = 'pg_logical_emit_message' and f.proargtypes[2] = 'text'::regtype::oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1 and c.relname = 'idempotency_keys'`
+where n.nspname = $1::text and c.relname = 'idempotency_keys'`
 
 func checkPrivileges(ctx context.Context, p *patient) error {
 	t := p.table

@@ -14,30 +14,30 @@ import (
 // a session (which not every role may see), a standby's feedback, a prepared transaction or a
 // replication slot.
 const vacuumSQL = `
-select current_setting('autovacuum')::bool, current_setting('track_counts')::bool,
+select current_setting('autovacuum'::text)::bool, current_setting('track_counts'::text)::bool,
 	coalesce((select option_value::bool from pg_options_to_table(c.reloptions) where option_name = 'autovacuum_enabled'), true),
-	coalesce(s.n_dead_tup, 0),
-	greatest(c.reltuples, 0)
+	coalesce(s.n_dead_tup, 0::bigint),
+	(greatest(c.reltuples::float8, 0::float8)
 		* coalesce((select option_value::float8 from pg_options_to_table(c.reloptions) where option_name = 'autovacuum_vacuum_scale_factor'),
-			current_setting('autovacuum_vacuum_scale_factor')::float8)
+			current_setting('autovacuum_vacuum_scale_factor'::text)::float8)
 		+ coalesce((select option_value::float8 from pg_options_to_table(c.reloptions) where option_name = 'autovacuum_vacuum_threshold'),
-			current_setting('autovacuum_vacuum_threshold')::float8),
-	coalesce(to_char(s.last_autovacuum at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), 'never'),
+			current_setting('autovacuum_vacuum_threshold'::text)::float8))::bigint,
+	coalesce(to_char(s.last_autovacuum at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'::text), 'never'),
 	coalesce((
 		select holder from (
-			select age(backend_xmin), 'process ' || pid || coalesce(', in its transaction since ' || to_char(xact_start at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')
+			select age(backend_xmin), 'process ' || pid::text || coalesce(', in its transaction since ' || to_char(xact_start at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'::text), '')
 			from pg_stat_activity
 			where (datname = current_database() and pid <> pg_backend_pid() and backend_type not like 'autovacuum%') or backend_type = 'walsender'
 			union all
 			select age(transaction), 'the prepared transaction ' || gid from pg_prepared_xacts where database = current_database()
 			union all
-			select age(xmin), 'the replication slot ' || slot_name from pg_replication_slots) x (age, holder)
+			select age(xmin), 'the replication slot ' || slot_name::text from pg_replication_slots) x (age, holder)
 		where age is not null
 		order by age desc limit 1), ''),
-	pg_has_role('pg_read_all_stats', 'usage')
+	pg_has_role('pg_read_all_stats'::name, 'usage'::text)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 left join pg_stat_user_tables s on s.relid = c.oid
-where n.nspname = $1 and c.relname = 'idempotency_keys'`
+where n.nspname = $1::text and c.relname = 'idempotency_keys'`
 
 // Autovacuum comes around once a minute: it is behind when there is five times
 // what calls for it, and more than one purge leaves.
@@ -51,8 +51,7 @@ func checkAutovacuum(ctx context.Context, p *patient) error {
 		return nil
 	}
 	var on, counts, enabled, sees bool
-	var dead int64
-	var threshold float64
+	var dead, threshold int64
 	var last, holder string
 	err := p.query(ctx, "looking at autovacuum", vacuumSQL, []any{p.table.schema}, &on, &counts, &enabled, &dead, &threshold, &last, &holder, &sees)
 	if err != nil {
@@ -66,7 +65,7 @@ func checkAutovacuum(ctx context.Context, p *patient) error {
 		p.find(Warning, "autovacuum", "autovacuum is off for "+p.table.name+": the table grows with each purge",
 			"alter table "+p.table.name+" reset (autovacuum_enabled)")
 	}
-	if float64(dead) > behindFactor*threshold && dead > behindRows {
+	if dead > behindFactor*threshold && dead > behindRows {
 		found := fmt.Sprintf("about %d dead rows in %s, last autovacuum: %s", dead, p.table.name, last)
 		remedy := "vacuum " + p.table.name + "; and give autovacuum more to work with: autovacuum_vacuum_cost_limit, autovacuum_max_workers"
 		switch {
@@ -85,9 +84,9 @@ func checkAutovacuum(ctx context.Context, p *patient) error {
 }
 
 // purgeSQL goes along the purge's index, to the first row that a purge would
-// delete.
+// delete. A record can have expired at -infinity, since which no seconds can be told.
 const purgeSQL = `
-select extract(epoch from now() - expires_at)::bigint
+select (extract(epoch from now()) - extract(epoch from greatest(expires_at, 'epoch'::timestamptz)))::bigint
 from idempotency_keys
 where purge_after <= now() and expires_at <= now()
 order by purge_after

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/golang-migrate/migrate/v4/database"
 	"github.com/golang-migrate/migrate/v4/source"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -53,7 +55,7 @@ func (s *session) apply(ctx context.Context) error {
 		return fmt.Errorf("%w; remove the cause and run Up again", err)
 	}
 	for _, f := range at.pending() {
-		if err := s.run(drv, f); err != nil {
+		if err := s.run(ctx, drv, f); err != nil {
 			return err
 		}
 	}
@@ -76,7 +78,7 @@ func (s *session) down(ctx context.Context) error {
 		return err
 	}
 	for _, f := range at.undoable() {
-		if err := s.run(drv, f); err != nil {
+		if err := s.run(ctx, drv, f); err != nil {
 			return err
 		}
 	}
@@ -121,7 +123,7 @@ func files(direction source.Direction) (list []*source.Migration) {
 }
 
 // run applies one file, between two records of the version it leads to.
-func (s *session) run(drv database.Driver, f *source.Migration) error {
+func (s *session) run(ctx context.Context, drv database.Driver, f *source.Migration) error {
 	text, err := FS.Open(f.Raw)
 	if err != nil {
 		return err
@@ -137,7 +139,7 @@ func (s *session) run(drv database.Driver, f *source.Migration) error {
 
 	way := again + " goes on from here"
 	if err = drv.SetVersion(version, true); err == nil {
-		if err = drv.Run(text); refused(err) {
+		if err = s.runIn(ctx, drv, text); refused(err) {
 			way = "nothing of it was applied, since it is one statement: remove the cause and run " + again + " again"
 		} else if err == nil {
 			err = drv.SetVersion(version, false)
@@ -147,6 +149,18 @@ func (s *session) run(drv database.Driver, f *source.Migration) error {
 		return fmt.Errorf("migration %d (%s) failed in schema %q: %w; %s", f.Version, f.Raw, s.schema, cause(err), way)
 	}
 	return nil
+}
+
+// runIn runs a file, whose names are unqualified, with our schema as the only one in
+// the search_path: with a second one, it could find a table there.
+func (s *session) runIn(ctx context.Context, drv database.Driver, text io.Reader) error {
+	if err := s.searchOnly(ctx, pgx.Identifier{s.schema}.Sanitize()); err != nil {
+		return err
+	}
+	if err := drv.Run(text); err != nil {
+		return err // after which the session ends
+	}
+	return s.searchOnly(ctx, noSchema)
 }
 
 // refused reports whether the server answered that the statement failed, and so

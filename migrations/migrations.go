@@ -51,9 +51,12 @@ var FS embed.FS
 // An error names the migration that failed and what to do, and wraps the
 // server's [pgconn.PgError]. A cancelled call ends at once and returns an error
 // that wraps ctx.Err(). Neither that nor a crash needs repair: call Up again. A
-// table idempotency_keys made by somebody else is an error and stays untouched,
-// and a version newer than this package knows is none, so that an old release
-// can start beside a new one.
+// table idempotency_keys made by another program is an error and stays untouched,
+// and so is one of a stranger: of a role that the current one is no member of, and
+// that is no superuser and owns neither the schema nor the database. A superuser is
+// taken for a member of no other role. A version newer than this package knows is no
+// error, so that an old release can start beside a new one. Whatever the connection's
+// search_path is, nothing in it can get this role's rights.
 //
 // [pgconn.PgError]: https://pkg.go.dev/github.com/jackc/pgx/v5/pgconn#PgError
 func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 // versionTable is ours alone: golang-migrate's default name, schema_migrations,
@@ -87,8 +88,7 @@ func (s *session) close(ctx context.Context) {
 
 func (s *session) pgx() *pgx.Conn { return s.conn.Conn() }
 
-// enter makes schema the only one in the search_path. With a second one there,
-// the migrations, whose names are unqualified, could find a table in it.
+// enter finds the schema, and then takes every schema out of the search_path.
 func (s *session) enter(ctx context.Context, schema string) error {
 	// The cast shortens a long name as the server does for an identifier.
 	const resolve = `select current_database(), coalesce(nullif($1::text, ''), current_schema()::text, '')::name::text`
@@ -101,8 +101,17 @@ func (s *session) enter(ctx context.Context, schema string) error {
 	if s.schema == "$user" { // means another one in a search_path, however quoted
 		return errors.New(`schema "$user" cannot be in a search_path: name another`)
 	}
-	const setPath = `select set_config('search_path', $1, false)`
-	if _, err := s.pgx().Exec(ctx, setPath, pgx.Identifier{s.schema}.Sanitize()); err != nil {
+	return s.searchOnly(ctx, noSchema)
+}
+
+// noSchema is the search_path in which nothing is found but what is PostgreSQL's:
+// no operator or function that somebody has planted, in our statements or in
+// golang-migrate's.
+const noSchema = "pg_catalog, pg_temp"
+
+func (s *session) searchOnly(ctx context.Context, path string) error {
+	const setPath = `select pg_catalog.set_config('search_path'::text, $1::text, false)`
+	if _, err := s.pgx().Exec(ctx, setPath, path); err != nil {
 		return fmt.Errorf("setting the search_path: %w", err)
 	}
 	return nil
@@ -143,7 +152,7 @@ func (s *session) lock(ctx context.Context) error {
 // needs the right to create schemas even when there is nothing to create.
 func (s *session) createSchema(ctx context.Context) error {
 	var exists bool
-	err := s.pgx().QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1)`, s.schema).Scan(&exists)
+	err := s.pgx().QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1::text)`, s.schema).Scan(&exists)
 	if err != nil {
 		return fmt.Errorf("looking up schema %q: %w", s.schema, err)
 	}
@@ -193,13 +202,16 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 			err = fmt.Errorf("reading the version of schema %q: %w", s.schema, err)
 		}
 	}()
-	table := s.table(versionTable)
-	err = s.pgx().QueryRow(ctx, `select to_regclass($1) is not null`, table).Scan(&at.recorded)
-	if err != nil || !at.recorded {
+	err = s.ownVersions(ctx)
+	if errors.Is(err, keytable.ErrMissing) {
+		return state{}, nil
+	}
+	if err != nil {
 		return state{}, err
 	}
+	at.recorded = true
 	version := database.NilVersion
-	err = s.pgx().QueryRow(ctx, `select version, dirty from `+table+` limit 1`).Scan(&version, &at.dirty)
+	err = s.pgx().QueryRow(ctx, `select version, dirty from `+s.table(versionTable)+` limit 1`).Scan(&version, &at.dirty)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // made, and nothing applied yet
 		err = nil

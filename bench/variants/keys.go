@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
 )
 
 var scopeFirst = []edit{{"primary key (id, scope)", "primary key (scope, id)"}}
 
 // keys: the order of the primary key, on a table that has grown, right after a
 // checkpoint, when the first change of each page is logged with the whole page. There
-// is no vacuum before, so that the pages of the table are new ones (see pages).
+// is no vacuum before, so that the pages of the table are new ones.
 func (l *lab) keys(ctx context.Context) error {
 	all, err := l.sites(ctx, way{async: true},
 		ours("(id, scope), time-ordered ids"),
@@ -23,7 +22,7 @@ func (l *lab) keys(ctx context.Context) error {
 	defer l.leave(all)
 	var indexes []int64
 	for _, s := range all {
-		if err := l.fill(ctx, s, l.rows, 0); err != nil {
+		if err := l.fill(ctx, s); err != nil {
 			return fmt.Errorf("%s: fill: %w", s.name, err)
 		}
 		n, err := l.number(ctx, "select pg_relation_size($1::regclass)", s.schema+".idempotency_keys_pkey")
@@ -51,19 +50,18 @@ func (l *lab) keys(ctx context.Context) error {
 	return nil
 }
 
-// fill makes rows as calls make them, of which a part has expired: the oldest.
-func (l *lab) fill(ctx context.Context, s *site, rows, expired int) error {
-	if _, err := s.pool.Exec(ctx, s.callsProcedure()); err != nil {
-		return err
-	}
-	for _, st := range []stretch{
-		{calls: expired, scopes: l.scopes, every: 1, result: smallResult},
-		{calls: rows - expired, scopes: l.scopes, every: 1, result: smallResult, lifetime: 24 * time.Hour},
-	} {
-		if err := s.make(ctx, st); err != nil {
+// fillSQL makes rows as calls have left them, with ids in the order of time or not.
+const fillSQL = `
+insert into idempotency_keys (id, scope, completed_at, expires_at, purge_after, fingerprint, result)
+select case when $4::bool then gen_random_uuid()::text else lpad(to_hex(1700000000000000 + i), 16, '0') || substr(md5(i::text), 1, 20) end,
+	'customer-' || floor(random() * $2::int), now(), now() + interval '24 hours', now() + interval '24 hours', decode(repeat('00', 32), 'hex'), $3::bytea
+from generate_series(1, $1::int) i`
+
+func (l *lab) fill(ctx context.Context, s *site) error {
+	for _, q := range []query{ask(fillSQL, l.rows, l.scopes, smallResult, s.randomIDs), ask("analyze idempotency_keys")} {
+		if _, err := s.pool.Exec(ctx, q.sql, q.args...); err != nil {
 			return err
 		}
 	}
-	_, err := s.pool.Exec(ctx, "analyze idempotency_keys")
-	return err
+	return nil
 }

@@ -19,10 +19,10 @@ const database = "bench_variants"
 
 // A lab is one run.
 type lab struct {
-	rows, scopes, churn, rounds int
-	brief                       bool
-	into                        string // a document to renew
-	whole                       bool   // all sections are run, so that the conditions are those of all
+	rows, scopes, rounds int
+	brief                bool
+	into                 string // a document to renew
+	whole                bool   // all sections are run, so that the conditions are those of all
 
 	server *server.Server
 	admin  *pgxpool.Pool // on the database
@@ -78,15 +78,13 @@ func (l *lab) close() error {
 }
 
 func (l *lab) conditions(ctx context.Context) error {
-	var version, fsync, compression string
-	err := l.admin.QueryRow(ctx, `
-		select current_setting('server_version'), current_setting('fsync'), current_setting('default_toast_compression')`,
-	).Scan(&version, &fsync, &compression)
+	var version, fsync string
+	err := l.admin.QueryRow(ctx, `select current_setting('server_version'), current_setting('fsync')`).Scan(&version, &fsync)
 	if err != nil {
 		return err
 	}
-	l.printf("PostgreSQL %s, fsync %s, default_toast_compression %s, %s socket; %d cores, load %s; -rows %d -scopes %d -churn %d -rounds %d\n",
-		version, fsync, compression, l.server.Network, runtime.NumCPU(), load(), l.rows, l.scopes, l.churn, l.rounds)
+	l.printf("PostgreSQL %s, fsync %s, %s socket; %d cores, load %s; -rows %d -scopes %d -rounds %d\n",
+		version, fsync, l.server.Network, runtime.NumCPU(), load(), l.rows, l.scopes, l.rounds)
 	return nil
 }
 
@@ -123,11 +121,6 @@ func (l *lab) number(ctx context.Context, sql string, args ...any) (n int64, err
 // wal is where the server's write-ahead log has got to, in bytes.
 func (l *lab) wal(ctx context.Context) (int64, error) {
 	return l.number(ctx, "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint")
-}
-
-// xids is the next transaction id.
-func (l *lab) xids(ctx context.Context) (int64, error) {
-	return l.number(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
 }
 
 // A site is a variant in a schema of its own.

@@ -36,7 +36,7 @@ func TestStatementsAreThePackagesOwn(t *testing.T) {
 		return ""
 	}
 	for name, copied := range map[string]string{
-		"settingsSQL": settingsSQL, "claimSQL": claimSQL, "readSQL": readSQL, "recordSQL": recordSQL, "purgeSQL": purgeSQL,
+		"settingsSQL": settingsSQL, "claimSQL": claimSQL, "readSQL": readSQL, "recordSQL": recordSQL,
 	} {
 		if own := text(parts[name]); own != copied {
 			t.Errorf("%s of the package is%s\n\nnot%s", name, own, copied)

@@ -9,33 +9,6 @@ import (
 	"github.com/pgidem/idempotency/bench/link"
 )
 
-const (
-	valuesClaimSQL = `
-insert into idempotency_keys (id, scope, purge_after)
-values ($1, $2, now() + $3::bigint * interval '1 microsecond')
-on conflict (id, scope) do nothing
-returning ctid, current_setting('transaction_isolation') = 'serializable'`
-
-	foldedClaimSQL = `
-insert into idempotency_keys (id, scope, purge_after)
-select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
-where set_config('idle_in_transaction_session_timeout', $5, true) is not null
-	and set_config('client_connection_check_interval', '1000', true) is not null
-	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
-on conflict (id, scope) do nothing
-returning ctid, current_setting('transaction_isolation') = 'serializable'`
-
-	updateByKeySQL = `
-update idempotency_keys
-set fingerprint = $3, result = $4, completed_at = clock_timestamp(),
-	expires_at = clock_timestamp() + $5::bigint * interval '1 microsecond',
-	purge_after = now() + $5::bigint * interval '1 microsecond'
-where id = $1 and scope = $2`
-
-	checkIntervalSQL = "set local client_connection_check_interval = 1000"
-	idleTimeoutSQL   = "set local idle_in_transaction_session_timeout = " + maxIdle
-)
-
 // with changes the package's form.
 func with(change func(*form)) func(statements) form {
 	return func(sql statements) form {
@@ -70,19 +43,17 @@ func statementVariants() []variant {
 			claimedBy(valuesClaimSQL)(f)
 			f.settings = append(f.settings, ask("set local lock_timeout = 1000"))
 		})},
-		{name: "read: without its condition", calls: []edit{{" and pg_current_xact_id_if_assigned() is null", ""}}},
+		{name: "read: without its condition", calls: readAlways},
 		{name: "read: none (what it costs)", form: with(func(f *form) { f.read = nil })},
-		{name: "record: a plain update that raises nothing", calls: []edit{
-			{"with recorded as (", ""}, {"	returning 1\n)\nselect 1 / count(*) from recorded", ""},
-		}},
+		{name: "record: a plain update that raises nothing", calls: raisesNothing},
 		{name: "record: a plain update by the key, no ctid", form: with(func(f *form) {
 			f.record = func(r *request, _ pgtype.TID) query {
 				return ask(updateByKeySQL, r.id, r.scope, r.fingerprint, r.result, retention)
 			}
 		})},
-		{name: "record: raises, by the key, no ctid", calls: []edit{{" and ctid >= $3 and ctid <= $3", " and $3::tid is not null"}}},
+		{name: "record: raises, by the key, no ctid", calls: byKey},
 		{name: "record: by ctid (as it is under SERIALIZABLE)", calls: byCTID},
-		{name: "record: by a range of ctids, also under SERIALIZABLE", calls: []edit{{"ctid >= $3 and ctid <= $3", "$3 <= ctid and $3 >= ctid"}}},
+		{name: "record: by a range of ctids, also under SERIALIZABLE", calls: byRange},
 	}
 }
 

@@ -36,10 +36,3 @@ func grouped(n int64) string {
 }
 
 func megabytes(n int64) string { return fmt.Sprintf("%.1f", float64(n)/(1<<20)) }
-
-func percent(part, whole int64) string {
-	if whole == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
-}

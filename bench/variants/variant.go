@@ -53,7 +53,7 @@ func (v variant) ddl() ([]string, error) {
 // statements are the variant's.
 func (v variant) statements() (statements, error) {
 	sql := ownStatements
-	return sql, apply(v.calls, []*string{&sql.settings, &sql.claim, &sql.read, &sql.record, &sql.purge})
+	return sql, apply(v.calls, []*string{&sql.settings, &sql.claim, &sql.read, &sql.record})
 }
 
 // apply fails for an edit that changes nothing: it would make a variant that is

@@ -57,7 +57,7 @@ func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string)
 	}
 	when := "without a result"
 	if rec.CompletedAt != nil {
-		when = "completed " + relative(*rec.CompletedAt, rec.now)
+		when = "completed " + rec.CompletedAt.relative(rec.now)
 	}
 	return confirm(ctx, std, fmt.Sprintf("this forgets key %s of scope %s (%s, %s) in %s; a retry runs the operation again",
 		plain(id), plain(scope), rec.State, when, place(&cfg.ConnConfig.Config)))

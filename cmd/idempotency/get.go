@@ -56,9 +56,9 @@ var meanings = map[string]string{
 
 func (rec record) print(w io.Writer, show bool) error {
 	lines := [][]string{{"scope:", plain(rec.Scope)}, {"key:", plain(rec.ID)}, {"state:", meanings[rec.State]}}
-	at := func(name string, t *time.Time) {
+	at := func(name string, t *instant) {
 		if t != nil {
-			lines = append(lines, []string{name, moment(*t) + " (" + relative(*t, rec.now) + ")"})
+			lines = append(lines, []string{name, t.in(rec.now)})
 		}
 	}
 	at("created:", rec.CreatedAt)

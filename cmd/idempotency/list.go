@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -46,19 +48,18 @@ as its cursor. On a large table a filter that few records pass reads far.`,
 }
 
 // listSQL is one page, along the purge's index, backwards. An age is in
-// microseconds, and null means any.
-const listSQL = `
-select scope, id, state, completed_at, expires_at, purge_after, clock_timestamp(),
-	fingerprint, coalesce(origin, ''), coalesce(octet_length(result), 0), case when $9 then result end
+// microseconds, and null means any; so does a null place to go on from.
+var listSQL = `
+select ` + recordColumns(`state`, `$9::bool`) + `
 from idempotency_keys, lateral (
 	select case when completed_at is null then 'abandoned' when expires_at <= now() then 'expired' else 'done' end) s (state)
-where ($1 = '' or scope = $1)
-	and ($2 = '' or state = $2)
-	and ($3::bigint is null or completed_at > now() - $3 * interval '1 microsecond')
-	and ($4::bigint is null or completed_at <= now() - $4 * interval '1 microsecond')
-	and (purge_after, id, scope) < ($5::text::timestamptz, $6, $7)
+where ($1::text = '' or scope = $1::text)
+	and ($2::text = '' or state = $2::text)
+	and ($3::bigint is null or completed_at > now() - $3::bigint::float8 * interval '1 microsecond')
+	and ($4::bigint is null or completed_at <= now() - $4::bigint::float8 * interval '1 microsecond')
+	and ($5::text is null or (purge_after, id, scope) < ($5::text::timestamp at time zone 'UTC', $6::text, $7::text))
 order by purge_after desc, id desc, scope desc
-limit $8`
+limit $8::bigint`
 
 type listing struct {
 	scope, state, after string
@@ -165,8 +166,10 @@ func (q *listing) print(std stdio, asJSON bool, page []record, first bool) error
 func (rec record) cells(show bool) []string {
 	completed, old, expires := "-", "-", "-"
 	if rec.CompletedAt != nil && rec.ExpiresAt != nil {
-		completed, old = moment(*rec.CompletedAt), span(rec.now.Sub(*rec.CompletedAt))
-		expires = relative(*rec.ExpiresAt, rec.now)
+		completed, expires = rec.CompletedAt.String(), rec.ExpiresAt.relative(rec.now)
+		if rec.CompletedAt.infinite == "" {
+			old = span(rec.now.Sub(rec.CompletedAt.Time))
+		}
 	}
 	result := size(rec.ResultBytes)
 	if show && rec.Result != nil {
@@ -177,7 +180,7 @@ func (rec record) cells(show bool) []string {
 
 func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, after cursor, limit int) ([]record, error) {
 	rows, _ := pool.Query(ctx, d.on(listSQL), q.scope, q.state, q.newer.micros(), q.older.micros(),
-		after.PurgeAfter, after.ID, after.Scope, limit, q.show)
+		after.purgeAfter(), after.ID, after.Scope, limit, q.show)
 	page, err := pgx.CollectRows(rows, scanRecord)
 	return page, remedied(err)
 }
@@ -193,13 +196,13 @@ func (a age) micros() *int64 {
 
 // A cursor is a place in the list.
 type cursor struct {
-	PurgeAfter string `json:"p"` // as PostgreSQL reads it
+	PurgeAfter string `json:"p"` // as PostgreSQL reads it, in UTC
 	ID         string `json:"i"`
 	Scope      string `json:"s"`
 }
 
 func (rec record) cursor() cursor {
-	return cursor{rec.purgeAfter.UTC().Format(time.RFC3339Nano), rec.ID, rec.Scope}
+	return cursor{strings.Trim(rec.place, `"`), rec.ID, rec.Scope}
 }
 
 func (c cursor) String() string {
@@ -210,9 +213,21 @@ func (c cursor) String() string {
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
+// purgeAfter is null at the beginning: a record can be kept until infinity, and is
+// then the first.
+func (c cursor) purgeAfter() *string {
+	if c.PurgeAfter == "" {
+		return nil
+	}
+	return &c.PurgeAfter
+}
+
+// aPlace is what a place is; older releases have added the Z.
+var aPlace = regexp.MustCompile(`^(-?infinity|\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z?( BC)?)$`)
+
 func readCursor(text string) (c cursor, err error) {
 	if text == "" {
-		return cursor{PurgeAfter: "infinity"}, nil
+		return cursor{}, nil
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(text))
 	if err != nil {
@@ -221,6 +236,8 @@ func readCursor(text string) (c cursor, err error) {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return c, err
 	}
-	_, err = time.Parse(time.RFC3339Nano, c.PurgeAfter)
-	return c, err
+	if !aPlace.MatchString(c.PurgeAfter) {
+		return c, errors.New("no time")
+	}
+	return c, nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
 )
@@ -20,9 +21,9 @@ type record struct {
 	Scope       string          `json:"scope"`
 	ID          string          `json:"id"`
 	State       string          `json:"state"` // done, expired, abandoned; in progress, not found
-	CreatedAt   *time.Time      `json:"created_at,omitempty"`
-	CompletedAt *time.Time      `json:"completed_at,omitempty"`
-	ExpiresAt   *time.Time      `json:"expires_at,omitempty"`
+	CreatedAt   *instant        `json:"created_at,omitempty"`
+	CompletedAt *instant        `json:"completed_at,omitempty"`
+	ExpiresAt   *instant        `json:"expires_at,omitempty"`
 	Fingerprint string          `json:"fingerprint,omitempty"`
 	Origin      string          `json:"origin,omitempty"`
 	ResultBytes int64           `json:"result_bytes"`
@@ -30,7 +31,8 @@ type record struct {
 	Holders     []holder        `json:"holders,omitempty"`
 	Cursor      string          `json:"cursor,omitempty"` // of list
 
-	now, purgeAfter time.Time
+	now, purgeAfter instant
+	place           string // purge_after as a timestamp in UTC, as JSON has it under every DateStyle
 }
 
 const (
@@ -41,29 +43,47 @@ const (
 	notFound   = "not found"
 )
 
-// recordSQL is one row, whatever its state. The result stays in the server unless
-// it is to be shown.
-const recordSQL = `
-select scope, id,
-	case when completed_at is null then 'abandoned' when expires_at <= clock_timestamp() then 'expired' else 'done' end,
-	completed_at, expires_at, purge_after, clock_timestamp(),
-	fingerprint, coalesce(origin, ''), coalesce(octet_length(result), 0), case when $3 then result end
+// Two rules hold for the statements of this command, since they run in whatever
+// session a human has. What they return looks the same under every setting: times
+// as instant has them, bytes in hex, numbers whole. And every operator and function
+// is resolved exactly in pg_catalog, with casts written out and polymorphic functions
+// qualified: PostgreSQL prefers an exact match in any schema of the search_path to
+// one of its own with an implicit cast, and would run it with the human's rights.
+
+// recordColumns are what scanRecord reads. The result stays in the server unless it
+// is to be shown.
+func recordColumns(state, show string) string {
+	return `scope, id, ` + state + `,
+	extract(epoch from completed_at)::text, extract(epoch from expires_at)::text, extract(epoch from purge_after)::text, extract(epoch from clock_timestamp())::text,
+	pg_catalog.to_json(purge_after at time zone 'UTC')::text,
+	coalesce(encode(fingerprint, 'hex'::text), ''), coalesce(origin, ''), coalesce(octet_length(result), 0), case when ` + show + ` then encode(result, 'hex'::text) end`
+}
+
+// recordSQL is one row, whatever its state.
+var recordSQL = `
+select ` + recordColumns(`case when completed_at is null then 'abandoned' when expires_at <= clock_timestamp() then 'expired' else 'done' end`, `$3::bool`) + `
 from idempotency_keys
-where id = $1 and scope = $2`
+where id = $1::text and scope = $2::text`
 
 func scanRecord(row pgx.CollectableRow) (rec record, err error) {
-	var fingerprint []byte
-	err = row.Scan(&rec.Scope, &rec.ID, &rec.State, &rec.CompletedAt, &rec.ExpiresAt, &rec.purgeAfter, &rec.now,
-		&fingerprint, &rec.Origin, &rec.ResultBytes, (*[]byte)(&rec.Result))
-	rec.Fingerprint = hex.EncodeToString(fingerprint)
+	var result *string
+	err = row.Scan(&rec.Scope, &rec.ID, &rec.State, &rec.CompletedAt, &rec.ExpiresAt, &rec.purgeAfter, &rec.now, &rec.place,
+		&rec.Fingerprint, &rec.Origin, &rec.ResultBytes, &result)
+	if err != nil {
+		return rec, err
+	}
 	if rec.CompletedAt != nil && rec.ExpiresAt != nil {
-		created := rec.purgeAfter.Add(rec.CompletedAt.Sub(*rec.ExpiresAt)) // both ends have the same retention
-		rec.CreatedAt = &created
+		rec.CreatedAt = rec.purgeAfter.plus(*rec.CompletedAt, *rec.ExpiresAt) // both ends have the same retention
 	}
-	if rec.Result != nil && !json.Valid(rec.Result) {
-		rec.Result, _ = json.Marshal(string(rec.Result)) // not ours, but to be seen
+	if result != nil {
+		if rec.Result, err = hex.DecodeString(*result); err != nil {
+			return rec, err
+		}
+		if !json.Valid(rec.Result) {
+			rec.Result, _ = json.Marshal(string(rec.Result)) // not ours, but to be seen
+		}
 	}
-	return rec, err
+	return rec, nil
 }
 
 // A holder is a session whose transaction has the key's advisory lock: a call at
@@ -73,8 +93,16 @@ type holder struct {
 	Application string   `json:"application,omitempty"`
 	Client      string   `json:"client,omitempty"`
 	State       string   `json:"state,omitempty"`
-	Seconds     *float64 `json:"transaction_seconds"` // null: this role may not see it
+	Seconds     *seconds `json:"transaction_seconds"` // null: this role may not see it
 	Waiting     string   `json:"waiting_for,omitempty"`
+}
+
+// seconds come from the server as microseconds, a whole number.
+type seconds float64
+
+func (s *seconds) ScanInt64(micros pgtype.Int8) error {
+	*s = seconds(micros.Int64) / 1e6
+	return nil
 }
 
 // replicating: the COMMIT has taken effect on this server, and waits for another.
@@ -98,12 +126,12 @@ func (h holder) since() string {
 	if h.Seconds == nil {
 		return "since a time that this role may not see (a member of pg_monitor may)"
 	}
-	return "for " + span(time.Duration(*h.Seconds*float64(time.Second)))
+	return "for " + span(time.Duration(float64(*h.Seconds)*float64(time.Second)))
 }
 
 // holderColumns are those of a holder.
 const holderColumns = `l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
-	extract(epoch from clock_timestamp() - a.xact_start)::float8, coalesce(a.wait_event, '')`
+	(extract(epoch from clock_timestamp() - a.xact_start) * 1000000::numeric)::bigint, coalesce(a.wait_event, '')`
 
 // holderSQL looks for the lock that claims take: a number of 64 bits, of which
 // pg_locks shows the two halves. The row of a call in progress is invisible.
@@ -165,7 +193,7 @@ func (rec record) absence() error {
 	case inProgress:
 		effect := "nothing has taken effect yet"
 		if rec.CompletedAt != nil {
-			effect = "an earlier call took effect at " + moment(*rec.CompletedAt) + ", and its record has expired; this one has not yet"
+			effect = "an earlier call took effect at " + rec.CompletedAt.String() + ", and its record has expired; this one has not yet"
 		}
 		if rec.Holders[0].replicating() {
 			return exitError{exitInProgress, fmt.Sprintf("%s is being committed: %s: it waits for a synchronous standby (see pg_stat_replication): do not end it, that would show a commit that a failover can lose",

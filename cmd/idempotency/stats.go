@@ -53,26 +53,26 @@ far as they are not purged yet.`,
 // A statistic is what one run found. Estimated covers Keys, Expired, Abandoned,
 // Scopes and Arrivals; DeadRows is always the server's estimate.
 type statistic struct {
-	Estimated      bool       `json:"estimated"`
-	SampledPercent float64    `json:"sampled_percent"`
-	Keys           int64      `json:"keys"`
-	Expired        int64      `json:"expired"`
-	Abandoned      int64      `json:"abandoned"`
-	OldestExpired  *time.Time `json:"oldest_expired,omitempty"`
+	Estimated      bool     `json:"estimated"`
+	SampledPercent float64  `json:"sampled_percent"`
+	Keys           int64    `json:"keys"`
+	Expired        int64    `json:"expired"`
+	Abandoned      int64    `json:"abandoned"`
+	OldestExpired  *instant `json:"oldest_expired,omitempty"`
 
-	TableBytes     int64      `json:"table_bytes"`
-	IndexBytes     int64      `json:"index_bytes"`
-	ToastBytes     int64      `json:"toast_bytes"`
-	BytesPerKey    float64    `json:"bytes_per_key"`
-	DeadRows       int64      `json:"dead_rows_estimate"`
-	LastAutovacuum *time.Time `json:"last_autovacuum,omitempty"`
+	TableBytes     int64    `json:"table_bytes"`
+	IndexBytes     int64    `json:"index_bytes"`
+	ToastBytes     int64    `json:"toast_bytes"`
+	BytesPerKey    float64  `json:"bytes_per_key"`
+	DeadRows       int64    `json:"dead_rows_estimate"`
+	LastAutovacuum *instant `json:"last_autovacuum,omitempty"`
 
 	ScopeCount int64        `json:"scope_count"`
 	Scopes     []scopeCount `json:"scopes"`
 	Arrivals   []arrivals   `json:"hourly_arrivals"`
 	Holders    []keyHolder  `json:"holders"`
 
-	Now time.Time `json:"now"`
+	Now instant `json:"now"`
 }
 
 type scopeCount struct {
@@ -81,8 +81,8 @@ type scopeCount struct {
 }
 
 type arrivals struct {
-	Hour time.Time `json:"hour"`
-	Keys int64     `json:"keys"`
+	Hour instant `json:"hour"`
+	Keys int64   `json:"keys"`
 }
 
 // A keyHolder is a transaction that holds keys.
@@ -96,43 +96,47 @@ type keyHolder struct {
 // distributed one, is the sum of its partitions on this node.
 const sizeSQL = `
 with parts as (
-	select c.oid, c.reltoastrelid, c.relpages
+	select c.oid, c.oid::regclass as part, nullif(c.reltoastrelid, 0::oid)::regclass as toast
 	from pg_class c
-	where c.oid = 'idempotency_keys'::regclass
-		or c.oid in (select relid from pg_partition_tree('idempotency_keys'::regclass) where relid is not null)
+	where c.oid = 'idempotency_keys'::regclass::oid
+		or c.oid in (select relid::oid from pg_partition_tree('idempotency_keys'::regclass) where relid is not null)
 )
-select coalesce(sum(pg_table_size(oid) - coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0)), 0)::bigint,
-	coalesce(sum(pg_indexes_size(oid)), 0)::bigint,
-	coalesce(sum(pg_total_relation_size(nullif(reltoastrelid, 0))), 0)::bigint,
-	coalesce(sum(pg_relation_size(oid) / current_setting('block_size')::bigint), 0)::bigint,
-	(select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables where relid in (select oid from parts)),
-	(select max(last_autovacuum) from pg_stat_user_tables where relid in (select oid from parts)),
-	clock_timestamp()
+select coalesce(sum(pg_table_size(part) - coalesce(pg_total_relation_size(toast), 0::bigint)), 0::numeric)::bigint,
+	coalesce(sum(pg_indexes_size(part)), 0::numeric)::bigint,
+	coalesce(sum(pg_total_relation_size(toast)), 0::numeric)::bigint,
+	coalesce(sum(pg_relation_size(part) / current_setting('block_size'::text)::bigint), 0::numeric)::bigint,
+	(select coalesce(sum(n_dead_tup), 0::numeric)::bigint from pg_stat_user_tables where relid in (select oid from parts)),
+	(select extract(epoch from max(last_autovacuum))::text from pg_stat_user_tables where relid in (select oid from parts)),
+	extract(epoch from clock_timestamp())::text
 from parts`
 
 // keysSQL reads the pages of the sample once, into the totals, the largest scopes
-// and the hours. What it counts is scaled up by its caller.
+// and the hours. What it counts is scaled up by its caller. It reckons in seconds,
+// as numeric: whatever times stand in a row, they cannot overflow, and a row whose
+// creation cannot be told (NaN) is of no hour, since NaN is larger than now.
 const keysSQL = `
 with sample as materialized (
 	select scope, completed_at is null as abandoned, expires_at <= now() as expired,
-		date_trunc('hour', purge_after - extract(epoch from expires_at - completed_at)::float8 * interval '1 second', 'UTC') as hour
+		extract(epoch from purge_after) - extract(epoch from expires_at) + extract(epoch from completed_at) as created
 	from idempotency_keys tablesample system ($1::real)
 ), scopes as (
 	select scope, count(*) as keys from sample group by scope
+), hours as (
+	select floor(created / 3600::numeric)::bigint * 3600::bigint as hour, count(*) as keys from sample
+	where created <= extract(epoch from now()) and floor(created / 3600::numeric) > extract(epoch from now()) / 3600::numeric - 24::numeric
+	group by 1
 )
 select (select count(*) from sample),
 	(select count(*) from sample where expired),
 	(select count(*) from sample where abandoned),
 	(select count(*) from scopes),
-	(select coalesce(json_agg(json_build_object('scope', scope, 'keys', keys) order by keys desc, scope), '[]')
-	from (select scope, keys from scopes order by keys desc, scope limit $2) x),
-	(select coalesce(json_agg(json_build_object('hour', hour, 'keys', keys) order by hour), '[]')
-	from (select hour, count(*) as keys from sample
-		where hour > now() - interval '24 hours' group by hour) x)`
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('scope', scope, 'keys', keys) order by keys desc, scope), '[]')
+	from (select scope, keys from scopes order by keys desc, scope limit $2::bigint) x),
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(hour, keys) order by hour), '[]') from hours)`
 
 // oldestSQL goes along the purge's index.
 const oldestSQL = `
-select expires_at from idempotency_keys
+select extract(epoch from expires_at)::text from idempotency_keys
 where purge_after <= now() and expires_at <= now()
 order by purge_after
 limit 1`
@@ -148,7 +152,7 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 	and exists (
 		select from pg_locks t
 		where t.pid = l.pid and t.locktype = 'relation' and t.mode = 'RowExclusiveLock' and t.granted
-			and t.relation = 'idempotency_keys'::regclass)
+			and t.relation = 'idempotency_keys'::regclass::oid)
 group by l.pid, a.application_name, a.client_addr, a.state, a.xact_start, a.wait_event
 order by a.xact_start nulls last, l.pid`
 
@@ -162,10 +166,15 @@ func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample in
 	if pages > sample {
 		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
 	}
+	var hours [][2]int64 // the second at which it begins, and the keys in it
 	err = pool.QueryRow(ctx, d.on(keysSQL), float32(s.SampledPercent), scopes).
-		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &s.Arrivals)
+		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &hours)
 	if err != nil {
 		return s, err
+	}
+	s.Arrivals = make([]arrivals, len(hours))
+	for i, h := range hours {
+		s.Arrivals[i] = arrivals{instant{Time: time.Unix(h[0], 0).UTC()}, h[1]}
 	}
 	s.scale()
 	if s.Keys > 0 {
@@ -229,14 +238,14 @@ func (s statistic) totals() (string, [][]string) {
 	}
 	dead := "~" + count(s.DeadRows) + ", never autovacuumed"
 	if s.LastAutovacuum != nil {
-		dead = "~" + count(s.DeadRows) + ", autovacuumed " + relative(*s.LastAutovacuum, s.Now)
+		dead = "~" + count(s.DeadRows) + ", autovacuumed " + s.LastAutovacuum.relative(s.Now)
 	}
 	lines := [][]string{
 		{"keys", s.about(s.Keys)},
 		{"of them expired", s.about(s.Expired)},
 	}
 	if s.OldestExpired != nil {
-		lines = append(lines, []string{"oldest expired", moment(*s.OldestExpired) + " (" + relative(*s.OldestExpired, s.Now) + ")"})
+		lines = append(lines, []string{"oldest expired", s.OldestExpired.in(s.Now)})
 	}
 	if s.Abandoned > 0 {
 		lines = append(lines, []string{"abandoned", s.about(s.Abandoned) + " (list -state abandoned)"})
@@ -264,7 +273,7 @@ func (s statistic) hours() (string, [][]string) {
 	var lines [][]string
 	for _, a := range s.Arrivals {
 		bar := strings.Repeat("#", int(a.Keys*barWidth/max(most, 1)))
-		lines = append(lines, []string{a.Hour.UTC().Format("2006-01-02 15:00Z"), s.about(a.Keys), bar})
+		lines = append(lines, []string{a.Hour.Format("2006-01-02 15:00Z"), s.about(a.Keys), bar})
 	}
 	return s.headed("Arrivals by the hour, last 24 hours (first calls still in the table; replays are not stored)", lines)
 }

@@ -20,22 +20,25 @@ var required = []Column{
 	{Name: "fingerprint", Type: "bytea"},
 	{Name: "result", Type: "bytea"},
 	{Name: "origin", Type: "text"},
-	{Name: "completed_at", Type: "timestamp with time zone"},
-	{Name: "expires_at", Type: "timestamp with time zone"},
-	{Name: "purge_after", Type: "timestamp with time zone"},
+	{Name: "completed_at", Type: "timestamptz"},
+	{Name: "expires_at", Type: "timestamptz"},
+	{Name: "purge_after", Type: "timestamptz"},
 }
 
 // A Table is a relation of that name.
 type Table struct {
 	Kind        string // pg_class.relkind
 	Persistence string // pg_class.relpersistence
+	Owner       string
+	Trusted     bool // the owner: see trustedSQL
 	Columns     []Column
 	Indexes     []Index
 }
 
 type Column struct {
-	Name, Type string
-	NoDefault  bool // not null, and without a default
+	Name      string
+	Type      string // as pg_type has it, in pg_catalog without the schema
+	NoDefault bool   // not null, and without a default
 }
 
 // An Index is on columns in that order. An expression's name is empty.
@@ -58,34 +61,61 @@ type Querier interface {
 // ErrMissing says that there is no relation of that name.
 var ErrMissing = errors.New("missing")
 
-// describeSQL reads the catalog alone, which every role may.
+// trustedSQL is true for an owner of a relation who can do to the current role no
+// more than they could anyway: the role itself or one that it is a member of, a
+// superuser, the owner of the schema or of the database. Anybody else may have made
+// the table first, to read what is recorded in it, and to have their functions run.
+// A superuser counts as a member of every role, so that says nothing about theirs.
+const trustedSQL = `(select o.rolsuper or o.rolname = current_user or o.oid = n.nspowner
+		or o.oid = (select datdba from pg_database where datname = current_database())
+		or (pg_has_role(o.oid, 'member'::text) and not (select rolsuper from pg_roles where rolname = current_user))
+	from pg_roles o where o.oid = c.relowner)`
+
+// describeSQL reads the catalog alone, which every role may. Each operator and
+// function of it is exactly one of pg_catalog, whatever else the search_path has:
+// polymorphic functions are qualified for that. format_type would quote as the session
+// is told to (quote_all_identifiers).
 const describeSQL = `
-select c.relkind::text, c.relpersistence::text,
-	(select coalesce(json_agg(json_build_object(
-			'Name', a.attname, 'Type', format_type(a.atttypid, null),
-			'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = ''
+select c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowner)::text, ` + trustedSQL + `,
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
+			'Name', a.attname, 'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = '',
+			'Type', case when s.nspname = 'pg_catalog' then t.typname::text else s.nspname::text || '.' || t.typname::text end
 		) order by a.attnum), '[]')
-	from pg_attribute a
+	from pg_attribute a join pg_type t on t.oid = a.atttypid join pg_namespace s on s.oid = t.typnamespace
 	where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
-	(select coalesce(json_agg(json_build_object(
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'Name', x.relname, 'Unique', i.indisunique or i.indisexclusion, 'Primary', i.indisprimary,
 			'Valid', i.indisvalid, 'Immediate', i.indimmediate, 'Partial', i.indpred is not null,
 			'Included', i.indnatts - i.indnkeyatts,
 			'Columns', array(
 				select coalesce(a.attname::text, '')
-				from unnest(i.indkey::smallint[]) with ordinality k (number, place)
+				from pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (number, place)
 				left join pg_attribute a on a.attrelid = c.oid and a.attnum = k.number
 				order by k.place)
 		) order by x.relname), '[]')
 	from pg_index i join pg_class x on x.oid = i.indexrelid
 	where i.indrelid = c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1 and c.relname = $2`
+where n.nspname = $1::text and c.relname = $2::text`
 
 // Describe returns ErrMissing when there is no such relation in schema.
 func Describe(ctx context.Context, q Querier, schema string, options ...any) (t Table, err error) {
 	args := append(options, schema, Name)
-	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Columns, &t.Indexes)
+	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Owner, &t.Trusted, &t.Columns, &t.Indexes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Table{}, ErrMissing
+	}
+	return t, err
+}
+
+const ownerSQL = `
+select c.relkind::text, pg_get_userbyid(c.relowner)::text, ` + trustedSQL + `
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1::text and c.relname = $2::text`
+
+// Owned describes no more than the kind and the owner of a relation of any name.
+func Owned(ctx context.Context, q Querier, schema, name string) (t Table, err error) {
+	err = q.QueryRow(ctx, ownerSQL, schema, name).Scan(&t.Kind, &t.Owner, &t.Trusted)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Table{}, ErrMissing
 	}

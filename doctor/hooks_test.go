@@ -1,0 +1,165 @@
+package doctor_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/doctor"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+const (
+	triggerFunction = `create function audit() returns trigger language plpgsql as $$ begin return new; end $$;`
+	partitioned     = `drop table idempotency_keys;
+		create table idempotency_keys (purge_after timestamptz not null, id text, scope text, completed_at timestamptz, expires_at timestamptz,
+			fingerprint bytea, result bytea, origin text, primary key (id, scope)) partition by hash (id);
+		create index on idempotency_keys (purge_after);
+		create table keys_0 partition of idempotency_keys for values with (modulus 1, remainder 0);
+		grant select, insert, update, delete on idempotency_keys to public;`
+)
+
+func TestWhatCanChangeOrDropARecordIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name, sql, check string
+		says             []string
+	}{
+		{"after update", triggerFunction + `create trigger "Audit it" after update on idempotency_keys for each row execute function audit()`, "trigger", []string{`"Audit it", after update`, "drop trigger"}},
+		{"before insert or delete", triggerFunction + `create trigger a before insert or delete on idempotency_keys for each row execute function audit()`, "trigger", []string{`"a", before insert or delete`}},
+		{"of the statement", triggerFunction + `create trigger a after insert on idempotency_keys execute function audit()`, "trigger", []string{`"a", after insert`}},
+		{"always", triggerFunction + `create trigger a before update on idempotency_keys for each row execute function audit(); alter table idempotency_keys enable always trigger a`, "trigger", []string{`"a", before update`}},
+		{"of a partition", partitioned + triggerFunction + `create trigger a before update on keys_0 for each row execute function audit()`, "trigger", []string{`"a", before update`}},
+		{"of all partitions", partitioned + triggerFunction + `create trigger a before update on idempotency_keys for each row execute function audit()`, "trigger", []string{`"a", before update`}},
+		{"rule", `create rule "R" as on update to idempotency_keys do instead nothing`, "rule", []string{`"R", on update`, "drop rule"}},
+		{"rule on insert", `create rule r as on insert to idempotency_keys do also select 1`, "rule", []string{`"r", on insert`}},
+		{"reference", `create table rides (k text, s text, constraint "Ride" foreign key (k, s) references idempotency_keys (id, scope))`, "foreign key", []string{`"Ride"`, `of "public"."rides"`, "purge fails"}},
+		{"reference to another", `create table tenants (id text primary key); alter table idempotency_keys add constraint t foreign key (scope) references tenants on delete cascade`, "foreign key", []string{`"t"`, "cascades"}},
+		{"policy", `alter table idempotency_keys enable row level security; create policy everything on idempotency_keys using (true); create policy "P" on idempotency_keys for select using (id <> 'k')`, "policy", []string{`"P"`, "drop policy"}},
+		{"restrictive policy", `alter table idempotency_keys enable row level security; create policy everything on idempotency_keys using (true); create policy r on idempotency_keys as restrictive for update with check (scope <> 's')`, "policy", []string{`"r"`}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			d := setup(t)
+			d.exec(row.sql)
+			wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, row.check, row.says...)
+		})
+	}
+}
+
+func TestWhatIsDeclaredAsWantedOrDoesNotFireIsNoFinding(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(triggerFunction + `
+		create trigger wanted after update on idempotency_keys for each row execute function audit();
+		comment on trigger wanted on idempotency_keys is 'copies to the audit log; idempotency: wanted';
+		create trigger disabled before update on idempotency_keys for each row execute function audit();
+		alter table idempotency_keys disable trigger disabled;
+		create trigger replica before update on idempotency_keys for each row execute function audit();
+		alter table idempotency_keys enable replica trigger replica;
+		create trigger truncated before truncate on idempotency_keys execute function audit();
+		create policy dormant on idempotency_keys using (false);
+		create rule wanted as on delete to idempotency_keys do also select 1;
+		comment on rule wanted on idempotency_keys is 'idempotency: wanted'`)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	d.exec(`alter table idempotency_keys enable row level security; drop policy dormant on idempotency_keys;
+		create policy tenant on idempotency_keys using (scope like current_user || '%');
+		comment on policy tenant on idempotency_keys is 'idempotency: wanted'`)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	d.exec(`drop policy tenant on idempotency_keys; create policy everything on idempotency_keys using (true)`)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+}
+
+func TestCommandsThatNoPolicyPermitsAreNamed(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(`alter table idempotency_keys enable row level security;
+		create policy i on idempotency_keys for insert with check (true);
+		create policy u on idempotency_keys for update to pg_monitor using (true);
+		create policy s on idempotency_keys as restrictive for select using (true);
+		comment on policy s on idempotency_keys is 'idempotency: wanted'`)
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "policy", "lets this role select, update, delete")
+}
+
+func TestTableOfAStrangerIsAnError(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	stranger := d.role + "_stranger"
+	d.exec("create role " + stranger)
+	t.Cleanup(func() { d.forget(stranger) })
+	d.exec("alter table idempotency_keys owner to " + stranger)
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "owner", `belongs to role "`+stranger+`"`)
+	superusers := d.check(d.pool("role", "none"), idempotency.Config{})
+	if superusers[0].Check != "owner" { // who is a member of every role
+		t.Errorf("a superuser finds %v", superusers)
+	}
+	for _, trusted := range []string{
+		"grant " + stranger + " to " + d.role,
+		"revoke " + stranger + " from " + d.role + "; alter schema public owner to " + stranger,
+	} {
+		d.exec(trusted)
+		healthy(t, d.check(d.pool(), idempotency.Config{}))
+	}
+}
+
+func TestSchemaInWhichOthersCanCreateIsNamed(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	other := d.role + "_other"
+	d.exec("create role " + other + `; create schema "Open"; grant usage on schema "Open" to public; grant create on schema "Open" to ` + other)
+	t.Cleanup(func() { d.forget(other) })
+	healthy(t, d.check(d.pool(), idempotency.Config{})) // it is not in the search_path
+	path := []string{"search_path", `"$user", public, "Open", missing`}
+	wants(t, d.check(d.pool(path...), idempotency.Config{}), doctor.Warning, "search_path", `"Open"`, "by: "+other, "revoke create")
+	d.exec(`grant create on schema "Open" to public`)
+	wants(t, d.check(d.pool(path...), idempotency.Config{}), doctor.Warning, "search_path", `"Open"`, other+", public")
+	d.exec(`revoke create on schema "Open" from public; grant ` + other + " to " + d.role)
+	healthy(t, d.check(d.pool(path...), idempotency.Config{}))
+}
+
+// forget drops a role with all that it has.
+func (d *database) forget(role string) {
+	sql := "reassign owned by " + role + " to current_user; drop owned by " + role + "; drop role " + role
+	if _, err := d.admin.Exec(context.Background(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+		d.Error(err)
+	}
+}
+
+func TestFindingsDoNotDependOnHowASessionShowsValuesNorOnWhatIsPlanted(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(triggerFunction + `create trigger a after update on idempotency_keys for each row execute function audit();
+		create table "Rides" (k text, s text, foreign key (k, s) references idempotency_keys (id, scope));
+		alter table idempotency_keys enable row level security;
+		create policy p on idempotency_keys for select using (id <> 'k');
+		insert into idempotency_keys (id, scope, completed_at, expires_at, purge_after) select 'i', 's', t, t, t from (select now() - interval '73 hours 30 minutes') x (t);
+		grant pg_monitor to ` + d.role)
+	texts := func(pool *pgxpool.Pool) string {
+		var all []string
+		for _, f := range d.check(pool, idempotency.Config{}) {
+			all = append(all, f.String())
+		}
+		return strings.Join(all, "\n")
+	}
+	want := texts(d.pool())
+	for _, check := range []string{"purge", "trigger", "policy", "foreign key"} {
+		if !strings.Contains(want, check) {
+			t.Errorf("no finding of %s in\n%s", check, want)
+		}
+	}
+	for _, styles := range pgtest.OddStyles {
+		pgtest.Odd(t, d.admin, styles)
+		if got := texts(d.pool()); got != want {
+			t.Errorf("%v:\n%s\nwant\n%s", styles, got, want)
+		}
+	}
+	pgtest.Plant(t, d.admin, "*.go", "../internal/keytable/*.go")
+	for _, pool := range []*pgxpool.Pool{d.pool(), d.pool("role", "none")} {
+		if got := texts(pool); strings.Contains(got, "planted runs") || !strings.Contains(got, "foreign key") {
+			t.Error(got)
+		}
+	}
+}
