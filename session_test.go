@@ -262,3 +262,23 @@ func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T
 		}
 	}
 }
+
+// Whoever may create in a schema of the search_path could otherwise run code with the
+// rights of every role that calls.
+func TestNoStatementRunsWhatSomebodyHasPlantedInTheSearchPath(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pgtest.Plant(t, b.pool, "postgres.go", "table.go")
+	for modeName, mode := range execModes {
+		t.Run(modeName, func(t *testing.T) {
+			each := b.inPool(t, idempotency.Config{}, pgtest.Direct, execMode(mode))
+			each.everything(each.store, each.pool, modeName, 2)
+			for _, err := range each.store.All(t.Context(), "calls") {
+				t.Error(err)
+			}
+			if _, err := each.pool.Exec(t.Context(), "select 1::int2 * interval '1 second'"); err == nil || !strings.Contains(err.Error(), "planted") {
+				t.Errorf("what is planted does not run, so this shows nothing: %v", err)
+			}
+		})
+	}
+}
