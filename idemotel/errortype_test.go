@@ -1,0 +1,36 @@
+package idemotel
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The errors are those that idempotency.go declares; ErrNotFound is an outcome of its
+// own and no failure.
+func TestEveryErrorOfThePackageHasATypeOfItsOwn(t *testing.T) {
+	source, err := os.ReadFile("../idempotency.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := regexp.MustCompile(`(?m)^\tErr(\w+)\s+= errors\.New\("([^"]+)"\)`).FindAllStringSubmatch(string(source), -1)
+	if len(declared) < 8 {
+		t.Fatalf("%d errors were found in idempotency.go", len(declared))
+	}
+	texts := make(map[string]bool)
+	for _, known := range errorTypes {
+		texts[known.err.Error()] = true
+		if got := errorType(fmt.Errorf("wrapped: %w", known.err)).Value.AsString(); got != known.name {
+			t.Errorf("%v is %q, want %q", known.err, got, known.name)
+		}
+	}
+	for _, d := range declared {
+		if name, text := d[1], d[2]; name != "NotFound" && !texts[text] {
+			t.Errorf("Err%s has no type in errortype.go", name)
+		} else if strings.TrimSpace(text) == "" {
+			t.Errorf("Err%s has no text", name)
+		}
+	}
+}
