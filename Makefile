@@ -46,7 +46,8 @@ test-modes: ## test the root package in each query exec mode of pgx
 	set -e; for m in $(MODES); do $(TESTDB) -mode $$m -- go test -count=1 .; done
 
 # Left out is what runs migrations on DATABASE_URL: they need a direct connection.
-test-pgbouncer: ## test the root package through PgBouncer in transaction mode
+test-pgbouncer: ## test the root package and the doctor through PgBouncer (which must be installed)
+	$(TESTDB) -pgbouncer -- go test -count=1 -run TestPoolerThatBreaksPreparedStatementsIsFound ./doctor
 	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
 		go test -count=1 -skip '^Example|^TestProgramOfTheReadme' .; done
 
