@@ -18,7 +18,7 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint deps ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,10 +91,16 @@ lint: ## check the format, go vet and staticcheck, in all modules
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (make fmt):"; gofmt -l .; exit 1; }
 	set -e; for m in . $(MODULES); do (cd $$m && go vet ./... && $(STATICCHECK) ./...); done
 
+release-check: ## install what is in the checkout, as its users do after a release
+	$(TESTDB) -C internal/release -- go run . check
+
+release: ## commit and tag a version, and push nothing: make release VERSION=v0.2.0
+	go -C internal/release run . $(VERSION)
+
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
 # The oldest and the newest; and the one mode that no other target has.
 ci: VERSIONS = 14 18
 ci: MODES = describe_exec
-ci: lint deps demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it
+ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it

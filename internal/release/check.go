@@ -63,18 +63,18 @@ type checker struct {
 
 func (c *checker) proxy() string { return filepath.Join(c.dir, "proxy") }
 
-// environment is that of somebody who has Go and nothing of this repository. Other
-// modules come from where they usually do, but those that are here are not fetched
-// again: the module cache can be read as a proxy.
+// environment is that of somebody who has Go, and a module cache with nothing in
+// it: a version that is only tried out must not stay in the user's. Other modules
+// come from where they usually do.
 func (c *checker) environment(ctx context.Context) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOPROXY", "GOMODCACHE", "GONOSUMDB").Output()
+	out, err := exec.CommandContext(ctx, "go", "env", "GOPROXY", "GONOSUMDB").Output()
 	if err != nil {
 		return nil, err
 	}
 	usual := strings.Split(string(out), "\n")
 	return append(os.Environ(),
-		"GOPROXY=file://"+c.proxy()+",file://"+usual[1]+"/cache/download,"+usual[0],
-		"GONOSUMDB="+strings.Trim(c.path+","+usual[2], ","),
+		"GOPROXY=file://"+c.proxy()+","+usual[0],
+		"GONOSUMDB="+strings.Trim(c.path+","+usual[1], ","),
 		"GOMODCACHE="+filepath.Join(c.dir, "modules"),
 		"GOBIN="+filepath.Join(c.dir, "bin"),
 		"GOFLAGS=-modcacherw", // so that it can be removed
