@@ -168,6 +168,35 @@ func TestMissingPrivilegesAreNamed(t *testing.T) {
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "privileges", "pg_logical_emit_message")
 }
 
+// What a program's role would be told is no matter to a reader: its privileges, and
+// the settings of its connections.
+func TestReaderIsExaminedAsAReader(t *testing.T) {
+	t.Parallel()
+	check := func(d *database, pool *pgxpool.Pool) []doctor.Finding {
+		t.Helper()
+		findings, err := doctor.CheckReader(t.Context(), pool, idempotency.Config{})
+		if err != nil {
+			t.Error(err)
+		}
+		return findings
+	}
+	d := setup(t)
+	d.exec("revoke insert, update, delete on idempotency_keys from " + d.role)
+	careless := d.pool("default_transaction_read_only", "on", "idle_in_transaction_session_timeout", "0",
+		"tcp_keepalives_idle", "7200", "default_transaction_isolation", "serializable")
+	healthy(t, check(d, careless))
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "privileges", "lacks insert, update, delete", "doctor -reader")
+
+	d.exec("revoke select on idempotency_keys from " + d.role)
+	wants(t, check(d, d.pool()), doctor.Error, "privileges", "lacks select", "grant select on")
+
+	d = setup(t)
+	d.exec("drop index idempotency_keys_purge_after")
+	wants(t, check(d, d.pool()), doctor.Warning, "purge index")
+	d.exec("drop table idempotency_keys")
+	wants(t, check(d, d.pool()), doctor.Error, "table")
+}
+
 func TestSuperuserIsNoted(t *testing.T) {
 	t.Parallel()
 	d := setup(t)

@@ -32,8 +32,12 @@ func release(ctx context.Context, root, version string, today time.Time, out io.
 			return err
 		}
 	}
-	if _, err := r.git(ctx, "commit", "--all", "--message", "Release "+version); err != nil {
+	if changed, err := r.git(ctx, "status", "--porcelain"); err != nil {
 		return err
+	} else if changed != "" {
+		if _, err := r.git(ctx, "commit", "--all", "--message", "Release "+version); err != nil {
+			return err
+		}
 	}
 	var tags []string
 	for _, m := range r.public() {
@@ -42,7 +46,7 @@ func release(ctx context.Context, root, version string, today time.Time, out io.
 			return err
 		}
 	}
-	fmt.Fprintf(out, "Committed and tagged, and not pushed. After a look at it:\n\n\tgit push --atomic origin HEAD %s\n", strings.Join(tags, " "))
+	fmt.Fprintf(out, "Committed, tagged, and not pushed. After a look at it:\n\n\tgit push --atomic origin HEAD %s\n", strings.Join(tags, " "))
 	return nil
 }
 
@@ -101,18 +105,22 @@ func (r *repository) filesOf(version string, today time.Time) (map[string][]byte
 
 const unreleased = "## Unreleased\n"
 
-// closeUnreleased makes the version of what the changelog has under Unreleased.
+// closeUnreleased makes the version of what the changelog has under Unreleased. A
+// version that it has already, as the very first, may have nothing there.
 func closeUnreleased(changelog, version string, today time.Time) (string, error) {
 	before, after, found := strings.Cut(changelog, unreleased)
 	if !found {
 		return "", errors.New("CHANGELOG.md has no line '## Unreleased'")
 	}
 	changes, _, _ := strings.Cut(after, "\n## ")
-	if strings.TrimSpace(changes) == "" {
+	empty, prepared := strings.TrimSpace(changes) == "", strings.Contains(changelog, "\n## "+version+" ")
+	switch {
+	case prepared && empty:
+		return changelog, nil
+	case prepared:
+		return "", fmt.Errorf("CHANGELOG.md has a section %s already, and something under Unreleased: take the next version", version)
+	case empty:
 		return "", errors.New("CHANGELOG.md has nothing under Unreleased: what do users get with this version?")
-	}
-	if strings.Contains(changelog, "\n## "+version+" ") {
-		return "", fmt.Errorf("CHANGELOG.md has a section %s already", version)
 	}
 	return fmt.Sprintf("%s%s\n## %s (%s)\n%s", before, unreleased, version, today.Format(time.DateOnly), after), nil
 }
