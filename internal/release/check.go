@@ -24,7 +24,7 @@ func check(ctx context.Context, root, databaseURL string, out io.Writer) (err er
 		return err
 	}
 	version, err := r.released()
-	if err != nil {
+	if err := errors.Join(err, r.borrowed()); err != nil {
 		return err
 	}
 	pages, err := r.readPages()

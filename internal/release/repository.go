@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
 )
 
 // A repository is a checkout with the modules in it.
@@ -154,10 +156,27 @@ func (r *repository) released() (version string, err error) {
 			}
 		}
 	}
-	if version == "" {
+	switch {
+	case version == "":
 		errs = append(errs, errors.New("no module requires another one: which version is this?"))
+	case !semver.IsValid(version) || module.IsZeroPseudoVersion(version) || version == "v0.0.0":
+		errs = append(errs, fmt.Errorf("%s/go.mod requires %s, which is no version to release", first.dir, version))
 	}
 	return version, errors.Join(errs...)
+}
+
+// borrowed names the replaces of modules that are not ours: users ignore them, and
+// so would get another module than the tests do.
+func (r *repository) borrowed() error {
+	var errs []error
+	for _, m := range r.public() {
+		for _, replace := range m.file.Replace {
+			if !r.owns(replace.Old.Path) {
+				errs = append(errs, fmt.Errorf("%s/go.mod replaces %s: its users ignore it", m.dir, replace.Old.Path))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (r *repository) git(ctx context.Context, args ...string) (string, error) {
