@@ -51,7 +51,8 @@ func release(ctx context.Context, root, version string, today time.Time, out io.
 }
 
 func (r *repository) releasable(ctx context.Context, version string) error {
-	if semver.Canonical(version) != version || semver.Build(version) != "" {
+	// Build metadata is no part of the canonical form.
+	if !semver.IsValid(version) || semver.Canonical(version) != version {
 		return fmt.Errorf("VERSION=%s: want a version such as v0.2.0", version)
 	}
 	if semver.Compare(semver.Major(version), "v1") > 0 {

@@ -184,7 +184,7 @@ func TestReleaseThatCannotBeChangesNothing(t *testing.T) {
 		{"with metadata", "v0.9.0+meta", "want a version such as v0.2.0", func() {}},
 		{"older", "v0.0.9", "older than", func() {}},
 		{"v2", "v2.0.0", "part of the modules' paths", func() {}},
-		{"dirty", "v0.9.0", "not committed:\n M README.md", func() { write(t, dir, "README.md", "changed") }},
+		{"dirty", "v0.9.0", "not committed:\nM README.md", func() { write(t, dir, "README.md", "changed") }},
 		{"untracked", "v0.9.0", "not committed:\n?? scratch", func() { write(t, dir, "scratch", "") }},
 		{"tagged", "v0.9.0", "there is a tag idemhttp/v0.9.0", func() { git(t, dir, "tag", "idemhttp/v0.9.0") }},
 		{"nothing new", "v0.9.0", "nothing under Unreleased", func() {

@@ -106,11 +106,11 @@ func TestWhatUsersWouldMeetIsFound(t *testing.T) {
 		{"a version that nobody released", "keyhttp/go.mod", replace("v0.1.0", "v0.0.0"), "which is no version to release"},
 		{"a page that gets too little", "docs/http.md", replace("go get example.org/keys/keyhttp", "go get example.org/keys"), "no required module provides package example.org/keys/keyhttp"},
 		{"a program that does not compile", "docs/http.md", replace("keyhttp.Answer", "keyhttp.Question"), "undefined: keyhttp.Question"},
-		{"a program that vet refuses", "README.md", replace("fmt.Println(", "fmt.Printf(\"%d\\n\", "), "go vet"},
+		{"a program that vet refuses", "README.md", replace("func main() { ", "func main() { os.Args = os.Args; "), "go vet"},
 		{"another output", "docs/http.md", replace("text\nyes", "text\nno"), "the page says\nno true"},
 		{"a page without a program", "docs/http.md", replace("package main", "// package main"), "no program"},
 		{"a module without a page", "docs/http.md", func(string) string { return "" }, "go get example.org/keys/keyhttp"},
-		{"a command without a version", "cmd/keys/main.go", replace("info.Main.Version", `"(devel)"`), "-version prints"},
+		{"a command without a version", "cmd/keys/main.go", replace("info.Main.Version", "info.Main.Path"), "-version prints"},
 		{"a package that only the replace has", "keyhttp/keyhttp.go", replace("example.org/keys\"\n", "example.org/keys/keyhttp/routertest\"\n\nvar keys = struct{ Answer string }{}\n"), "routertest"},
 		{"a replace of somebody else's module", "keyhttp/go.mod", replace("replace", "replace example.com/theirs => ../theirs\n\nreplace"), "its users ignore it"},
 	} {
