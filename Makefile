@@ -26,8 +26,12 @@ help: ## show this list (default)
 demo: ## run the example: two processes of a payments API behind a bad network
 	$(TESTDB) -C examples/payments -- go run .
 
+# Not with "go run": interrupted, it fails even where its program ends well. The
+# shell has to outlive the Ctrl-C too, and PostgreSQL's user to read the programs.
 serve: ## run the payments API of the example, to try it with curl
-	$(TESTDB) -C examples/payments -- go run . serve -examples
+	@set -e; bin=$$(mktemp -d); trap : INT; trap 'rm -rf "$$bin"' EXIT; chmod 755 "$$bin"; \
+	go -C internal/testdb build -o "$$bin/testdb" .; go -C examples/payments build -o "$$bin/payments" .; \
+	cd internal/testdb; "$$bin/testdb" -C examples/payments -- "$$bin/payments" serve -examples
 
 test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)
