@@ -91,8 +91,7 @@ func ExampleStorm_report() {
 func newMux(store *idempotency.Store) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /charges", func(w http.ResponseWriter, r *http.Request) {
-		id := strings.Trim(r.Header.Get("Idempotency-Key"), `"`) // "abc" and abc are one key
-		receipt, _, err := chargeOnce(r.Context(), store, id, 1000)
+		receipt, _, err := chargeOnce(r.Context(), store, strings.Trim(r.Header.Get("Idempotency-Key"), `"`), 1000)
 		if err != nil {
 			http.Error(w, "try again", http.StatusServiceUnavailable)
 			return
