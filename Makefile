@@ -104,7 +104,8 @@ release: ## commit and tag a version, and push nothing: make release VERSION=v0.
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-# The oldest and the newest; and the one mode that no other target has.
-ci: VERSIONS = 14 18
+# The oldest version, since .ci/fresh has the newest; and the one mode that no other
+# target has.
+ci: VERSIONS = 14
 ci: MODES = describe_exec
 ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it
