@@ -65,9 +65,9 @@ test-long: ## the tests under faults and storms, at full length (ten minutes)
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) ./...; done
 
-test-docker: ## test internal/testdb's Docker source, and the root package on it
+test-docker: ## test internal/testdb's Docker source, and the root module on it
 	go -C internal/testdb test -count=1 -run TestDocker . -docker
-	$(TESTDB) -source docker -- go test -count=1 .
+	$(TESTDB) -source docker -- $(GOTEST) -count=1 ./...
 
 bench-once: ## run each benchmark for one iteration, so that none rots
 	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done

@@ -84,7 +84,7 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 			t.Errorf("%q is no command that this test can run", text)
 			continue
 		}
-		execute(t, pool, "customer-7", "order-1", "receipt")
+		execute(t, pool, "customer-7", "charge/order-1", "receipt")
 		seen[strings.Fields(text)[1]] = true
 		cmd := exec.CommandContext(t.Context(), "sh", "-euc", variables+"exec "+text)
 		cmd.Env = env
