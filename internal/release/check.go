@@ -74,6 +74,7 @@ func (c *checker) environment(ctx context.Context) ([]string, error) {
 	usual := strings.Split(string(out), "\n")
 	return append(os.Environ(),
 		"GOPROXY=file://"+c.proxy()+","+usual[0],
+		"GONOPROXY=none",
 		"GONOSUMDB="+strings.Trim(c.path+","+usual[1], ","),
 		"GOMODCACHE="+filepath.Join(c.dir, "modules"),
 		"GOBIN="+filepath.Join(c.dir, "bin"),

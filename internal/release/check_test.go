@@ -45,8 +45,11 @@ replace example.org/keys => ..
 		"```go\nkeys.Answer // a part of a program is none\n```\n" +
 		"```go\n" + program("example.org/keys") + "```\nIt prints\n\n```text\nyes true\n```\n" +
 		"`go run example.org/keys/cmd/keys@latest list` lists.\n",
-	"docs/http.md":  "```sh\ngo get example.org/keys/keyhttp\n```\n```go\n" + program("example.org/keys/keyhttp") + "```\n```text\nyes true\n```\n",
-	"docs/other.md": "Nothing to get.\n\n```go\npackage other\n```\n",
+	"docs/http.md":      "```sh\ngo get example.org/keys/keyhttp\n```\n```go\n" + program("example.org/keys/keyhttp") + "```\n```text\nyes true\n```\n",
+	"keygrpc/go.mod":    "module example.org/keys/keygrpc\n\ngo 1.26.0\n",
+	"keygrpc/grpc.go":   "package keygrpc\n\nconst Answer = \"grpc\"\n",
+	"keygrpc/README.md": "```sh\ngo get example.org/keys/keygrpc\n```\n```go\n" + program("example.org/keys/keygrpc") + "```\n```text\ngrpc true\n```\n",
+	"docs/other.md":     "Nothing to get.\n\n```go\npackage other\n```\n",
 }
 
 // program prints the answer of a package, and whether it has a database.
@@ -109,6 +112,7 @@ func TestWhatUsersWouldMeetIsFound(t *testing.T) {
 		{"a program that vet refuses", "README.md", replace("func main() { ", "func main() { os.Args = os.Args; "), "go vet"},
 		{"another output", "docs/http.md", replace("text\nyes", "text\nno"), "the page says\nno true"},
 		{"a page without a program", "docs/http.md", replace("package main", "// package main"), "no program"},
+		{"a module's own page with another output", "keygrpc/README.md", replace("text\ngrpc", "text\nno"), "keygrpc/README.md: the program prints"},
 		{"a module without a page", "docs/http.md", func(string) string { return "" }, "go get example.org/keys/keyhttp"},
 		{"a command without a version", "cmd/keys/main.go", replace("info.Main.Version", "info.Main.Path"), "-version prints"},
 		{"a package that only the replace has", "keyhttp/keyhttp.go", replace("example.org/keys\"\n", "example.org/keys/keyhttp/routertest\"\n\nvar keys = struct{ Answer string }{}\n"), "routertest"},

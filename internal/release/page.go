@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,7 +9,8 @@ import (
 	"strings"
 )
 
-// A page is what README.md or one of docs tells its reader to do with Go.
+// A page is what the README of a public module, or one of docs, tells its reader to
+// do with Go.
 type page struct {
 	name    string
 	gets    []string // the go get commands that fetch something of this repository
@@ -23,8 +25,14 @@ func (r *repository) readPages() (pages []page, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range append([]string{filepath.Join(r.root, "README.md")}, names...) {
+	for _, m := range r.public() {
+		names = append(names, filepath.Join(r.root, m.dir, "README.md"))
+	}
+	for _, name := range names {
 		text, err := os.ReadFile(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // not every module has a README
+		}
 		if err != nil {
 			return nil, err
 		}
