@@ -54,11 +54,11 @@ var FS embed.FS
 // statement.
 //
 // An error names the migration that failed and what to do, or the privilege that
-// the role lacks, and wraps the server's [pgconn.PgError]. A cancelled call ends at once and returns an error
-// that wraps ctx.Err(). Neither that nor a crash needs repair: call Up again. A
-// table idempotency_keys made by somebody else is an error and stays untouched,
-// and a version newer than this package knows is none, so that an old release
-// can start beside a new one.
+// the role lacks, and wraps the server's [pgconn.PgError]. A cancelled call ends
+// at once and returns an error that wraps ctx.Err(). Neither that nor a crash
+// needs repair: call Up again. A table idempotency_keys made by somebody else is
+// an error and stays untouched, and a version newer than this package knows is
+// none, so that an old release can start beside a new one.
 //
 // [pgconn.PgError]: https://pkg.go.dev/github.com/jackc/pgx/v5/pgconn#PgError
 func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
