@@ -81,7 +81,6 @@ func (r *repository) parsePage(name, text string) page {
 // addCommands adds those among lines that need what is released.
 func (p *page) addCommands(modulePath string, lines []string) {
 	for _, line := range lines {
-		line, _, _ = strings.Cut(line, " #")
 		words := strings.Fields(line)
 		switch {
 		case len(words) < 3 || words[0] != "go" || !strings.Contains(line, modulePath):
