@@ -18,7 +18,7 @@ MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sor
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint deps ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,12 @@ help: ## show this list (default)
 demo: ## run the example: two processes of a payments API behind a bad network
 	$(TESTDB) -C examples/payments -- go run .
 
+# Not with "go run": interrupted, it fails even where its program ends well. The
+# shell has to outlive the Ctrl-C too, and PostgreSQL's user to read the programs.
 serve: ## run the payments API of the example, to try it with curl
-	$(TESTDB) -C examples/payments -- go run . serve -examples
+	@set -e; bin=$$(mktemp -d); trap : INT; trap 'rm -rf "$$bin"' EXIT; chmod 755 "$$bin"; \
+	go -C internal/testdb build -o "$$bin/testdb" .; go -C examples/payments build -o "$$bin/payments" .; \
+	cd internal/testdb; "$$bin/testdb" -C examples/payments -- "$$bin/payments" serve -examples
 
 test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)
@@ -46,7 +50,8 @@ test-modes: ## test the root package in each query exec mode of pgx
 	set -e; for m in $(MODES); do $(TESTDB) -mode $$m -- go test -count=1 .; done
 
 # Left out is what runs migrations on DATABASE_URL: they need a direct connection.
-test-pgbouncer: ## test the root package through PgBouncer in transaction mode
+test-pgbouncer: ## test the root package and the doctor through PgBouncer (which must be installed)
+	$(TESTDB) -pgbouncer -- go test -count=1 -run TestPoolerThatBreaksPreparedStatementsIsFound ./doctor
 	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
 		go test -count=1 -skip '^Example|^TestProgramOfTheReadme' .; done
 
@@ -60,9 +65,9 @@ test-long: ## the tests under faults and storms, at full length (ten minutes)
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) ./...; done
 
-test-docker: ## test internal/testdb's Docker source, and the root package on it
+test-docker: ## test internal/testdb's Docker source, and the root module on it
 	go -C internal/testdb test -count=1 -run TestDocker . -docker
-	$(TESTDB) -source docker -- go test -count=1 .
+	$(TESTDB) -source docker -- $(GOTEST) -count=1 ./...
 
 bench-once: ## run each benchmark for one iteration, so that none rots
 	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
@@ -90,10 +95,17 @@ lint: ## check the format, go vet and staticcheck, in all modules
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (make fmt):"; gofmt -l .; exit 1; }
 	set -e; for m in . $(MODULES); do (cd $$m && go vet ./... && $(STATICCHECK) ./...); done
 
+release-check: ## install what is in the checkout, as its users do after a release
+	$(TESTDB) -C internal/release -- go run . check
+
+release: ## commit and tag a version, and push nothing: make release VERSION=v0.2.0
+	go -C internal/release run . $(VERSION)
+
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-# The oldest and the newest; and the one mode that no other target has.
-ci: VERSIONS = 14 18
+# The oldest version, since .ci/fresh has the newest; and the one mode that no other
+# target has.
+ci: VERSIONS = 14
 ci: MODES = describe_exec
-ci: lint deps demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it
+ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it

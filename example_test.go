@@ -29,7 +29,11 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	key := idempotency.Key{Scope: "customer-7", ID: "order-1", Fingerprint: idempotency.FingerprintOf([]byte("10 EUR"))}
+	key := idempotency.Key{
+		Scope:       "customer-7",                                // who asks
+		ID:          "charge/order-1",                            // the operation, and the ID that the client sent
+		Fingerprint: idempotency.FingerprintOf([]byte("10 EUR")), // what was asked for
+	}
 	for range 3 { // the client, and its retries
 		receipt, replayed, err := idempotency.Do(ctx, store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
 			var receipt string

@@ -1,5 +1,6 @@
 module github.com/pgidem/idempotency
 
+// The oldest Go that is supported: errors.AsType came with 1.26.
 go 1.26.0
 
 require (

@@ -6,14 +6,18 @@
 // For most uses, [New] and [Do] are all you need:
 //
 //	store := idempotency.New(pool)
-//	key := idempotency.Key{Scope: customerID, ID: r.Header.Get("Idempotency-Key")}
+//	key := idempotency.Key{Scope: customerID, ID: "charge/" + requestID}
 //	charge, replayed, err := idempotency.Do(ctx, store, key,
 //		func(ctx context.Context, tx pgx.Tx) (Charge, error) {
 //			return createCharge(ctx, tx, request)
 //		})
 //
-// The client makes the key, a new one for each operation, and sends the same
-// one with every retry. Calling again is always safe, whatever happened before.
+// The client makes the requestID, a new one for each operation, and sends the
+// same one with every retry. The key names the operation too: if a "place" and a
+// "cancel" shared a key, the cancel would be answered with the result of the
+// place, and would not happen. A requestID from the Idempotency-Key header field
+// is used without its quotes, as package idemhttp reads it: "abc" and abc would
+// be two keys. Calling again is always safe, whatever happened before.
 //
 // A nil error is recorded; an error is not, and leaves nothing behind. So a
 // final refusal, such as a declined card, is a value returned with a nil error;
@@ -21,7 +25,8 @@
 // its transaction) and then returns the refusal.
 //
 // The table is made by the package
-// [github.com/pgidem/idempotency/migrations].
+// [github.com/pgidem/idempotency/migrations], before the first call: by the
+// program when it starts, or by whoever deploys it.
 package idempotency
 
 import (

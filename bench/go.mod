@@ -8,7 +8,7 @@ require (
 	github.com/gofiber/storage/postgres/v3 v3.0.0
 	github.com/google/uuid v1.6.0
 	github.com/jackc/pgx/v5 v5.12.0
-	github.com/pgidem/idempotency v0.0.0
+	github.com/pgidem/idempotency v0.1.0
 	github.com/rbaliyan/event/v3 v3.15.5
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/riverqueue/river v0.51.2

@@ -53,8 +53,26 @@ var severities = []Severity{Error, Warning, Note}
 // and a pooler are properties of its connections. It takes one connection of the
 // pool at a time. Behind a pooler it opens two of its own, and closes them.
 func Check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]Finding, error) {
-	return check(ctx, pool, cfg, time.Now)
+	return check(ctx, pool, cfg, program, time.Now)
 }
+
+// CheckReader is Check for a role that looks and makes no calls, as the commands
+// get, list and stats do: it needs to select, and what matters to calls alone, such
+// as the timeouts of its connections, is no finding.
+func CheckReader(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]Finding, error) {
+	return check(ctx, pool, cfg, reader, time.Now)
+}
+
+// A purpose is what the connection's role is for.
+type purpose struct {
+	privileges []string // that it needs on the table
+	calls      bool     // it runs Do and DoTx
+}
+
+var (
+	program = purpose{[]string{"select", "insert", "update", "delete"}, true}
+	reader  = purpose{[]string{"select"}, false}
+)
 
 // checks are in the order in which one rests on another.
 var checks = []func(context.Context, *patient) error{
@@ -74,12 +92,12 @@ var checks = []func(context.Context, *patient) error{
 	checkClock,
 }
 
-func check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config, now func() time.Time) ([]Finding, error) {
+func check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config, role purpose, now func() time.Time) ([]Finding, error) {
 	store, err := idempotency.NewWithConfig(pool, cfg) // for the defaults, and their validation
 	if err != nil {
 		return nil, err
 	}
-	p := &patient{pool: pool, cfg: store.Config(), now: now}
+	p := &patient{pool: pool, cfg: store.Config(), role: role, now: now}
 	for _, look := range checks {
 		if err = look(ctx, p); err != nil {
 			err = fmt.Errorf("idempotency/doctor: %w", err)
@@ -96,6 +114,7 @@ func check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config, now 
 type patient struct {
 	pool     *pgxpool.Pool
 	cfg      idempotency.Config
+	role     purpose
 	now      func() time.Time
 	table    *table // nil if there is none that can be used
 	findings []Finding

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -169,6 +168,35 @@ func TestMissingPrivilegesAreNamed(t *testing.T) {
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "privileges", "pg_logical_emit_message")
 }
 
+// What a program's role would be told is no matter to a reader: its privileges, and
+// the settings of its connections.
+func TestReaderIsExaminedAsAReader(t *testing.T) {
+	t.Parallel()
+	check := func(d *database, pool *pgxpool.Pool) []doctor.Finding {
+		t.Helper()
+		findings, err := doctor.CheckReader(t.Context(), pool, idempotency.Config{})
+		if err != nil {
+			t.Error(err)
+		}
+		return findings
+	}
+	d := setup(t)
+	d.exec("revoke insert, update, delete on idempotency_keys from " + d.role)
+	careless := d.pool("default_transaction_read_only", "on", "idle_in_transaction_session_timeout", "0",
+		"tcp_keepalives_idle", "7200", "default_transaction_isolation", "serializable")
+	healthy(t, check(d, careless))
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "privileges", "lacks insert, update, delete", "doctor -reader")
+
+	d.exec("revoke select on idempotency_keys from " + d.role)
+	wants(t, check(d, d.pool()), doctor.Error, "privileges", "lacks select", "grant select on")
+
+	d = setup(t)
+	d.exec("drop index idempotency_keys_purge_after")
+	wants(t, check(d, d.pool()), doctor.Warning, "purge index")
+	d.exec("drop table idempotency_keys")
+	wants(t, check(d, d.pool()), doctor.Error, "table")
+}
+
 func TestSuperuserIsNoted(t *testing.T) {
 	t.Parallel()
 	d := setup(t)
@@ -318,83 +346,11 @@ func TestCheckLeavesNoTraceAndNoConnection(t *testing.T) {
 	}
 }
 
-// ownEnv is set in a run of this test binary on a server of its own.
-const ownEnv = "DOCTOR_TEST_OWN_SERVER"
-
-// onOwnServer runs the test again, on a server that is nobody else's, of the same
-// version. It reports whether this is that run.
-func onOwnServer(t *testing.T, flags ...string) bool {
-	t.Helper()
-	if os.Getenv(ownEnv) != "" {
-		return true
-	}
-	var version string
-	if err := pgtest.Empty(t).QueryRow(t.Context(), "select current_setting('server_version_num')::int / 10000").Scan(&version); err != nil {
-		t.Fatal(err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := append([]string{"-C", "../internal/testdb", "run", ".", "-version", version}, flags...)
-	cmd := exec.CommandContext(t.Context(), "go", append(args, "--", self, "-test.run=^"+t.Name()+"$", "-test.v")...)
-	cmd.Env = append(os.Environ(), "DATABASE_URL=", "DATABASE_URL_DIRECT=", ownEnv+"=1")
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return false
-}
-
-func TestSettingsThatRiskCommittedKeysAreFound(t *testing.T) {
-	t.Parallel()
-	if !onOwnServer(t) {
-		return
-	}
-	d := setup(t)
-	for _, row := range []struct {
-		setting  string
-		severity doctor.Severity
-		check    string
-	}{
-		{"fsync", doctor.Error, "fsync"},
-		{"full_page_writes", doctor.Warning, "full_page_writes"},
-		{"autovacuum", doctor.Warning, "autovacuum"},
-		{"track_counts", doctor.Warning, "autovacuum"},
-	} {
-		d.set("alter system set "+row.setting+" = off", row.setting, "off")
-		wants(t, d.check(d.pool(), idempotency.Config{}), row.severity, row.check, row.setting, "= on")
-		d.set("alter system reset "+row.setting, row.setting, "on")
-	}
-	healthy(t, d.check(d.pool(), idempotency.Config{}))
-}
-
-// set returns when new sessions have the setting.
-func (d *database) set(sql, setting, value string) {
-	d.Helper()
-	d.exec(sql)
-	d.exec("select pg_reload_conf()")
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		var now string
-		conn, err := pgx.ConnectConfig(d.Context(), d.admin.Config().ConnConfig)
-		if err == nil {
-			err = conn.QueryRow(d.Context(), "select current_setting($1)", setting).Scan(&now)
-			conn.Close(d.Context())
-		}
-		if err == nil && now == value {
-			return
-		}
-		if time.Since(start) > 30*time.Second {
-			d.Fatalf("%s is %q, %v", setting, now, err)
-		}
-	}
-}
-
 func TestPoolerThatBreaksPreparedStatementsIsFound(t *testing.T) {
-	t.Parallel()
-	if !onOwnServer(t, "-pgbouncer") {
-		return
+	if os.Getenv("DATABASE_URL_DIRECT") == "" {
+		t.Skip("needs a PgBouncer in front of the server: make test-pgbouncer")
 	}
+	t.Parallel()
 	pool := pgtest.New(t)
 	for mode, want := range map[pgx.QueryExecMode]doctor.Severity{
 		pgx.QueryExecModeCacheStatement: doctor.Error,

@@ -23,10 +23,13 @@ func ExampleCheck() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	fit := true
 	for _, f := range findings {
 		log.Println(f)
-		if f.Severity == doctor.Error {
-			defer os.Exit(1)
-		}
+		fit = fit && f.Severity != doctor.Error
 	}
+	if !fit {
+		log.Fatal("the database is not fit: not serving")
+	}
+	// ... serve
 }

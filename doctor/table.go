@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -131,7 +132,7 @@ select current_user::text,
 	(select rolsuper from pg_roles where rolname = current_user),
 	has_schema_privilege(n.oid, 'usage'::text),
 	array(
-		select privilege from pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) with ordinality p (privilege, place)
+		select privilege from pg_catalog.unnest($2::text[]) with ordinality p (privilege, place)
 		where not has_table_privilege(c.oid, privilege)
 		order by place),
 	(select bool_or(has_function_privilege(f.oid, 'execute'::text)) from pg_proc f
@@ -147,7 +148,7 @@ func checkPrivileges(ctx context.Context, p *patient) error {
 	var role string
 	var super, usage, emits bool
 	var lacks []string
-	err := p.query(ctx, "looking at the role's privileges", privilegesSQL, []any{t.schema}, &role, &super, &usage, &lacks, &emits)
+	err := p.query(ctx, "looking at the role's privileges", privilegesSQL, []any{t.schema, p.role.privileges}, &role, &super, &usage, &lacks, &emits)
 	if err != nil {
 		return err
 	}
@@ -156,17 +157,21 @@ func checkPrivileges(ctx context.Context, p *patient) error {
 		p.find(Error, "privileges", fmt.Sprintf("role %s may not use schema %s", name, t.schema),
 			fmt.Sprintf("grant usage on schema %s to %s", pgx.Identifier{t.schema}.Sanitize(), name))
 	}
+	needs := strings.Join(p.role.privileges, ", ")
 	if len(lacks) > 0 {
-		p.find(Error, "privileges", fmt.Sprintf("role %s lacks %s on %s", name, strings.Join(lacks, ", "), t.name),
-			fmt.Sprintf("grant select, insert, update, delete on %s to %s", t.name, name))
+		remedy := fmt.Sprintf("grant %s on %s to %s", needs, t.name, name)
+		if p.role.calls && !slices.Contains(lacks, "select") {
+			remedy += "; of a role that only looks ask doctor.CheckReader, or idempotency doctor -reader"
+		}
+		p.find(Error, "privileges", fmt.Sprintf("role %s lacks %s on %s", name, strings.Join(lacks, ", "), t.name), remedy)
 	}
-	if !emits {
+	if p.role.calls && !emits {
 		p.find(Warning, "privileges", fmt.Sprintf("role %s may not call pg_logical_emit_message, by which a call whose COMMIT was in doubt makes sure of it", name),
 			"grant execute on function pg_logical_emit_message to "+name)
 	}
 	if super {
-		p.find(Note, "privileges", fmt.Sprintf("role %s is a superuser, and calls need far less", name),
-			fmt.Sprintf("use a role with usage of schema %s and select, insert, update, delete on %s", t.schema, t.name))
+		p.find(Note, "privileges", fmt.Sprintf("role %s is a superuser, and needs far less", name),
+			fmt.Sprintf("use a role with usage of schema %s and %s on %s", t.schema, needs, t.name))
 	}
 	return nil
 }

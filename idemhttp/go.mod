@@ -6,7 +6,7 @@ require (
 	github.com/cenkalti/backoff/v5 v5.0.3
 	github.com/dunglas/httpsfv v1.1.2
 	github.com/jackc/pgx/v5 v5.12.0
-	github.com/pgidem/idempotency v0.0.0
+	github.com/pgidem/idempotency v0.1.0
 )
 
 require (

@@ -40,7 +40,7 @@ func ExampleInstrument() {
 		log.Fatal(err)
 	}
 	for range 2 {
-		_, _, err := idempotency.Do(ctx, store, idempotency.Key{Scope: "customer-7", ID: "order-1"},
+		_, _, err := idempotency.Do(ctx, store, idempotency.Key{Scope: "customer-7", ID: "charge/order-1"},
 			func(context.Context, pgx.Tx) (string, error) { return "charged", nil })
 		if err != nil {
 			log.Fatal(err)

@@ -91,7 +91,7 @@ func ExampleStorm_report() {
 func newMux(store *idempotency.Store) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /charges", func(w http.ResponseWriter, r *http.Request) {
-		receipt, _, err := chargeOnce(r.Context(), store, r.Header.Get("Idempotency-Key"), 1000)
+		receipt, _, err := chargeOnce(r.Context(), store, strings.Trim(r.Header.Get("Idempotency-Key"), `"`), 1000)
 		if err != nil {
 			http.Error(w, "try again", http.StatusServiceUnavailable)
 			return

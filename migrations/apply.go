@@ -48,15 +48,15 @@ func (s *session) apply(ctx context.Context) error {
 		}
 	}
 	if err := s.createSchema(ctx); err != nil {
-		return err
+		return s.byOwner(err)
 	}
 	drv, err := s.driver(ctx)
 	if err != nil {
-		return fmt.Errorf("%w; remove the cause and run Up again", err)
+		return s.byOwner(fmt.Errorf("%w; remove the cause and run Up again", err))
 	}
 	for _, f := range at.pending() {
 		if err := s.run(ctx, drv, f); err != nil {
-			return err
+			return s.byOwner(err)
 		}
 	}
 	return nil
@@ -75,15 +75,15 @@ func (s *session) down(ctx context.Context) error {
 	}
 	drv, err := s.driver(ctx)
 	if err != nil {
-		return err
+		return s.byOwner(err)
 	}
 	for _, f := range at.undoable() {
 		if err := s.run(ctx, drv, f); err != nil {
-			return err
+			return s.byOwner(err)
 		}
 	}
 	if _, err := s.pgx().Exec(ctx, `drop table if exists `+s.table(versionTable)); err != nil {
-		return fmt.Errorf("dropping table %s: %w; run Down again", s.table(versionTable), err)
+		return s.byOwner(fmt.Errorf("dropping table %s: %w; run Down again", s.table(versionTable), err))
 	}
 	return nil
 }

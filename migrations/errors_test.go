@@ -70,9 +70,50 @@ func TestFailedDownIsReportedAndNeedsNoRepair(t *testing.T) {
 func TestMissingRightsAreReported(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	err := migrations.Up(t.Context(), pgtest.Pool(t, pool, param("role", role(t, pool))), "")
+	name := role(t, pool)
+	limited := pgtest.Pool(t, pool, param("role", name))
+	do(t, pool, `revoke create on schema public from public`) // as since PostgreSQL 15
+	owner := []string{`role "` + name + `" may not`, "let the owner of the tables do it", `create on schema "public"`}
+	err := migrations.Up(t.Context(), limited, "")
 	wantCode(t, err, "42501")
-	wantError(t, err, "permission denied for schema public", "run Up again")
+	wantError(t, err, append(owner, "permission denied for schema public", "run Up again")...)
+
+	up(t, pool, "")
+	do(t, pool, `grant select on idempotency_migrations to public`)
+	err = migrations.Down(t.Context(), limited, "")
+	wantCode(t, err, "42501")
+	wantError(t, err, owner...)
+	do(t, pool, `drop index idempotency_keys_purge_after; update idempotency_migrations set version = 1`)
+	err = migrations.Up(t.Context(), limited, "")
+	wantCode(t, err, "42501")
+	wantError(t, err, owner...)
+}
+
+func TestMissingRightsToReadTheVersionAreNamedAsGrantsThatHelp(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	const schema = `My "S`
+	up(t, pool, schema)
+	name := role(t, pool)
+	limited := pgtest.Pool(t, pool, param("role", name))
+	for _, ask := range []func() error{
+		func() error { return migrations.Up(t.Context(), limited, schema) },
+		func() error { _, err := migrations.Version(t.Context(), limited, schema); return err },
+	} {
+		err := ask()
+		wantCode(t, err, "42501")
+		_, remedy, _ := strings.Cut(err.Error(), "to let the role read it: ")
+		if !strings.Contains(remedy, `on schema "My ""S" to`) || !strings.Contains(remedy, `on "My ""S"."idempotency_migrations" to`) {
+			t.Fatal("what to grant is not named: ", err)
+		}
+		do(t, pool, remedy)
+		if err := ask(); err != nil {
+			t.Error(err)
+		}
+		do(t, pool, strings.NewReplacer("grant", "revoke", " to ", " from ").Replace(remedy))
+	}
+	own := pgtest.Pool(t, pool, param("role", name), param("search_path", `"My ""S"`))
+	wantError(t, migrations.Up(t.Context(), own, ""), "no existing schema that role", "grant usage")
 }
 
 func TestReadOnlyServerIsReported(t *testing.T) {

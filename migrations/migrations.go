@@ -1,9 +1,12 @@
 // Package migrations creates, upgrades and removes the table of package
 // idempotency, in any schema of a PostgreSQL database.
 //
-// For most uses, call [Up] when the program starts: it may be called any number
-// of times, by any number of processes at once, and after a crash it goes on
-// where the last run stopped. To run the same SQL with another tool, use [FS].
+// Run [Up] before the first call, and before each new release of the package: in
+// the program when it starts, whose role then owns the table, or in a deployment
+// before the program starts, whose role then needs far fewer privileges
+// (docs/operations.md lists them). Up may be called any number of times, by any
+// number of processes at once, and after a crash it goes on where the last run
+// stopped. To run the same SQL with another tool, use [FS].
 //
 // Up and Down lock with a session-level advisory lock, so connect them to
 // PostgreSQL itself and not to PgBouncer in transaction mode, which would lend
@@ -35,8 +38,10 @@ var FS embed.FS
 
 // Up brings the table to the newest version this package knows. When it returns
 // nil, the table is there and has the columns and the unique index that package
-// idempotency needs. A database that is up to date is only read, so a role
-// without the right to create anything can call Up too.
+// idempotency needs. A database that is up to date is only read, so a role that
+// may create nothing can call Up too. It needs usage of the schema, and select on
+// idempotency_migrations. To change anything, Up needs the owner of the tables,
+// who may create in the schema.
 //
 // The table and a record of the version, idempotency_migrations, are made in
 // schema, which may have any name and is created when it is missing. The empty
@@ -48,15 +53,15 @@ var FS embed.FS
 // but ctx. The connection's statement_timeout and lock_timeout apply to each
 // statement.
 //
-// An error names the migration that failed and what to do, and wraps the
-// server's [pgconn.PgError]. A cancelled call ends at once and returns an error
-// that wraps ctx.Err(). Neither that nor a crash needs repair: call Up again. A
-// table idempotency_keys made by another program is an error and stays untouched,
-// and so is one of a stranger: of a role that the current one is no member of, and
-// that is no superuser and owns neither the schema nor the database. A superuser is
-// taken for a member of no other role. A version newer than this package knows is no
-// error, so that an old release can start beside a new one. Whatever the connection's
-// search_path is, nothing in it can get this role's rights.
+// An error names the migration that failed and what to do, or the privilege that
+// the role lacks, and wraps the server's [pgconn.PgError]. A cancelled call ends at
+// once and returns an error that wraps ctx.Err(). Neither that nor a crash needs
+// repair: call Up again. A table idempotency_keys made by another program is an error
+// and stays untouched, and so is one of a stranger: of a role that the current one is
+// no member of, and that is no superuser and owns neither the schema nor the database.
+// A superuser is taken for a member of no other role. A version newer than this
+// package knows is no error, so that an old release can start beside a new one.
+// Whatever the connection's search_path is, nothing in it can get this role's rights.
 //
 // [pgconn.PgError]: https://pkg.go.dev/github.com/jackc/pgx/v5/pgconn#PgError
 func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {

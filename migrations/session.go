@@ -28,6 +28,7 @@ type session struct {
 	db       *sql.DB // golang-migrate's view of conn, once driver has made it
 	database string
 	schema   string
+	role     string // as whom it acts
 }
 
 func within(ctx context.Context, pool *pgxpool.Pool, schema string, do func(*session, context.Context) error) error {
@@ -91,12 +92,12 @@ func (s *session) pgx() *pgx.Conn { return s.conn.Conn() }
 // enter finds the schema, and then takes every schema out of the search_path.
 func (s *session) enter(ctx context.Context, schema string) error {
 	// The cast shortens a long name as the server does for an identifier.
-	const resolve = `select current_database(), coalesce(nullif($1::text, ''), current_schema()::text, '')::name::text`
-	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &s.schema); err != nil {
+	const resolve = `select current_database(), coalesce(nullif($1::text, ''), current_schema()::text, '')::name::text, current_user::text`
+	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &s.schema, &s.role); err != nil {
 		return fmt.Errorf("looking up schema %q: %w", schema, err)
 	}
 	if s.schema == "" {
-		return errors.New("the connection's search_path contains no existing schema: name one")
+		return fmt.Errorf("the connection's search_path contains no existing schema that role %q may use: name one, or grant usage on one", s.role)
 	}
 	if s.schema == "$user" { // means another one in a search_path, however quoted
 		return errors.New(`schema "$user" cannot be in a search_path: name another`)
@@ -159,7 +160,7 @@ func (s *session) createSchema(ctx context.Context) error {
 	if exists {
 		return nil
 	}
-	_, err = s.pgx().Exec(ctx, `create schema if not exists `+pgx.Identifier{s.schema}.Sanitize())
+	_, err = s.pgx().Exec(ctx, `create schema if not exists `+quoted(s.schema))
 	if err != nil && !createdMeanwhile(err) {
 		return fmt.Errorf("schema %q does not exist, and creating it failed: %w", s.schema, err)
 	}
@@ -169,8 +170,7 @@ func (s *session) createSchema(ctx context.Context) error {
 // createdMeanwhile reports whether somebody who does not take our lock has made
 // the same schema at this moment: "if not exists" does not see that.
 func createdMeanwhile(err error) bool {
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (e.Code == "23505" || e.Code == "42P06")
+	return sqlState(err) == "23505" || sqlState(err) == "42P06"
 }
 
 // table returns the qualified, quoted name of a table in the session's schema.
@@ -198,6 +198,10 @@ func (at state) applied() uint {
 // would lock, and create the table.
 func (s *session) state(ctx context.Context) (at state, err error) {
 	defer func() {
+		if denied(err) {
+			err = fmt.Errorf("%w; to let the role read it: grant usage on schema %s to %s; grant select on %s to %[3]s",
+				err, quoted(s.schema), quoted(s.role), s.table(versionTable))
+		}
 		if err != nil {
 			err = fmt.Errorf("reading the version of schema %q: %w", s.schema, err)
 		}
@@ -222,7 +226,24 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 	return at, err
 }
 
-func undefinedTable(err error) bool {
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && e.Code == "42P01"
+func undefinedTable(err error) bool { return sqlState(err) == "42P01" }
+
+func denied(err error) bool { return sqlState(err) == "42501" }
+
+func sqlState(err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code
+	}
+	return ""
 }
+
+// byOwner says who can do it, where the role may not change what is there.
+func (s *session) byOwner(err error) error {
+	if !denied(err) {
+		return err
+	}
+	return fmt.Errorf("%w; role %s may not: let the owner of the tables do it, who needs usage and create on schema %s",
+		err, quoted(s.role), quoted(s.schema))
+}
+
+func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }

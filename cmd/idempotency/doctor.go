@@ -18,7 +18,8 @@ var examine = &command{
 	name:    "doctor",
 	summary: "look for what endangers the promise, or will hurt",
 	text: `It only reads. Run it with the URL that your program has, pooler and role included:
-privileges, isolation and timeouts are properties of a connection.
+privileges, isolation and timeouts are properties of a connection. With -reader it
+examines the role of somebody who looks (get, list, stats) and makes no calls.
 
 An error means that calls fail or can take effect twice, a warning that the promise is
 weakened or the table grows, a note is good to know. It exits with 1 if there is an
@@ -26,11 +27,16 @@ error, or with -strict a warning.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		db.asIs = true
+		reader := fs.Bool("reader", false, "the role only looks, and makes no calls")
 		strict := fs.Bool("strict", false, "exit with 1 for warnings, too")
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				findings, err := doctor.Check(ctx, pool, idempotency.Config{Schema: db.schema})
+				check := doctor.Check
+				if *reader {
+					check = doctor.CheckReader
+				}
+				findings, err := check(ctx, pool, idempotency.Config{Schema: db.schema})
 				if err := printFindings(std.out, findings, *asJSON); err != nil {
 					return err
 				}

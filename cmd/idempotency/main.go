@@ -28,7 +28,9 @@ func main() {
 var root = &command{
 	name:    "idempotency",
 	summary: "look after the table of package idempotency in PostgreSQL",
-	text: `Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no record of the key, 4 a call
+	text: `'idempotency -version' prints its version.
+
+Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no record of the key, 4 a call
 with the key is in progress.`,
 	subs: []*command{get, list, deleteKey, stats, purge, examine, migrate},
 }
@@ -59,8 +61,15 @@ var passwords = regexp.MustCompile(`(://[^\s:@/]*:)\S*(@)|((?i:password)=)('[^']
 
 func withoutPassword(text string) string { return passwords.ReplaceAllString(text, "$1$3***$2") }
 
+func execute(ctx context.Context, std stdio, args []string) error {
+	if len(args) == 1 && (args[0] == "-version" || args[0] == "--version") {
+		return printVersion(std.out)
+	}
+	return root.execute(ctx, std, root.name, args)
+}
+
 func run(ctx context.Context, std stdio, args []string) (exit int) {
-	err := root.execute(ctx, std, root.name, args)
+	err := execute(ctx, std, args)
 	switch {
 	case err == nil:
 		return 0

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -167,6 +168,18 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 	} {
 		run(t, nil, strings.Fields(row.args)...).wantLine(t, 2, row.says)
 	}
+}
+
+func TestVersionIsOneLineWithTheModulesVersionAndGos(t *testing.T) {
+	t.Parallel()
+	for _, flag := range []string{"-version", "--version"} {
+		r := run(t, nil, flag)
+		if r.exit != 0 || r.stderr != "" || !regexp.MustCompile(`^idempotency (v\d\S*|\(devel\)) \(go\d.*\)\n$`).MatchString(r.stdout) {
+			t.Errorf("%s: %+v", flag, r)
+		}
+	}
+	run(t, nil, "-version", "extra").wantLine(t, 2, "see 'idempotency -h'")
+	run(t, nil, "-h").wantAll(t, 0, "idempotency -version")
 }
 
 // latest is what "migrate version" prints after "migrate up".

@@ -23,6 +23,7 @@ import (
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/doctor"
 	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/migrations"
 )
 
 func operatorsPage(t *testing.T) string {
@@ -84,7 +85,7 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 			t.Errorf("%q is no command that this test can run", text)
 			continue
 		}
-		execute(t, pool, "customer-7", "order-1", "receipt")
+		execute(t, pool, "customer-7", "charge/order-1", "receipt")
 		seen[strings.Fields(text)[1]] = true
 		cmd := exec.CommandContext(t.Context(), "sh", "-euc", variables+"exec "+text)
 		cmd.Env = env
@@ -120,6 +121,7 @@ func TestEveryStatementOfTheOperatorsPageIsRunByATest(t *testing.T) {
 		"shop_app":                   TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore,
 		"shop_reader":                TestReaderOfTheOperatorsPageCanLookAndNotTouch,
 		"shop_purger":                TestPurgerOfTheOperatorsPageCanPurge,
+		"shop_owner":                 TestOwnerOfTheOperatorsPageCanMigrate,
 		"update idempotency_keys\n":  TestRetentionLostInARestoreIsGivenBack,
 	}
 	for _, block := range blocks(operatorsPage(t), "sql") {
@@ -219,12 +221,43 @@ func TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore(t *testing.T) {
 			t.Errorf("without %q: %v, %v", without, findings, err)
 		}
 	}
+	app := withRole(t, pgtest.New(t), "shop_app", "select on idempotency_migrations")
+	if err := everything(t.Context(), app); err != nil {
+		t.Error("calls need the grant that is for migrations.Up: ", err)
+	}
+	err := migrations.Up(t.Context(), app, "")
+	if err == nil || !strings.Contains(err.Error(), `grant select on "public"."idempotency_migrations" to `) {
+		t.Errorf("Up does not name the grant that it needs: %v", err)
+	}
 	// In a schema that is not everybody's.
 	pool := pgtest.New(t)
-	app := withRole(t, pool, "shop_app", "")
+	app = withRole(t, pool, "shop_app", "")
 	do(t, pool, "revoke usage on schema public from public")
 	if err := everything(t.Context(), app); err != nil {
 		t.Error(err)
+	}
+	if err := migrations.Up(t.Context(), app, ""); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRoleOfTheOperatorsPageCanStartTheProgramOfTheReadme(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "main.go")
+	if err := os.WriteFile(program, []byte(blocks(string(readme), "go")[0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pool := pgtest.New(t)
+	role := withRole(t, pool, "shop_app", "").Config().ConnConfig.RuntimeParams["role"]
+	cmd := exec.CommandContext(t.Context(), "go", "run", program)
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+with(pool, "role", role))
+	out, err := cmd.CombinedOutput()
+	if want := blocks(string(readme), "text")[0]; err != nil || string(out) != want {
+		t.Errorf("%v\n%s\nwant\n%s", err, out, want)
 	}
 }
 
@@ -241,7 +274,11 @@ func TestReaderOfTheOperatorsPageCanLookAndNotTouch(t *testing.T) {
 	run(t, env, "list").wantAll(t, 0, "done")
 	run(t, env, "stats").wantAll(t, 0, fmt.Sprintf("process %d", pid), " for ", "1 key")
 	run(t, env, "get", "s", "held").wantLine(t, 4, fmt.Sprintf("process %d", pid), " for ")
-	run(t, env, "doctor").wantAll(t, 1, "lacks insert, update, delete")
+	run(t, env, "migrate", "version").want(t, 0, latest()+"\n", "")
+	run(t, env, "doctor", "-reader", "-strict").wantAll(t, 0, "healthy")
+	run(t, env, "doctor").wantAll(t, 1, "lacks insert, update, delete", "doctor -reader")
+	do(t, pool, "revoke select on idempotency_migrations from "+role)
+	run(t, env, "migrate", "version").wantLine(t, 1, `grant select on "public"."idempotency_migrations" to "`+role+`"`)
 	run(t, env, "delete", "s", "i", "-yes").wantLine(t, 1, "SQLSTATE 42501")
 	run(t, env, "purge", "-once").wantLine(t, 1, "SQLSTATE 42501")
 	do(t, pool, "revoke pg_monitor from "+role)
@@ -254,6 +291,23 @@ func TestPurgerOfTheOperatorsPageCanPurge(t *testing.T) {
 	expiredRows(t, pool, 10)
 	role := withRole(t, pool, "shop_purger", "").Config().ConnConfig.RuntimeParams["role"]
 	run(t, []string{"DATABASE_URL=" + with(pool, "role", role)}, "purge", "-once").want(t, 0, "10 expired records deleted\n", "")
+}
+
+func TestOwnerOfTheOperatorsPageCanMigrate(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	role := withRole(t, pool, "shop_owner", "").Config().ConnConfig.RuntimeParams["role"]
+	env := []string{"DATABASE_URL=" + with(pool, "role", role)}
+	run(t, env, "migrate", "up").want(t, 0, "up to date\n", "")
+	run(t, env, "migrate", "version").want(t, 0, latest()+"\n", "")
+	app := withRole(t, pool, "shop_app", "")
+	if err := everything(t.Context(), app); err != nil {
+		t.Error(err)
+	}
+	if err := migrations.Up(t.Context(), app, ""); err != nil {
+		t.Error(err)
+	}
+	run(t, env, "migrate", "down", "-yes").want(t, 0, "removed\n", "")
 }
 
 // The call of which it was taken runs again by itself.

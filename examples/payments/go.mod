@@ -5,8 +5,8 @@ go 1.26.0
 require (
 	github.com/golang-migrate/migrate/v4 v4.20.1
 	github.com/jackc/pgx/v5 v5.12.0
-	github.com/pgidem/idempotency v0.0.0
-	github.com/pgidem/idempotency/idemhttp v0.0.0
+	github.com/pgidem/idempotency v0.1.0
+	github.com/pgidem/idempotency/idemhttp v0.1.0
 )
 
 require (

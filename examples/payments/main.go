@@ -56,20 +56,20 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 	}
 	switch command, args := args[0], args[1:]; command {
 	case "serve":
-		return serveCommand(ctx, args, logs)
+		return serveCommand(ctx, args, out, logs)
 	case "demo":
 		return demo.Command(ctx, args, out, logs)
 	case demo.ServeCommand:
-		return serveCommand(demo.WhileParentLives(ctx), args, logs)
+		return serveCommand(demo.WhileParentLives(ctx), args, io.Discard, logs)
 	default:
 		return fmt.Errorf("no command %q: there are serve and demo", command)
 	}
 }
 
-func serveCommand(ctx context.Context, args []string, logs io.Writer) error {
+func serveCommand(ctx context.Context, args []string, out, logs io.Writer) error {
 	cfg, err := parseConfig(args, os.Getenv, logs)
 	if err != nil {
 		return err
 	}
-	return serve(ctx, cfg, logs)
+	return serve(ctx, cfg, out, logs)
 }

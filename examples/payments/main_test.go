@@ -37,7 +37,8 @@ type bundle struct {
 
 	stop  context.CancelFunc
 	ended chan struct{}
-	err   error // what serve returned; to be read when ended is closed
+	err   error           // what serve returned; to be read when ended is closed
+	out   strings.Builder // what it printed; the same
 }
 
 // setup starts the service in this process, and stops it at the end of the test.
@@ -56,7 +57,7 @@ func setup(t testing.TB, edit ...func(*config)) *bundle {
 	b.stop = stop
 	go func() {
 		defer close(b.ended)
-		b.err = serve(ctx, cfg, w)
+		b.err = serve(ctx, cfg, &b.out, w)
 		w.Close()
 	}()
 	t.Cleanup(func() { // before the database goes

@@ -13,11 +13,12 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/examples/payments/demo"
 )
 
 // serve is the life of the process. It ends after ctx does, when the requests
 // that were being served have got their responses.
-func serve(ctx context.Context, cfg config, logs io.Writer) error {
+func serve(ctx context.Context, cfg config, out, logs io.Writer) error {
 	log := slog.New(slog.NewJSONHandler(logs, nil))
 	pool, err := pgxpool.New(ctx, cfg.Database)
 	if err != nil {
@@ -45,6 +46,10 @@ func serve(ctx context.Context, cfg config, logs io.Writer) error {
 	defer stop()
 	background.Go(func() { purgeUntil(ctx, store, log) })
 	log.Info("listening", "address", listener.Addr().String())
+	if cfg.Examples {
+		fmt.Fprintln(out, "Try it in another terminal; Ctrl-C here ends the service:")
+		demo.PrintExamples(out, listener.Addr().String())
+	}
 	return serveUntil(ctx, newServer(handler, log), listener, cfg.Drain, log)
 }
 

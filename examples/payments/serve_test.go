@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -70,6 +71,61 @@ func TestProcessThatIsAskedToEndFinishesRequestsInFlight(t *testing.T) {
 			b.wantLedger(ledger{Charges: 1, Taken: 25_00, Left: 85_00, Keys: 1})
 		})
 	}
+}
+
+func TestServiceWithExampleAccountsPrintsRequestsToTry(t *testing.T) {
+	t.Parallel()
+	for _, examples := range []bool{true, false} {
+		b := setup(t, func(cfg *config) { cfg.Examples = examples })
+		b.stop()
+		<-b.ended
+		request := "curl -i " + strings.TrimPrefix(b.url, "http://") + "/charges -H 'Authorization: Bearer alice-secret'"
+		if got := strings.Contains(b.out.String(), request); got != examples {
+			t.Errorf("with examples %v it printed %q", examples, b.out.String())
+		}
+	}
+}
+
+// As Ctrl-C does it: all processes of the terminal get the signal.
+func TestInterruptedMakeServeEndsWithoutAnError(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("make", "-C", "../..", "--no-print-directory", "serve")
+	cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "DATABASE_URL="+pgtest.URL(pgtest.Empty(t)))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var out strings.Builder // of both, so that nothing is written at a time
+	started := make(chan struct{})
+	cmd.Stdout = &listener{out: &out, text: "alice's account", heard: started}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); cmd.Wait() }()
+	select {
+	case <-started:
+	case <-ended:
+	}
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+	<-ended
+	if text := out.String(); strings.Contains(text, "rror") || strings.Contains(text, "***") || !strings.Contains(text, `"shut down"`) {
+		t.Errorf("%v:\n%s", cmd.ProcessState, text)
+	}
+}
+
+// A listener closes heard when the text has been written to it.
+type listener struct {
+	out   *strings.Builder
+	text  string
+	heard chan struct{}
+}
+
+func (l *listener) Write(text []byte) (int, error) {
+	before := strings.Contains(l.out.String(), l.text)
+	l.out.Write(text)
+	if !before && strings.Contains(l.out.String(), l.text) {
+		close(l.heard)
+	}
+	return len(text), nil
 }
 
 func TestRequestThatOutlastsTheDrainLeavesNothing(t *testing.T) {

@@ -7,8 +7,8 @@ require (
 	github.com/go-chi/chi/v5 v5.5.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/labstack/echo/v4 v4.16.0
-	github.com/pgidem/idempotency v0.0.0
-	github.com/pgidem/idempotency/idemhttp v0.0.0
+	github.com/pgidem/idempotency v0.1.0
+	github.com/pgidem/idempotency/idemhttp v0.1.0
 )
 
 require (

@@ -5,7 +5,7 @@ go 1.26.0
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/jackc/pgx/v5 v5.12.0
-	github.com/pgidem/idempotency v0.0.0
+	github.com/pgidem/idempotency v0.1.0
 	golang.org/x/sys v0.49.0
 )
 

@@ -73,8 +73,11 @@ func Pool(t testing.TB, pool *pgxpool.Pool, opts ...Option) *pgxpool.Pool {
 // URL returns what DATABASE_URL must be for a child process to use the database
 // of pool.
 func URL(pool *pgxpool.Pool) string {
-	database := pool.Config().ConnConfig.Database
-	dsn := os.Getenv("DATABASE_URL")
+	return OnDatabase(os.Getenv("DATABASE_URL"), pool.Config().ConnConfig.Database)
+}
+
+// OnDatabase returns a connection string, of either form, for another database.
+func OnDatabase(dsn, database string) string {
 	u, err := url.Parse(dsn)
 	if err != nil || u.Scheme == "" { // keywords and values, of which the last wins
 		return dsn + " dbname=" + database

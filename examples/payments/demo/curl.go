@@ -2,6 +2,7 @@ package demo
 
 import (
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -28,10 +29,15 @@ func (e example) command(address string) string {
 	return "curl " + fmt.Sprintf(e.curl, address)
 }
 
-// invite prints the examples.
+// invite says where to go from here.
 func (d *demo) invite() {
 	d.print("\nTry it: make serve, and in another terminal:")
+	PrintExamples(d.out, "localhost:8080")
+}
+
+// PrintExamples prints requests for a service with the example accounts.
+func PrintExamples(out io.Writer, address string) {
 	for _, e := range examples {
-		d.print("\n   # %s\n   %s", e.why, e.command("localhost:8080"))
+		fmt.Fprintf(out, "\n   # %s\n   %s\n", e.why, e.command(address))
 	}
 }

@@ -132,6 +132,7 @@ func TestDemoShowsNoDoubleChargeWithTheMiddlewareAndSomeWithout(t *testing.T) {
 	for _, want := range []string{
 		` 50 requests, 50 of them get the same 201; 1 executed\n`,
 		`kill -9 \d+: it has written a charge and its record, not yet its COMMIT`,
+		`✓ is as expected: one charge for each order with the middleware, double charges without it`,
 		`✓ charges +100 +[12]\d\d\n`,
 		`✓ orders charged exactly once +100 +\d\d\n`,
 		`✓ orders charged twice or more +0 +\d\d\n`,

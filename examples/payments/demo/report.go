@@ -73,6 +73,7 @@ func (d *demo) report(ctx context.Context) error {
 		return err
 	}
 	d.print("\n   %-44s %19s %11s", "what the tables say", "with the middleware", "without it")
+	d.print("   (✓ is as expected: one charge for each order with the middleware, double charges without it)")
 	all := int64(customers)
 	d.row("orders", with.Orders, without.Orders, with.Orders == all && without.Orders == all)
 	d.row("answers lost after the service had executed", with.Lost, without.Lost, with.Lost > 0 && without.Lost > 0)
