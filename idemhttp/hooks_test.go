@@ -219,7 +219,6 @@ func TestHandlerCanSayThatItsResponseIsNotToBeKept(t *testing.T) {
 func TestResponseNotToBeKeptIsOfOneRun(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.conflictOnce()
 	server := b.serve(b.middleware(idemhttp.Config{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if b.runs.Load() == 0 {
 			idemhttp.RollBack(r.Context())

@@ -41,6 +41,7 @@ func amounts(w http.ResponseWriter, r *http.Request) {
 
 func TestBodyThatSomebodyHasReadBeforeIsRefused(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	multi, boundary := multipartOf("x1x", "amount", "10")
 	multiForm := func(r *http.Request) {
 		withKey("k")(r)
@@ -67,7 +68,7 @@ func TestBodyThatSomebodyHasReadBeforeIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			inner := b.middleware(idemhttp.Config{}).Handler(b.charging(amounts))
 			server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				test.before(r)
@@ -97,6 +98,7 @@ func readsParts(r *http.Request) {
 
 func TestBodyThatWasPutBackIsTaken(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	for name, before := range map[string]func(*http.Request){
 		"as it was": func(r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
@@ -112,7 +114,7 @@ func TestBodyThatWasPutBackIsTaken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			inner := b.middleware(idemhttp.Config{}).Handler(b.charging(amounts))
 			server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				before(r)
@@ -167,6 +169,7 @@ func TestBodyThatOuterMiddlewareHasDecompressedIsTaken(t *testing.T) {
 
 func TestScopeAndHooksCanReadTheBodyAndEveryoneHasItWhole(t *testing.T) {
 	t.Parallel()
+	shared := setup(t)
 	for name, scope := range map[string]func(*http.Request) (string, error){
 		"as a form": func(r *http.Request) (string, error) { return r.FormValue("account"), nil },
 		"whole": func(r *http.Request) (string, error) {
@@ -181,7 +184,7 @@ func TestScopeAndHooksCanReadTheBodyAndEveryoneHasItWhole(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{Scope: scope}, amounts)
 			b.do(server, "POST", "/", "account=a&amount=10", form).is(t, 200, "charged 10", false)
 			b.do(server, "POST", "/", "account=a&amount=99999", form).isProblem(t, 422, "key-reused")
@@ -298,7 +301,6 @@ func TestFilesOfAFormAreRemoved(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
 	b := setup(t)
-	b.conflictOnce()
 	files := func() int {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
