@@ -31,14 +31,13 @@ var (
 func (x *exchange) comparedWithBefore(now *run) error {
 	this := trace{now.tx.used, x.response.status, x.response.body.Len() > 0}
 	before := x.before
+	x.before = &this
 	if before == nil {
-		x.before = &this
 		if this == (trace{}) && x.r.Context().Value(http.ServerContextKey) == nil {
 			return errNotYet
 		}
 		return nil
 	}
-	x.before = &trace{before.used || this.used, this.status, this.body}
 	if !this.follows(*before) {
 		return errNotAgain
 	}

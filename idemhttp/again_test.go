@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgidem/idempotency/idemhttp"
 )
@@ -131,6 +132,22 @@ func TestSecondRunMayComeToAnotherEnd(t *testing.T) {
 			b.effects(1)
 		})
 	}
+}
+
+func TestSecondRunThatTheTimeLimitEndsIsNoFault(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	runs := 0
+	server := b.serve(limited(500*time.Millisecond, b.middleware(idemhttp.Config{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if runs++; runs == 2 {
+			<-r.Context().Done()
+			return
+		}
+		b.flaky(w, r)
+	}))))
+	b.post(server, "k").isProblem(t, 503, "unavailable")
+	b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+	b.effects(1)
 }
 
 func TestHandlerThatAnAdaptorRunsLaterIsReported(t *testing.T) {

@@ -30,7 +30,7 @@ type exchange struct {
 
 	response *response     // of the last run of next; nil before the first
 	ran      *http.Request // that the last run of next has got
-	before   *trace        // of the runs before this one
+	before   *trace        // of the run before this one
 }
 
 func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -233,8 +233,10 @@ func (x *exchange) run(ctx context.Context, tx pgx.Tx, key idempotency.Key) (rec
 	now := &run{tx: &watchedTx{tx, new(watch)}, key: key}
 	x.handle(context.WithValue(ctx, runKey{}, now), now)
 
-	if err := x.comparedWithBefore(now); err != nil {
-		return record{}, err
+	if ctx.Err() == nil { // else it may have stopped half-way, and is not recorded
+		if err := x.comparedWithBefore(now); err != nil {
+			return record{}, err
+		}
 	}
 	if err := x.response.finish(); err != nil {
 		return record{}, &unrecordableError{err}

@@ -175,6 +175,12 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
+	for _, keys := range [][][]byte{{[]byte("too short")}, {make([]byte, 16), make([]byte, 15)}} {
+		_, err := idemhttp.New(b.store, idemhttp.Config{Scope: account, FingerprintKeys: keys})
+		if err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config.FingerprintKeys is ") {
+			t.Errorf("FingerprintKeys %q: %v", keys, err)
+		}
+	}
 	for _, methods := range [][]string{{}, {"post"}, {"POST", "Put"}} {
 		_, err := idemhttp.New(b.store, idemhttp.Config{Scope: account, Methods: methods})
 		if err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config.Methods is ") {

@@ -146,6 +146,9 @@ func (c Config) withDefaults(store idempotency.Config) Config {
 		c.Methods = []string{http.MethodPost, http.MethodPatch}
 	}
 	c.FingerprintKeys = slices.Clone(c.FingerprintKeys)
+	for i, key := range c.FingerprintKeys {
+		c.FingerprintKeys[i] = slices.Clone(key)
+	}
 	if c.FingerprintHeaders == nil {
 		c.FingerprintHeaders = []string{"Content-Type", "Content-Encoding"}
 	}

@@ -41,7 +41,7 @@ type Policy struct {
 //
 //	mux.Handle("GET /.well-known/idempotency-policy", idem.Policy())
 func (m *Middleware) Policy() Policy {
-	sameRequest := "method, path, query and body (JSON by what it says), and the header fields given"
+	sameRequest := "method, path, query and body (JSON and multipart by what they say), and the header fields given"
 	for i, name := range m.cfg.FingerprintHeaders {
 		sameRequest += []string{": ", ", "}[min(i, 1)] + http.CanonicalHeaderKey(name)
 	}

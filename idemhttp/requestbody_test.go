@@ -344,3 +344,43 @@ func TestFilesOfAFormAreRemoved(t *testing.T) {
 		t.Errorf("%d files are left, of %d", left, seen)
 	}
 }
+
+func TestFilesOfAFormThatOuterMiddlewareHasParsedAreItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	open := func(r *http.Request) {
+		f, err := r.MultipartForm.File["file"][0].Open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		f.Close()
+	}
+	inner := b.middleware(idemhttp.Config{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		open(r)
+		b.flaky(w, r)
+	}))
+	server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		if err := r.ParseMultipartForm(1); err != nil {
+			t.Error(err)
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		inner.ServeHTTP(w, r)
+		open(r)
+	}))
+	var body bytes.Buffer
+	w := multipart.NewWriter(&body)
+	part, err := w.CreateFormFile("file", "file.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	part.Write(make([]byte, 100_000))
+	w.Close()
+	b.do(server, "POST", "/", body.String(), func(r *http.Request) {
+		withKey("k")(r)
+		r.Header.Set("Content-Type", w.FormDataContentType())
+	}).is(t, 201, `{"id": 1}`, false)
+	b.ran(2)
+}
