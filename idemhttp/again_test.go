@@ -163,3 +163,24 @@ func TestHandlerThatAnAdaptorRunsLaterIsReported(t *testing.T) {
 		t.Errorf("got %d, reported %s", w.Code, b.reports())
 	}
 }
+
+func TestHandlerThatWorksNeedsNoServer(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	for name, handler := range map[string]func(*bundle) http.HandlerFunc{
+		"writes": func(*bundle) http.HandlerFunc { return status(204) },
+		"uses its transaction": func(b *bundle) http.HandlerFunc {
+			return b.charging(func(http.ResponseWriter, *http.Request) {}).ServeHTTP
+		},
+	} {
+		b := shared.sub(t)
+		r := httptest.NewRequest("POST", "/", strings.NewReader("{}"))
+		r.Header.Set("Idempotency-Key", name[:1])
+		r.Header.Set("Account", b.account)
+		w := httptest.NewRecorder()
+		b.middleware(idemhttp.Config{}).Handler(handler(b)).ServeHTTP(w, r)
+		if w.Code >= 300 {
+			t.Errorf("a handler that %s: %d, reported %s", name, w.Code, b.reports())
+		}
+	}
+}
