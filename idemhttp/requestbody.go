@@ -57,7 +57,7 @@ func (x *exchange) bodyIsIncomplete() bool {
 		return left < x.r.ContentLength && x.r.Header.Get("Content-Encoding") == ""
 	}
 	switch mediaType := mediaTypeOf(x.r.Header); {
-	case x.r.ContentLength > 0, len(x.r.PostForm) > 0, x.r.MultipartForm != nil:
+	case x.r.ContentLength > 0, len(x.r.PostForm) > 0:
 		return true
 	case x.r.ContentLength == 0:
 		return false

@@ -58,13 +58,17 @@ func TestBodyThatSomebodyHasReadBeforeIsRefused(t *testing.T) {
 		"a multipart form":               {func(r *http.Request) { r.FormValue("_method") }, multiForm, multi},
 		"a multipart form, unknown":      {func(r *http.Request) { r.FormValue("_method") }, chunked(multiForm), multi},
 		"a multipart form, part by part": {readsParts, chunked(multiForm), multi},
-		"JSON":                           {reads, withKey("k"), `{"amount": 10}`},
-		"JSON of unknown length":         {reads, chunked(withKey("k")), `{"amount": 10}`},
-		"the first bytes":                {func(r *http.Request) { _, _ = io.ReadFull(r.Body, make([]byte, 5)) }, withKey("k"), `{"amount": 10}`},
-		"closed":                         {func(r *http.Request) { reads(r); r.Body.Close() }, withKey("k"), `{"amount": 10}`},
-		"closed, of unknown length":      {func(r *http.Request) { reads(r); r.Body.Close() }, chunked(form), `amount=10`},
-		"taken away":                     {func(r *http.Request) { reads(r); r.Body = http.NoBody }, withKey("k"), `{"amount": 10}`},
-		"nil":                            {func(r *http.Request) { reads(r); r.Body = nil }, withKey("k"), `{"amount": 10}`},
+		"text": {reads, func(r *http.Request) {
+			withKey("k")(r)
+			r.Header.Set("Content-Type", "text/plain")
+		}, "10"},
+		"JSON":                      {reads, withKey("k"), `{"amount": 10}`},
+		"JSON of unknown length":    {reads, chunked(withKey("k")), `{"amount": 10}`},
+		"the first bytes":           {func(r *http.Request) { _, _ = io.ReadFull(r.Body, make([]byte, 5)) }, withKey("k"), `{"amount": 10}`},
+		"closed":                    {func(r *http.Request) { reads(r); r.Body.Close() }, withKey("k"), `{"amount": 10}`},
+		"closed, of unknown length": {func(r *http.Request) { reads(r); r.Body.Close() }, chunked(form), `amount=10`},
+		"taken away":                {func(r *http.Request) { reads(r); r.Body = http.NoBody }, withKey("k"), `{"amount": 10}`},
+		"nil":                       {func(r *http.Request) { reads(r); r.Body = nil }, withKey("k"), `{"amount": 10}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
