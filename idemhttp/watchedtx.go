@@ -53,16 +53,16 @@ func (s *watch) end() {
 	s.mu.Unlock()
 }
 
-// note keeps the last error, but no error of a later statement in place of one
-// after which the transaction is worth another run: that is only the echo, such
-// as 25P02 (the transaction is aborted).
+// note keeps the last error, but the first after which another run can succeed:
+// what follows that is only its consequence. An echo is a consequence always.
 func (s *watch) note(err error) error {
-	if err != nil && (s.seen == nil || passes(err) || !passes(s.seen)) && !isEcho(err) {
+	if err != nil && (s.seen == nil || !passes(s.seen)) && !isEcho(err) {
 		s.seen = err
 	}
 	return err
 }
 
+// isEcho reports 25P02: the transaction is aborted, for an earlier error.
 func isEcho(err error) bool {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && pgErr.Code == "25P02"

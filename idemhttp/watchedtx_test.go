@@ -20,30 +20,37 @@ func TestHandlerRunsAgainWhateverFollowsTheConflict(t *testing.T) {
 			$$ begin raise exception 'x' using errcode = code; end $$`); err != nil {
 		t.Fatal(err)
 	}
-	for name, follows := range map[string]func(context.Context, pgx.Tx) error{
-		"another statement, which PostgreSQL refuses": func(ctx context.Context, tx pgx.Tx) error {
+	for name, follows := range map[string]func(_ context.Context, tx, ended pgx.Tx) error{
+		"another statement, which PostgreSQL refuses": func(ctx context.Context, tx, _ pgx.Tx) error {
 			_, err := tx.Exec(ctx, "select 1")
 			return err
 		},
-		"an error of pgx": func(ctx context.Context, tx pgx.Tx) error {
+		"an error of pgx": func(ctx context.Context, tx, _ pgx.Tx) error {
 			return tx.QueryRow(ctx, "select $1::int", "no number").Scan(new(int))
 		},
-		"a batch": func(ctx context.Context, tx pgx.Tx) error {
+		"a batch": func(ctx context.Context, tx, _ pgx.Tx) error {
 			var batch pgx.Batch
 			batch.Queue("select 1")
 			return tx.SendBatch(ctx, &batch).Close()
 		},
-		"a savepoint": func(ctx context.Context, tx pgx.Tx) error {
+		"a savepoint": func(ctx context.Context, tx, _ pgx.Tx) error {
 			_, err := tx.Begin(ctx)
 			return err
 		},
-		"a prepared statement": func(ctx context.Context, tx pgx.Tx) error {
+		"a prepared statement": func(ctx context.Context, tx, _ pgx.Tx) error {
 			_, err := tx.Prepare(ctx, "", "select 1")
 			return err
 		},
-		"COPY": func(ctx context.Context, tx pgx.Tx) error {
+		"COPY": func(ctx context.Context, tx, _ pgx.Tx) error {
 			_, err := tx.CopyFrom(ctx, pgx.Identifier{"charges"}, []string{"amount"}, pgx.CopyFromRows(nil))
 			return err
+		},
+		"a savepoint that has ended": func(ctx context.Context, _, ended pgx.Tx) error {
+			_, err := ended.Exec(ctx, "select 1")
+			return err
+		},
+		"the end of a savepoint that has ended": func(ctx context.Context, _, ended pgx.Tx) error {
+			return ended.Commit(ctx)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -52,10 +59,14 @@ func TestHandlerRunsAgainWhateverFollowsTheConflict(t *testing.T) {
 			server := b.protected(idemhttp.Config{}, func(w http.ResponseWriter, r *http.Request) {
 				tx := idemhttp.Tx(r.Context())
 				if b.runs.Load() == 1 {
+					ended, err := tx.Begin(r.Context())
+					if err != nil || ended.Rollback(r.Context()) != nil {
+						t.Error("no savepoint")
+					}
 					if _, err := tx.Exec(r.Context(), "select raise('40001')"); err == nil {
 						t.Error("no conflict")
 					}
-					if err := follows(r.Context(), tx); err == nil {
+					if err := follows(r.Context(), tx, ended); err == nil {
 						t.Error("what followed did not fail")
 					}
 					w.WriteHeader(500)
