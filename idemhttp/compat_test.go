@@ -226,12 +226,15 @@ func TestFieldThatWasBegunOutsideIsReplayedAsAdded(t *testing.T) {
 		h.Set("Set-Cookie", fmt.Sprint("outer=", n))
 		h.Set("X-Powered-By", "outer")
 		h["X-Shorter"] = []string{fmt.Sprint(n), "2"}
+		h.Set("X-Outer-Only", "1")
+		h.Set("Trailer", "Outer-Sum")
 		inner.ServeHTTP(w, r)
+		h.Set("Outer-Sum", fmt.Sprint(n))
 	}))
 	for i, want := range []string{
-		"[Origin-1 Accept Accept-Language] [outer=1 a=1] [] [1] map[Checksum:[1]]",
-		"[Origin-2 Accept Accept-Language] [outer=2] [] [1] map[Checksum:[1]]",
-		"[Accept Accept-Language] [outer=3] [] [1] map[Checksum:[1]]",
+		"[Origin-1 Accept Accept-Language] [outer=1 a=1] [] [1] map[Checksum:[1] Outer-Sum:[1]]",
+		"[Origin-2 Accept Accept-Language] [outer=2] [] [1] map[Checksum:[1] Outer-Sum:[2]]",
+		"[Accept Accept-Language] [outer=3] [] [1] map[Checksum:[1] Outer-Sum:[3]]",
 	} {
 		got := b.post(server, "k")
 		if g := fmt.Sprint(got.Header["Vary"], got.Header["Set-Cookie"], got.Header["X-Powered-By"], got.Header["X-Shorter"], got.Trailer); g != want {
@@ -239,6 +242,14 @@ func TestFieldThatWasBegunOutsideIsReplayedAsAdded(t *testing.T) {
 		}
 	}
 	b.ran(1)
+	var stored string
+	if err := b.pool.QueryRow(t.Context(), "select convert_from(result, 'UTF8') from idempotency_keys").Scan(&stored); err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"status":200,"header":{"X-Shorter":["1"]},"trailer":{"Checksum":["1"]},"added":{"Vary":["Accept","Accept-Language"]},"deleted":["X-Powered-By"]}`
+	if stored != want {
+		t.Errorf("stored: %s", stored)
+	}
 }
 
 func TestClientOfAnotherKindOfServerCanSendABareKey(t *testing.T) {

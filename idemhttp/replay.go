@@ -51,10 +51,10 @@ func replay(w http.ResponseWriter, r *record) {
 func send(w http.ResponseWriter, status int, header http.Header, body []byte, trailer http.Header) {
 	h := w.Header()
 	maps.Copy(h, header)
-	switch {
-	case len(trailer) > 0: // announced ones make net/http send chunks
-		h["Trailer"] = slices.Sorted(maps.Keys(trailer))
-	case bodyAllowed(status):
+	if len(trailer) > 0 { // beside those of outer middleware
+		h["Trailer"] = slices.Concat(h["Trailer"], slices.Sorted(maps.Keys(trailer)))
+	}
+	if len(h["Trailer"]) == 0 && bodyAllowed(status) { // announced ones make net/http send chunks
 		h.Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	w.WriteHeader(status)

@@ -212,6 +212,8 @@ func (p *response) ownFields() (own, added http.Header) {
 	return own, added
 }
 
+// deletedFields are those of outer middleware that the handler has deleted. The
+// framing is not the handler's.
 func (p *response) deletedFields() (names []string) {
 	for name := range p.outer {
 		if _, kept := p.header[name]; !kept && !matches(name, hopByHop) {
@@ -225,10 +227,8 @@ func (p *response) deletedFields() (names []string) {
 // deliver sends the response, whole, to the client that caused it.
 func (p *response) deliver() {
 	h := p.w.Header()
-	for name := range p.outer {
-		if _, kept := p.header[name]; !kept {
-			delete(h, name)
-		}
+	for _, name := range p.deletedFields() {
+		delete(h, name)
 	}
 	for _, ours := range []string{replayedHeader, omittedHeader} { // of a server behind the handler
 		delete(p.header, ours)

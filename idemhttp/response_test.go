@@ -91,6 +91,16 @@ var writings = []writing{
 			panic(fmt.Sprint("wrote more, ", err))
 		}
 	}, 200, "ab", map[string]string{"Content-Length": "2"}},
+	{"a Content-Length of 0", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "0")
+		if _, err := io.WriteString(w, "a"); !errors.Is(err, http.ErrContentLength) {
+			panic(fmt.Sprint("wrote a body, ", err))
+		}
+	}, 200, "", map[string]string{"Content-Length": "0"}},
+	{"a Content-Length that is none", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "-1")
+		io.WriteString(w, "a")
+	}, 200, "a", map[string]string{"Content-Length": "1"}},
 	{"no Content-Type, on purpose", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header()["Content-Type"] = nil
 		io.WriteString(w, "<html>")
@@ -103,6 +113,10 @@ var writings = []writing{
 		w.Header().Set("Content-Type", "application/json")
 		w.Write([]byte("\x00\xff\xfe<>&\u2028"))
 	}, 200, "\x00\xff\xfe<>&\u2028", map[string]string{"Content-Encoding": "br"}},
+	{"compressed bytes of no type", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", "br")
+		io.WriteString(w, "<html>")
+	}, 200, "<html>", map[string]string{"Content-Encoding": "br", "Content-Type": ""}},
 	{"a header that is not UTF-8", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Name", "Andr\xe9")
 	}, 200, "", map[string]string{"X-Name": "Andr\xe9"}},
