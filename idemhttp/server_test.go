@@ -703,3 +703,33 @@ func TestOptionalKey(t *testing.T) {
 	b.effects(3)
 	b.post(server, "").isProblem(t, 400, "key-invalid")
 }
+
+func TestKeyWhoseRecordGoesBeforeItIsLookedAt(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]int{
+		"delete from idempotency_keys":                        201, // it has expired: the key is free
+		"alter table idempotency_keys rename to another_name": 503,
+	} {
+		t.Run(sql, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.store = b.storeOn(b.pool, idempotency.Config{Observe: func(ctx context.Context, e idempotency.Event) {
+				if errors.Is(e.Err, idempotency.ErrKeyReused) {
+					if _, err := b.pool.Exec(ctx, sql); err != nil {
+						t.Error(err)
+					}
+				}
+			}})
+			server := b.protected(idemhttp.Config{}, created)
+			b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+			got := b.do(server, "POST", "/charges", `{"amount": 11}`, withKey("k"))
+			if want == 503 {
+				got.isProblem(t, 503, "unavailable")
+				b.effects(1)
+				return
+			}
+			got.is(t, 201, `{"id": 1}`, false)
+			b.effects(2)
+		})
+	}
+}
