@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency"
 )
 
@@ -20,23 +20,30 @@ type exchange struct {
 	w    http.ResponseWriter
 	r    *http.Request
 	next http.Handler
-	body []byte
+
+	body        requestBody
+	copies      []*http.Request         // of r, as others have got it
+	fingerprint idempotency.Fingerprint // not keyed
 
 	// detach ends the connection between the client and the handler's context.
 	detach func() bool
 
-	response *response // of the last run of next; nil before the first
+	response *response     // of the last run of next; nil before the first
+	ran      *http.Request // that the last run of next has got
+	before   *trace        // of the run before this one
 }
 
 func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	if Tx(r.Context()) != nil { // inside of another Middleware, whose key it is
+	if runOf(r.Context()) != nil { // inside of another Middleware, whose key it is
 		next.ServeHTTP(w, r)
 		return
 	}
 	x := &exchange{m: m, w: w, r: r, next: next, detach: func() bool { return true }}
+	defer x.tidy()
+	defer x.giveBack()
 	key, problem := x.key()
 	if problem != nil {
-		m.refuse(w, *problem)
+		m.refuse(w, r, *problem)
 		return
 	}
 	ctx := r.Context()
@@ -51,7 +58,7 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		x.detach = context.AfterFunc(r.Context(), cancel)
 		defer x.detach()
 	}
-	rec, replayed, err := idempotency.Do(ctx, m.store, key, x.run)
+	rec, replayed, err := x.do(ctx, key)
 	switch {
 	case err != nil:
 		x.fail(err)
@@ -63,53 +70,145 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 }
 
 // key reads all of the request: nothing is claimed before.
-func (x *exchange) key() (idempotency.Key, *problem) {
+func (x *exchange) key() (idempotency.Key, *Problem) {
 	cfg := &x.m.cfg
-	id, err := parseKey(x.r.Header.Values(cfg.Header), cfg.MaxKeyLength)
-	switch {
-	case err != nil:
-		p := keyInvalid.because("%s: %v.", cfg.Header, err)
-		return idempotency.Key{}, &p
-	case id == "" && !cfg.Optional:
-		p := keyMissing.because("Send a new key, such as a UUID, in %s, and the same one with every retry.", cfg.Header)
-		return idempotency.Key{}, &p
-	case id == "":
-		id = NewID()
+	id, problem := "", (*Problem)(nil)
+	if cfg.Key == nil { // nothing else is asked for a request without a key
+		if id, problem = x.keyOfHeader(); problem != nil {
+			return idempotency.Key{}, problem
+		}
 	}
-	scope, err := cfg.Scope(x.r)
-	switch {
-	case err != nil:
-		cfg.Report(x.r, fmt.Errorf("finding the scope: %w", err))
-		return idempotency.Key{}, &failed
-	case scope == "":
-		return idempotency.Key{}, &noScope
+	scope, problem := x.scope()
+	if problem != nil {
+		return idempotency.Key{}, problem
 	}
 	if problem := x.readBody(); problem != nil {
 		return idempotency.Key{}, problem
 	}
-	return idempotency.Key{Scope: scope, ID: id, Fingerprint: cfg.Fingerprint(x.request(x.r.Context()), x.body)}, nil
+	if cfg.Key != nil {
+		if id, problem = x.keyOfRequest(); problem != nil {
+			return idempotency.Key{}, problem
+		}
+	}
+	x.fingerprint = cfg.Fingerprint(x.request(x.r.Context()), x.body.bytes)
+	return idempotency.Key{Scope: scope, ID: id, Fingerprint: x.m.keyed(x.fingerprint)}, nil
 }
 
-func (x *exchange) readBody() *problem {
-	limit := x.m.cfg.MaxRequestBody
-	body, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, limit))
-	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		p := bodyTooLarge.because("It can have %d bytes. Nothing was executed.", limit)
-		return &p
-	}
+func (x *exchange) keyOfHeader() (string, *Problem) {
+	cfg := &x.m.cfg
+	id, err := parseKey(x.r.Header.Values(cfg.Header), cfg.MaxKeyLength)
 	if err != nil {
-		return &bodyUnreadable
+		return "", keyInvalid.because("%s: %v.", cfg.Header, err)
 	}
-	x.body = body
-	return nil
+	return x.orNone(id, fmt.Sprintf("Send a new key, such as a UUID, in %s, and the same one with every retry.", cfg.Header))
+}
+
+func (x *exchange) keyOfRequest() (string, *Problem) {
+	cfg := &x.m.cfg
+	id, err := cfg.Key(x.request(x.r.Context()), x.body.bytes)
+	switch {
+	case err != nil:
+		return "", keyInvalid.because("%v.", err)
+	case len(id) > cfg.MaxKeyLength:
+		return "", keyInvalid.because("The key has %d bytes, more than %d.", len(id), cfg.MaxKeyLength)
+	case !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0:
+		return "", keyInvalid.because("The key is not text: it is not UTF-8, or has a NUL.")
+	}
+	return x.orNone(id, "The request has no key where this server looks for it.")
+}
+
+// orNone is for a request without a key.
+func (x *exchange) orNone(id, missing string) (string, *Problem) {
+	switch {
+	case id != "":
+		return id, nil
+	case x.m.cfg.Optional:
+		return NewID(), nil
+	}
+	return "", keyMissing.because("%s", missing)
+}
+
+// scope asks for the scope. That may read the body, of a copy: the handler and
+// the fingerprint have all of it.
+func (x *exchange) scope() (string, *Problem) {
+	r := x.clone(x.r.Context())
+	r.Body = &bodyOnDemand{x: x}
+	scope, err := x.m.cfg.Scope(r)
+	switch {
+	case x.body.problem != nil:
+		return "", x.body.problem
+	case err != nil:
+		return "", failed.causedBy(fmt.Errorf("finding the scope: %w", err))
+	case scope == "":
+		return "", &noScope
+	}
+	return scope, nil
+}
+
+// do executes the request, or finds its record. A record of another fingerprint
+// can be one of this request all the same: made by a former release, or with
+// another key of Config.FingerprintKeys.
+func (x *exchange) do(ctx context.Context, key idempotency.Key) (record, bool, error) {
+	rec, replayed, err := x.doAs(ctx, key)
+	if !errors.Is(err, idempotency.ErrKeyReused) {
+		return rec, replayed, err
+	}
+	stored, lookup := x.m.store.Get(ctx, key)
+	switch {
+	case errors.Is(lookup, idempotency.ErrNotFound): // it has expired in between
+		return x.doAs(ctx, key)
+	case lookup != nil:
+		return record{}, false, lookup
+	case x.isFormer(stored.Key.Fingerprint):
+		key.Fingerprint = stored.Key.Fingerprint
+		return x.doAs(ctx, key)
+	case rec.UnmarshalJSON(stored.Result) != nil:
+		return record{}, false, fmt.Errorf("idemhttp: the key was used by something else than a request, in the same scope: %w", idempotency.ErrUndecodable)
+	}
+	return record{}, false, err
+}
+
+func (x *exchange) doAs(ctx context.Context, key idempotency.Key) (record, bool, error) {
+	return idempotency.Do(ctx, x.m.store, key, func(ctx context.Context, tx pgx.Tx) (record, error) {
+		return x.run(ctx, tx, key)
+	})
+}
+
+// clone is a copy of the request for somebody else, who may change it.
+func (x *exchange) clone(ctx context.Context) *http.Request {
+	r := x.r.Clone(ctx)
+	x.copies = append(x.copies, r)
+	return r
 }
 
 // request is the request as a handler gets it, unread and its own.
 func (x *exchange) request(ctx context.Context) *http.Request {
-	r := x.r.Clone(ctx)
-	r.Body = io.NopCloser(bytes.NewReader(x.body))
-	r.ContentLength, r.TransferEncoding = int64(len(x.body)), nil
+	r := x.clone(ctx)
+	r.Body = io.NopCloser(bytes.NewReader(x.body.bytes))
+	r.ContentLength, r.TransferEncoding = int64(len(x.body.bytes)), nil
 	return r
+}
+
+// giveBack leaves in the request what a handler without the Middleware would
+// have left there, for outer middleware that reads it afterwards: the Pattern
+// and the values of its path, the form, a changed URL.
+func (x *exchange) giveBack() {
+	if x.ran == nil {
+		return
+	}
+	body, length, encoding := x.r.Body, x.r.ContentLength, x.r.TransferEncoding
+	*x.r = *x.ran.WithContext(x.r.Context())
+	x.r.Body, x.r.ContentLength, x.r.TransferEncoding = body, length, encoding
+}
+
+// tidy removes the files of the forms that were parsed, as net/http does for
+// the request that it has made. A form that came with the request is its maker's.
+func (x *exchange) tidy() {
+	for _, r := range x.copies {
+		if r.MultipartForm != nil && !x.body.formFromOutside {
+			_ = r.MultipartForm.RemoveAll()
+		}
+	}
 }
 
 // A rolledBack error carries a response that is sent although, or because,
@@ -128,21 +227,25 @@ func (e *unrecordableError) Error() string { return e.cause.Error() }
 func (e *unrecordableError) Unwrap() error { return e.cause }
 
 // run is the function of [idempotency.Do]: one run of the handler.
-func (x *exchange) run(ctx context.Context, tx pgx.Tx) (record, error) {
+func (x *exchange) run(ctx context.Context, tx pgx.Tx, key idempotency.Key) (record, error) {
 	x.detach()
 	x.response = newResponse(x.w)
-	var seen error
-	watched := watchedTx{tx, &seen}
-	x.next.ServeHTTP(x.response, x.request(context.WithValue(ctx, txKey{}, pgx.Tx(watched))))
+	now := &run{tx: &watchedTx{tx, new(watch)}, key: key}
+	x.handle(context.WithValue(ctx, runKey{}, now), now)
 
+	if ctx.Err() == nil { // else it may have stopped half-way, and is not recorded
+		if err := x.comparedWithBefore(now); err != nil {
+			return record{}, err
+		}
+	}
 	if err := x.response.finish(); err != nil {
 		return record{}, &unrecordableError{err}
 	}
 	switch {
-	case !x.m.cfg.Record(x.response.status):
-		return record{}, &rolledBack{seen}
-	case watched.broken():
-		return record{}, fmt.Errorf("idemhttp: the handler answered %d although a statement of its transaction failed: %w", x.response.status, seen)
+	case now.rolledBack.Load() || !x.m.cfg.Record(x.response.status, x.response.header, x.response.trailer):
+		return record{}, &rolledBack{now.tx.seen}
+	case now.tx.broken():
+		return record{}, fmt.Errorf("idemhttp: the handler answered %d although a statement of its transaction failed: %w", x.response.status, now.tx.seen)
 	case ctx.Err() != nil:
 		// A handler that sees its context end may return without a word, which
 		// is an empty 200: not one to record.
@@ -151,60 +254,10 @@ func (x *exchange) run(ctx context.Context, tx pgx.Tx) (record, error) {
 	return x.response.record(x.m)
 }
 
-// fail answers a request that has kept nothing, or may have.
-func (x *exchange) fail(err error) {
-	if _, ok := errors.AsType[*rolledBack](err); ok {
-		x.response.deliver()
-		return
-	}
-	p := x.problem(err)
-	gone := x.r.Context().Err() != nil && errors.Is(err, context.Canceled)
-	if p.Status >= 500 && !gone {
-		x.m.cfg.Report(x.r, err)
-	}
-	x.m.refuse(x.w, p)
-}
-
-func (x *exchange) problem(err error) problem {
-	cannotRecord, unrecordableResponse := errors.AsType[*unrecordableError](err)
-	switch {
-	case unrecordableResponse:
-		return unrecordable.because("%v", cannotRecord)
-	case errors.Is(err, idempotency.ErrInProgress):
-		return inProgress
-	case errors.Is(err, idempotency.ErrKeyReused):
-		return keyReused
-	case errors.Is(err, idempotency.ErrOutcomeUnknown):
-		// 503 rather than 500: what the client should do is send it again, and
-		// this is the status that says so, with Retry-After (RFC 9110, section
-		// 15.6.4).
-		return outcomeUnknown
-	case errors.Is(err, idempotency.ErrAbandoned):
-		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one.")
-	case errors.Is(err, idempotency.ErrInvalidKey), errors.Is(err, idempotency.ErrUndecodable):
-		return failed // the scope is no text; the record is no response
-	case x.response == nil, passes(err):
-		return unavailable
-	}
-	return failed
-}
-
-// passes reports whether the same request can succeed a little later: conflicts
-// with others, and a server that cannot be reached, is short of something, or
-// shuts down (SQLSTATE classes 40, 53, 57 and 08).
-func passes(err error) bool {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return true
-	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		switch pgErr.Code[:min(2, len(pgErr.Code))] {
-		case "40", "53", "57", "08":
-			return true
-		}
-		return false
-	}
-	_, network := errors.AsType[net.Error](err)
-	_, connecting := errors.AsType[*pgconn.ConnectError](err)
-	return network || connecting || errors.Is(err, pgconn.ErrConnClosed) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+// handle runs the handler, and ends its use of the transaction also when it
+// panics.
+func (x *exchange) handle(ctx context.Context, now *run) {
+	x.ran = x.request(ctx)
+	defer now.tx.end()
+	x.next.ServeHTTP(x.response, x.ran)
 }

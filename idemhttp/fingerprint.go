@@ -2,8 +2,12 @@ package idemhttp
 
 import (
 	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
 	"mime"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/pgidem/idempotency"
@@ -11,40 +15,123 @@ import (
 
 // fingerprint is what a request asks for: its method and target, the values of
 // selected header fields, and its body. The first part is the version of these
-// rules: a request that was recorded under other rules would be another one.
+// rules. Whoever changes a rule keeps the former one in formerFingerprint: for a
+// request that is under way the changed rule would be another request.
 func fingerprint(r *http.Request, body []byte, fields []string) idempotency.Fingerprint {
 	parts := [][]byte{[]byte("idemhttp/1"), []byte(r.Method), []byte(r.URL.EscapedPath()), []byte(r.URL.RawQuery)}
 	for _, name := range fields {
-		parts = append(parts, []byte(strings.ToLower(name)), []byte(normalField(name, r.Header.Values(name))))
+		parts = append(parts, []byte(strings.ToLower(name)), []byte(normalField(name, fieldValues(r, name))))
 	}
-	kind, content := "bytes", body
-	if isJSON(r.Header) {
-		if canonical, err := canonicalJSON(body); err == nil {
-			kind, content = "json", canonical
+	if path := arrivedPath(r); path != r.URL.EscapedPath() {
+		parts = append(parts, []byte("arrived"), []byte(path))
+	}
+	return idempotency.FingerprintOf(append(parts, content(r.Header, body)...)...)
+}
+
+// content is what a body says: a kind, and one or more parts of it.
+func content(h http.Header, body []byte) [][]byte {
+	if mediaType := mediaTypeOf(h); h.Get("Content-Encoding") == "" {
+		if isJSONType(mediaType) {
+			if canonical, err := canonicalJSON(body); err == nil {
+				return [][]byte{[]byte("json"), canonical}
+			}
+		}
+		if parts, err := canonicalMultipart(h.Get("Content-Type"), body); err == nil {
+			return append([][]byte{[]byte("multipart")}, parts...)
 		}
 	}
-	return idempotency.FingerprintOf(append(parts, []byte(kind), content)...)
+	return [][]byte{[]byte("bytes"), body}
+}
+
+// fieldValues are those of a request header field. net/http keeps Host apart.
+func fieldValues(r *http.Request, name string) []string {
+	if strings.EqualFold(name, "Host") {
+		return []string{strings.ToLower(r.Host)}
+	}
+	return r.Header.Values(name)
+}
+
+// arrivedPath is the path that the client has sent, where outer middleware has
+// changed it since, as [http.StripPrefix] does: /eu/charges and /us/charges are
+// two requests.
+func arrivedPath(r *http.Request) string {
+	if arrived, err := url.ParseRequestURI(r.RequestURI); err == nil {
+		return arrived.EscapedPath()
+	}
+	return r.URL.EscapedPath()
 }
 
 // normalField is one text for the spellings of a field that mean the same. A
-// media type has several (RFC 9110, section 8.3.1).
+// media type has several (RFC 9110, section 8.3.1). JSON is UTF-8 whether that is
+// said or not (RFC 8259, sections 8.1 and 11), and a multipart boundary is new in
+// each attempt.
 func normalField(name string, values []string) string {
 	text := strings.Join(values, ", ")
-	if strings.EqualFold(name, "Content-Type") {
-		if mediaType, params, err := mime.ParseMediaType(text); err == nil {
-			if charset, ok := params["charset"]; ok {
-				params["charset"] = strings.ToLower(charset)
-			}
-			return cmp.Or(mime.FormatMediaType(mediaType, params), text)
-		}
+	if !strings.EqualFold(name, "Content-Type") {
+		return text
 	}
-	return text
+	mediaType, params, err := mime.ParseMediaType(text)
+	if err != nil {
+		return text
+	}
+	if charset, ok := params["charset"]; ok {
+		params["charset"] = strings.ToLower(charset)
+	}
+	if isJSONType(mediaType) && params["charset"] == "utf-8" {
+		delete(params, "charset")
+	}
+	if strings.HasPrefix(mediaType, "multipart/") {
+		delete(params, "boundary")
+	}
+	return cmp.Or(mime.FormatMediaType(mediaType, params), text)
 }
 
-// isJSON reports whether a body is JSON as it stands: by its media type, or by
-// the suffix of one (RFC 6839, section 3.1), and not compressed.
-func isJSON(h http.Header) bool {
-	mediaType, _, err := mime.ParseMediaType(h.Get("Content-Type"))
-	return err == nil && h.Get("Content-Encoding") == "" &&
-		(mediaType == "application/json" || strings.HasSuffix(mediaType, "+json"))
+// mediaTypeOf is the type of a body, in lower case, without its parameters,
+// also where those are malformed.
+func mediaTypeOf(h http.Header) string {
+	mediaType, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	return strings.ToLower(strings.Trim(mediaType, " \t"))
+}
+
+// isJSONType reports whether a media type is JSON: by itself, or by its suffix
+// (RFC 6839, section 3.1).
+func isJSONType(mediaType string) bool {
+	return mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
+}
+
+// keyed is the fingerprint as it is stored: with the first of
+// Config.FingerprintKeys.
+func (m *Middleware) keyed(f idempotency.Fingerprint) idempotency.Fingerprint {
+	if len(m.cfg.FingerprintKeys) == 0 {
+		return f
+	}
+	return hmacOf(m.cfg.FingerprintKeys[0], f)
+}
+
+// hmacOf cannot be made without the key, so that nobody finds out by trial what
+// the fingerprints in a stolen table are of. An empty key is none.
+func hmacOf(key []byte, f idempotency.Fingerprint) idempotency.Fingerprint {
+	if len(key) == 0 {
+		return f
+	}
+	h := hmac.New(sha256.New, key)
+	h.Write(f[:])
+	return idempotency.Fingerprint(h.Sum(nil))
+}
+
+// isFormer reports whether a stored fingerprint is one of this request under
+// another key of Config.FingerprintKeys or none, or under the former rules.
+func (x *exchange) isFormer(stored idempotency.Fingerprint) bool {
+	made := []idempotency.Fingerprint{x.fingerprint}
+	if !x.m.ownFingerprint {
+		made = append(made, formerFingerprint(x.r, x.body.bytes, x.m.cfg.FingerprintHeaders))
+	}
+	for _, key := range slices.Concat(x.m.cfg.FingerprintKeys, [][]byte{nil}) {
+		for _, f := range made {
+			if hmacOf(key, f) == stored {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/pgidem/idempotency"
@@ -30,6 +31,9 @@ func TestSameRequestIsReplayedAndAnotherIs422(t *testing.T) {
 		"other query":         {request{"POST", "/charges?a=2", "application/json", first.body}, false},
 		"other content type":  {request{"POST", "/charges?a=1", "application/merge-patch+json", first.body}, false},
 		"other charset":       {request{"POST", "/charges?a=1", "application/json; charset=latin1", first.body}, false},
+		"UTF-8, said":         {request{"POST", "/charges?a=1", "application/json; charset=utf-8", first.body}, true},
+		"UTF-8, said loudly":  {request{"POST", "/charges?a=1", `Application/JSON;CHARSET="UTF-8"`, first.body}, true},
+		"another parameter":   {request{"POST", "/charges?a=1", "application/json; charset=utf-8; v=2", first.body}, false},
 		"no body":             {request{"POST", "/charges?a=1", "application/json", ""}, false},
 		"body that is broken": {request{"POST", "/charges?a=1", "application/json", first.body + "}"}, false},
 	} {
@@ -145,4 +149,149 @@ func TestHandlerReadsTheWholeRequest(t *testing.T) {
 		r.ContentLength = -1 // chunked
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}).is(t, 200, "map[a:[1] b:[2] c:[3]] 7 [] true true", false)
+}
+
+func TestSpellingsOfAMediaTypeAreTheSame(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	for _, test := range []struct {
+		one, other string
+		same       bool
+	}{
+		{"text/plain; charset=UTF-8", "text/plain;charset=utf-8", true},
+		{"text/plain; charset=utf-8", "text/plain", false}, // text has no charset of its own
+		{"application/merge-patch+json", "application/merge-patch+json; charset=UTF-8", true},
+		{"application/json; charset=latin1", "application/json; charset=LATIN1", true},
+		{"application/json; charset=latin1", "application/json", false},
+		{"application/json;;", "application/json;;", true},
+		{"application/json;=", "application/json", false},
+	} {
+		t.Run(test.one+" and "+test.other, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{}, created)
+			send := func(contentType string) answer {
+				return b.do(server, "POST", "/", "{}", func(r *http.Request) {
+					withKey("k")(r)
+					r.Header.Set("Content-Type", contentType)
+				})
+			}
+			send(test.one).is(t, 201, `{"id": 1}`, false)
+			if got := send(test.other); test.same {
+				got.is(t, 201, `{"id": 1}`, true)
+			} else {
+				got.isProblem(t, 422, "key-reused")
+			}
+		})
+	}
+}
+
+func TestMultipartIsComparedByItsParts(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	const head = "Content-Disposition: form-data; name="
+	one := "--x\r\n" + head + "a\r\n\r\n1\r\n--x\r\n" + head + "b\r\nX-Note: n\r\n\r\n2\r\n--x--\r\n"
+	for name, test := range map[string]struct {
+		contentType, body string
+		same              bool
+	}{
+		"the same":                    {"multipart/form-data; boundary=x", one, true},
+		"another boundary":            {"multipart/form-data; boundary=yy", strings.ReplaceAll(one, "--x", "--yy"), true},
+		"with words around the parts": {"multipart/form-data; boundary=x", "preamble\r\n" + one + "epilogue", true},
+		"other header order":          {"multipart/form-data; boundary=x", strings.Replace(one, head+"b\r\nX-Note: n\r\n", "X-Note: n\r\n"+head+"b\r\n", 1), true},
+		"another value":               {"multipart/form-data; boundary=x", strings.Replace(one, "\r\n2\r\n", "\r\n3\r\n", 1), false},
+		"another name":                {"multipart/form-data; boundary=x", strings.Replace(one, "name=b", "name=c", 1), false},
+		"another part header":         {"multipart/form-data; boundary=x", strings.Replace(one, "X-Note: n", "X-Note: m", 1), false},
+		"a part less":                 {"multipart/form-data; boundary=x", "--x\r\n" + head + "a\r\n\r\n1\r\n--x--\r\n", false},
+		"another kind of multipart":   {"multipart/mixed; boundary=x", one, false},
+		"another parameter":           {"multipart/form-data; boundary=x; v=2", one, false},
+		"cut off":                     {"multipart/form-data; boundary=x", one[:len(one)-8], false},
+		"compressed, as it says":      {"multipart/form-data; boundary=x", one, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{}, created)
+			send := func(contentType, body, encoding string) answer {
+				return b.do(server, "POST", "/", body, func(r *http.Request) {
+					withKey("k")(r)
+					r.Header.Set("Content-Type", contentType)
+					r.Header.Set("Content-Encoding", encoding)
+				})
+			}
+			send("multipart/form-data; boundary=x", one, "").is(t, 201, `{"id": 1}`, false)
+			encoding := ""
+			if strings.HasPrefix(name, "compressed") {
+				encoding = "br"
+			}
+			if got := send(test.contentType, test.body, encoding); test.same {
+				got.is(t, 201, `{"id": 1}`, true)
+			} else {
+				got.isProblem(t, 422, "key-reused")
+			}
+		})
+	}
+}
+
+func TestMultipartThatIsBrokenIsComparedByItsBytes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.protected(idemhttp.Config{}, created)
+	send := func(body string) answer {
+		return b.do(server, "POST", "/", body, func(r *http.Request) {
+			withKey("k")(r)
+			r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+		})
+	}
+	send("--x\r\n\r\none").is(t, 201, `{"id": 1}`, false)
+	send("--x\r\n\r\ntwo").isProblem(t, 422, "key-reused")
+	send("--x\r\n\r\none").is(t, 201, `{"id": 1}`, true)
+}
+
+func TestPathIsTheOneThatHasArrived(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	m := b.middleware(idemhttp.Config{}).Handler(b.charging(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) }))
+	mux := http.NewServeMux()
+	mux.Handle("/eu/", http.StripPrefix("/eu", m))
+	mux.Handle("/us/", http.StripPrefix("/us", m))
+	mux.HandleFunc("/rewritten/", func(w http.ResponseWriter, r *http.Request) {
+		r.URL.Path = "/charges"
+		m.ServeHTTP(w, r)
+	})
+	server := b.serve(mux)
+	b.do(server, "POST", "/eu/charges", "", withKey("k")).is(t, 200, "/charges", false)
+	b.do(server, "POST", "/us/charges", "", withKey("k")).isProblem(t, 422, "key-reused")
+	b.do(server, "POST", "/rewritten/1", "", withKey("k")).isProblem(t, 422, "key-reused")
+	b.do(server, "POST", "/eu/charges", "", withKey("k")).is(t, 200, "/charges", true)
+	b.do(server, "POST", "/rewritten/1", "", withKey("r")).is(t, 200, "/charges", false)
+	b.do(server, "POST", "/rewritten/2", "", withKey("r")).isProblem(t, 422, "key-reused")
+}
+
+func TestHostCanBeInTheFingerprint(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	for name, test := range map[string]struct {
+		headers []string
+		same    bool
+	}{
+		"not selected": {nil, true},
+		"selected":     {[]string{"host"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{FingerprintHeaders: test.headers}, created)
+			send := func(host string) answer {
+				return b.do(server, "POST", "/", "", func(r *http.Request) { withKey("k")(r); r.Host = host })
+			}
+			send("eu.example.com").is(t, 201, `{"id": 1}`, false)
+			send("EU.example.com").is(t, 201, `{"id": 1}`, true)
+			if got := send("us.example.com"); test.same {
+				got.is(t, 201, `{"id": 1}`, true)
+			} else {
+				got.isProblem(t, 422, "key-reused")
+			}
+		})
+	}
 }

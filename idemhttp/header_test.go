@@ -101,7 +101,7 @@ func TestEveryProblemTypeIsDocumented(t *testing.T) {
 		}
 		types[p.Type] = true
 	}
-	if len(types) != 12 {
+	if len(types) != 14 {
 		t.Errorf("%d types", len(types))
 	}
 }
@@ -114,7 +114,7 @@ func TestPolicySaysWhatTheMiddlewareDoes(t *testing.T) {
 		Header: "X-Idempotency-Key", Optional: true, Methods: []string{"POST", "PUT"}, MaxKeyLength: 64,
 		MaxRequestBody: 1000, Documentation: "https://example.com/",
 		KeepHeaders: []string{"set-cookie"}, DropHeaders: []string{"X-Debug"},
-		Record: func(status int) bool { return status < 500 && status != 409 },
+		Record: func(status int, _, _ http.Header) bool { return status < 500 && status != 409 },
 	})
 	p := m.Policy()
 	p.Scope = "an account"
@@ -134,7 +134,7 @@ func TestPolicySaysWhatTheMiddlewareDoes(t *testing.T) {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
 	}
-	if list := fmt.Sprint(policy["not_replayed_headers"]); strings.Contains(list, "Cookie") || !strings.Contains(list, "X-Debug") {
+	if list := fmt.Sprint(policy["not_replayed_headers"]); strings.Contains(list, "Set-Cookie ") || !strings.Contains(list, "X-Debug") {
 		t.Errorf("not_replayed_headers is %s", list)
 	}
 	if got := b.do(server, "POST", "/", "", nil); got.StatusCode != 405 || got.Header.Get("Allow") != "GET, HEAD" {
@@ -146,7 +146,7 @@ func TestDefaultPolicy(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p := b.middleware(idemhttp.Config{}).Policy()
-	if fmt.Sprint(p.NotRecorded) != "[401 403 408-409 425 429 500-599]" || !p.Required || p.RetentionSeconds != 86400 ||
+	if fmt.Sprint(p.NotRecorded) != "[307-308 401 403 406-409 411-412 416-417 421 423 425-426 428-429 431 500-599]" || !p.Required || p.RetentionSeconds != 86400 ||
 		p.Header != "Idempotency-Key" || p.MaxKeyLength != 255 {
 		t.Errorf("got %+v", p)
 	}
@@ -173,6 +173,12 @@ func TestConfigIsChecked(t *testing.T) {
 		cfg.Scope = account
 		if _, err := idemhttp.New(b.store, cfg); err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config."+field+" is ") {
 			t.Errorf("%s: %v", field, err)
+		}
+	}
+	for _, keys := range [][][]byte{{[]byte("too short")}, {make([]byte, 16), make([]byte, 15)}} {
+		_, err := idemhttp.New(b.store, idemhttp.Config{Scope: account, FingerprintKeys: keys})
+		if err == nil || !strings.HasPrefix(err.Error(), "idemhttp: Config.FingerprintKeys is ") {
+			t.Errorf("FingerprintKeys %q: %v", keys, err)
 		}
 	}
 	for _, methods := range [][]string{{}, {"post"}, {"POST", "Put"}} {

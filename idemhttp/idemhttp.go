@@ -18,7 +18,6 @@ package idemhttp
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,23 +37,36 @@ type Config struct {
 	// request, 1 to 255 bytes. It has no default, because in a key space that
 	// clients share each can be given the responses of the others.
 	//
-	// An empty scope is refused with 403: authentication, and its 401 with the
-	// challenge that only it knows, belong in front of the Middleware. An error
-	// is reported, and answered with 500.
+	// A retry gets the recorded response without the handler being asked: what
+	// the handler would check of its sender, such as a role, belongs in front of
+	// the Middleware, or into the scope.
+	//
+	// An empty scope is refused with 403, and one that is too long or no text
+	// with 400: authentication, and its 401 with the challenge that only it knows,
+	// belong in front of the Middleware. An error is reported, and answered with
+	// 500. The request is a copy, whose body can be read.
 	Scope func(*http.Request) (string, error)
 
 	// Header is the request header field that carries the key. Default:
 	// Idempotency-Key.
 	Header string
 
+	// Key takes the key from elsewhere than Header, such as the event id in the
+	// body of a webhook. An empty key is none (see Optional). An error is
+	// answered with 400, and its text is sent to the client. The body must not
+	// be changed. Default: the Header.
+	Key func(r *http.Request, body []byte) (string, error)
+
 	// Optional lets requests without a key through. They are executed as the
 	// others are, under a key of their own that nobody can send again. For
 	// other routes, make another Middleware. Default: 400.
 	Optional bool
 
-	// Methods that are executed under a key; others pass through. GET, HEAD,
-	// OPTIONS and TRACE always do. Default: POST and PATCH, which are not
-	// idempotent by definition (RFC 9110, section 9.2.2).
+	// Methods that are executed under a key, in upper case. A request of another
+	// method passes through, unless it carries a key in Header. Safe ones, such as
+	// GET, always do. Default: POST, PATCH, and all that are not known to be
+	// idempotent (RFC 9110, section 9.2.2), so that PUT and DELETE pass through
+	// without a key.
 	Methods []string
 
 	// MaxKeyLength is how many characters a key can have, at most 255, which is
@@ -73,11 +85,12 @@ type Config struct {
 	// cannot be more than the MaxResult of the Store, which is the default.
 	MaxRecord int
 
-	// Record decides by the status whether a response is final: then it is
-	// recorded, and the transaction commits. Any other is sent, but everything
-	// is rolled back, and the next request with the key is executed. Default:
-	// Final.
-	Record func(status int) bool
+	// Record decides whether a response is final: then it is recorded, and the
+	// transaction commits. Any other is sent, but everything is rolled back, and
+	// the next request with the key is executed. It must not change the header
+	// or the trailer. A handler can also decide by itself: see RollBack.
+	// Default: Final.
+	Record func(status int, header, trailer http.Header) bool
 
 	// KeepHeaders and DropHeaders change which header fields a replay has. By
 	// default all but those of one exchange, such as Date, Set-Cookie,
@@ -86,15 +99,24 @@ type Config struct {
 	KeepHeaders, DropHeaders []string
 
 	// FingerprintHeaders are the request header fields that make a request
-	// another one. Default, where it is nil: Content-Type and Content-Encoding.
+	// another one; Host can be one. Default, where it is nil: Content-Type and
+	// Content-Encoding.
 	FingerprintHeaders []string
 
 	// Fingerprint identifies what a request asks for; a key that comes with
 	// another one is 422. Default: method, path, query, FingerprintHeaders and
-	// the body, where JSON documents that say the same are equal. A client that
-	// signs its URLs or sends multipart bodies, with a new boundary each time,
-	// needs a function of your own.
+	// the body, where JSON documents that say the same are equal, and so are
+	// multipart bodies with another boundary. A client that signs its URLs needs
+	// a function of your own.
 	Fingerprint func(r *http.Request, body []byte) idempotency.Fingerprint
+
+	// FingerprintKeys make an HMAC-SHA-256 of each fingerprint, so that who reads
+	// the table cannot find out by trial what was sent. The first makes them; what
+	// was made with another, or with none, is recognised. So a key is replaced in
+	// three steps, each in every process: it is added as the last; it becomes the
+	// first; after a retention, the old one goes. An empty key is none, and is the
+	// old one where there was no key. Others have 16 bytes or more. Default: none.
+	FingerprintKeys [][]byte
 
 	// FinishDisconnected lets a handler that has begun finish, and its response
 	// be recorded, when its client disconnects; a deadline of the request's
@@ -105,21 +127,14 @@ type Config struct {
 	// problem links to it.
 	Documentation string
 
+	// WriteError answers a request that went wrong before, instead of or after
+	// its handler. It can change the Problem, and send it as it is sent by
+	// default (Problem.ServeHTTP), or write a format of its own.
+	WriteError func(http.ResponseWriter, *http.Request, Problem)
+
 	// Report is called with what is behind a 500 or 503 of the Middleware's
 	// own. Default: it is logged with slog.
 	Report func(*http.Request, error)
-}
-
-// Final is the default of [Config.Record]. Not final is what says that the
-// server failed (5xx), or that the same request can succeed later: 401, 403,
-// 408, 409, 425 and 429.
-func Final(status int) bool {
-	switch status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout,
-		http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
-		return false
-	}
-	return status < 500
 }
 
 func (c Config) withDefaults(store idempotency.Config) Config {
@@ -130,17 +145,25 @@ func (c Config) withDefaults(store idempotency.Config) Config {
 	if c.Methods == nil {
 		c.Methods = []string{http.MethodPost, http.MethodPatch}
 	}
+	c.FingerprintKeys = slices.Clone(c.FingerprintKeys)
+	for i, key := range c.FingerprintKeys {
+		c.FingerprintKeys[i] = slices.Clone(key)
+	}
 	if c.FingerprintHeaders == nil {
 		c.FingerprintHeaders = []string{"Content-Type", "Content-Encoding"}
 	}
 	if c.Fingerprint == nil {
-		fields := slices.Clone(c.FingerprintHeaders)
+		c.FingerprintHeaders = slices.Clone(c.FingerprintHeaders)
+		fields := c.FingerprintHeaders
 		c.Fingerprint = func(r *http.Request, body []byte) idempotency.Fingerprint {
 			return fingerprint(r, body, fields)
 		}
 	}
 	if c.Record == nil {
-		c.Record = Final
+		c.Record = func(status int, _, _ http.Header) bool { return Final(status) }
+	}
+	if c.WriteError == nil {
+		c.WriteError = func(w http.ResponseWriter, r *http.Request, p Problem) { p.ServeHTTP(w, r) }
 	}
 	if c.Report == nil {
 		c.Report = func(r *http.Request, err error) {
@@ -165,22 +188,18 @@ func (c Config) validate(store idempotency.Config) error {
 		problem = fmt.Sprintf("MaxRecord is %d: it has to be %d bytes or more, which the status takes", c.MaxRecord, minRecord)
 	case c.MaxRecord > store.MaxResult:
 		problem = fmt.Sprintf("MaxRecord is %d: the Store takes at most %d (its MaxResult)", c.MaxRecord, store.MaxResult)
-	case slices.ContainsFunc(c.Methods, alwaysPasses):
+	case slices.ContainsFunc(c.Methods, isSafe):
 		problem = fmt.Sprintf("Methods is %q: a method without effects passes through always", c.Methods)
 	case len(c.Methods) == 0 || slices.ContainsFunc(c.Methods, func(m string) bool { return m != strings.ToUpper(m) }):
 		problem = fmt.Sprintf("Methods is %q: requests would pass through unprotected, since methods are upper case (RFC 9110, section 9.1)", c.Methods)
+	case slices.ContainsFunc(c.FingerprintKeys, func(key []byte) bool { return len(key) > 0 && len(key) < 16 }):
+		problem = "FingerprintKeys is not usable: a key has to have 16 bytes or more, or none"
 	case !isLink(c.Documentation):
 		problem = fmt.Sprintf("Documentation is %q: it has to be an absolute URL", c.Documentation)
 	default:
 		return nil
 	}
 	return errors.New("idemhttp: Config." + problem)
-}
-
-// alwaysPasses: safe methods (RFC 9110, section 9.2.1), and CONNECT, which has
-// no response to record.
-func alwaysPasses(method string) bool {
-	return slices.Contains([]string{"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", ""}, method)
 }
 
 func isLink(text string) bool {
@@ -194,7 +213,8 @@ type Middleware struct {
 	store *idempotency.Store
 	cfg   Config // with its defaults
 
-	customFingerprint bool
+	ownFingerprint bool // of the user
+	unknownMethods bool // are protected: Config.Methods is the default
 }
 
 // New returns a Middleware, or an error that names the field of cfg that cannot
@@ -203,7 +223,10 @@ func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
 	if store == nil {
 		return nil, errors.New("idemhttp: store is nil")
 	}
-	m := &Middleware{store: store, cfg: cfg.withDefaults(store.Config()), customFingerprint: cfg.Fingerprint != nil}
+	m := &Middleware{
+		store: store, cfg: cfg.withDefaults(store.Config()),
+		ownFingerprint: cfg.Fingerprint != nil, unknownMethods: cfg.Methods == nil,
+	}
 	if err := m.cfg.validate(store.Config()); err != nil {
 		return nil, err
 	}
@@ -227,19 +250,22 @@ func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
 //
 // Next must have no effects except through its transaction, and can be run
 // again, with the same request and a new response, after a serialization
-// failure, a deadlock or a lost connection. It must not end the transaction;
-// Commit and Rollback are refused without any effect.
+// failure, a deadlock or a lost connection. What cannot be run again fails with
+// 500, and nothing is kept. Next must not end the transaction; Commit and
+// Rollback are refused without any effect. What it leaves behind when it returns,
+// such as a goroutine, has no transaction any more; a statement that is being
+// executed then is waited for.
 //
 // A response is buffered whole, so Flush sends nothing and 1xx responses are
-// dropped. What cannot be recorded is refused: Hijack is an error, and 101 or
-// text/event-stream make the request fail with 500.
+// dropped. What cannot be recorded is refused: Hijack is an error, and 101,
+// text/event-stream or gRPC make the request fail with 500.
 //
-// Requests of other methods than [Config.Methods] pass through to next as they
-// are; so does everything inside of another Middleware, whose key and transaction
-// hold.
+// Requests of other methods than [Config.Methods], without a key, pass through to
+// next as they are; so does everything inside of another Middleware, whose key
+// and transaction hold.
 func (m *Middleware) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !m.executes(r.Method) {
+		if !m.protects(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -248,31 +274,17 @@ func (m *Middleware) Handler(next http.Handler) http.Handler {
 }
 
 // Atomic is [Middleware.Handler] for a function that takes the transaction. It
-// is never called without one: methods that would pass through are 405.
+// is never called without one: other methods than [Config.Methods] are 405.
 func (m *Middleware) Atomic(handle func(http.ResponseWriter, *http.Request, pgx.Tx)) http.Handler {
 	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handle(w, r, Tx(r.Context()))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !m.executes(r.Method) {
+		if !slices.Contains(m.cfg.Methods, r.Method) {
 			w.Header().Set("Allow", strings.Join(m.cfg.Methods, ", "))
-			m.refuse(w, notProtected.because("It takes %s.", strings.Join(m.cfg.Methods, ", ")))
+			m.refuse(w, r, *notProtected.because("It takes %s.", strings.Join(m.cfg.Methods, ", ")))
 			return
 		}
 		m.serve(w, r, next)
 	})
-}
-
-func (m *Middleware) executes(method string) bool {
-	return slices.Contains(m.cfg.Methods, method)
-}
-
-type txKey struct{}
-
-// Tx returns the transaction of a request, from the context of the request
-// that a handler under a [Middleware] gets. It is nil where there is none: the
-// method passed through.
-func Tx(ctx context.Context) pgx.Tx {
-	tx, _ := ctx.Value(txKey{}).(pgx.Tx)
-	return tx
 }

@@ -20,7 +20,8 @@ import (
 // The context belongs to one operation: all requests sent with it, except those
 // of safe methods, have the same key, and a server that sees it with two
 // different requests refuses the second. The id is 1 or more bytes of printable
-// ASCII (servers take 255 at most); with any other, the Transport fails without
+// ASCII (servers take 255 at most), and for [Transport.Bare] without spaces and
+// other separators; with any other, the Transport fails without
 // sending anything. A key in the request's header goes before the id.
 func WithKey(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, givenKey{}, id)
@@ -110,11 +111,26 @@ func (t *Transport) operation(req *http.Request) (*operation, error) {
 		}
 		key = NewID()
 	}
-	field, err := httpsfv.Marshal(httpsfv.NewItem(key))
-	if key == "" || err != nil {
-		return nil, fmt.Errorf("idemhttp: key %q is not 1 or more bytes of printable ASCII: nothing was sent", key)
+	field, err := t.field(key)
+	if err != nil {
+		return nil, err
 	}
 	return &operation{key: key, header: header, field: field}, nil
+}
+
+// field is the value of the header field for a key.
+func (t *Transport) field(key string) (string, error) {
+	if t.Bare {
+		if quoted(key) != `"`+key+`"` {
+			return "", fmt.Errorf("idemhttp: key %q cannot be sent without quotes (Transport.Bare): it needs letters, digits and some punctuation; nothing was sent", key)
+		}
+		return key, nil
+	}
+	field, err := httpsfv.Marshal(httpsfv.NewItem(key))
+	if key == "" || err != nil {
+		return "", fmt.Errorf("idemhttp: key %q is not 1 or more bytes of printable ASCII: nothing was sent", key)
+	}
+	return field, nil
 }
 
 // callersOperation has the key that the caller has put into the header, which
@@ -155,21 +171,6 @@ func keyFor(req *http.Request) (key string, given bool) {
 		key = sentBy(req.Response.Request).key
 	}
 	return key, key != ""
-}
-
-// isSafe reports whether the method has no effect to protect (RFC 9110, section
-// 9.2.1), or, with CONNECT, is not the client's own.
-func isSafe(method string) bool {
-	switch method {
-	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodConnect:
-		return true
-	}
-	return false
-}
-
-// isIdempotent is RFC 9110, section 9.2.2, for methods that are not safe.
-func isIdempotent(method string) bool {
-	return method == http.MethodPut || method == http.MethodDelete
 }
 
 // request is a copy of req for the given attempt.

@@ -15,7 +15,7 @@ import (
 type Policy struct {
 	Specification string   `json:"specification"`
 	Documentation string   `json:"documentation,omitempty"`
-	Header        string   `json:"header"`
+	Header        string   `json:"header,omitempty"`
 	Required      bool     `json:"required"`
 	Methods       []string `json:"methods"`
 	KeyFormat     string   `json:"key_format"`
@@ -33,7 +33,7 @@ type Policy struct {
 	NotReplayed []string `json:"not_replayed_headers"`
 
 	MaxRequestBody int64     `json:"max_request_body"`
-	Problems       []problem `json:"problems"`
+	Problems       []Problem `json:"problems"`
 }
 
 // Policy returns what the Middleware does, for publication: as JSON, or mounted
@@ -41,20 +41,24 @@ type Policy struct {
 //
 //	mux.Handle("GET /.well-known/idempotency-policy", idem.Policy())
 func (m *Middleware) Policy() Policy {
-	sameRequest := "method, path, query and body (JSON by what it says), and the header fields given"
+	sameRequest := "method, path, query and body (JSON and multipart by what they say), and the header fields given"
 	for i, name := range m.cfg.FingerprintHeaders {
 		sameRequest += []string{": ", ", "}[min(i, 1)] + http.CanonicalHeaderKey(name)
 	}
-	if m.customFingerprint {
+	if m.ownFingerprint {
 		sameRequest = "as this server compares them"
+	}
+	header, keyFormat := m.cfg.Header, `a String of RFC 9651 ("..."), or the same without quotes; printable ASCII; new for each operation, and hard to guess, such as a UUID`
+	if m.cfg.Key != nil {
+		header, keyFormat = "", "as this server finds it in the request"
 	}
 	return Policy{
 		Specification:    "draft-ietf-httpapi-idempotency-key-header-07 (expired)",
 		Documentation:    m.cfg.Documentation,
-		Header:           m.cfg.Header,
+		Header:           header,
 		Required:         !m.cfg.Optional,
 		Methods:          slices.Clone(m.cfg.Methods),
-		KeyFormat:        `a String of RFC 9651 ("..."), or the same without quotes; printable ASCII; new for each operation, and hard to guess, such as a UUID`,
+		KeyFormat:        keyFormat,
 		MaxKeyLength:     m.cfg.MaxKeyLength,
 		Scope:            "the keys of each client are its own",
 		SameRequest:      sameRequest,
@@ -66,12 +70,13 @@ func (m *Middleware) Policy() Policy {
 	}
 }
 
-// notRecorded asks for every status, and joins neighbours: "401", "500-599".
-func notRecorded(record func(int) bool) []string {
+// notRecorded asks for every status, with an empty header, and joins
+// neighbours: "401", "500-599".
+func notRecorded(record func(int, http.Header, http.Header) bool) []string {
 	var ranges []string
 	for status := 200; status < 600; status++ {
 		first := status
-		for status < 600 && !record(status) {
+		for status < 600 && !record(status, http.Header{}, http.Header{}) {
 			status++
 		}
 		switch status - first {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"unicode/utf8"
 )
@@ -15,6 +16,11 @@ type record struct {
 	Header  map[string][]octets `json:"header,omitempty"`
 	Body    octets              `json:"body,omitempty"`
 	Trailer map[string][]octets `json:"trailer,omitempty"`
+
+	// What the handler did to the header of outer middleware: the values that it
+	// added to a field, and the fields that it deleted.
+	Added   map[string][]octets `json:"added,omitempty"`
+	Deleted []string            `json:"deleted,omitempty"`
 
 	// Omitted: the response was too large to be recorded whole.
 	Omitted bool `json:"omitted,omitempty"`
@@ -98,9 +104,15 @@ const minRecord = 29
 // all but the body and what describes it, or the status and the place of what
 // was created, or the status. To store less is better than to store nothing:
 // the handler must not run again because it had much to say.
+//
+// What is too large as it stands is not made JSON first: that takes many times
+// its size.
 func (r record) fitting(maxBytes int) (record, error) {
 	for _, less := range []func(record) record{whole, withoutBody, onlyLocation, onlyStatus} {
 		small := less(r)
+		if small.size() > maxBytes {
+			continue
+		}
 		stored, err := json.Marshal(small)
 		if err != nil || len(stored) <= maxBytes {
 			return small, err
@@ -109,16 +121,32 @@ func (r record) fitting(maxBytes int) (record, error) {
 	return onlyStatus(r), nil
 }
 
+// size is in bytes, and never more than that of the JSON.
+func (r record) size() int {
+	n := len(r.Body)
+	for _, fields := range []map[string][]octets{r.Header, r.Added, r.Trailer} {
+		for name, values := range fields {
+			n += len(name)
+			for _, value := range values {
+				n += len(value)
+			}
+		}
+	}
+	return n
+}
+
 func whole(r record) record { return r }
 
 func withoutBody(r record) record {
-	small := record{Status: r.Status, Header: make(map[string][]octets), Omitted: true}
-	for name, values := range r.Header {
-		if !describesBody(name) {
-			small.Header[name] = values
-		}
+	return record{
+		Status: r.Status, Header: notOfBody(r.Header), Added: notOfBody(r.Added), Deleted: r.Deleted, Omitted: true,
 	}
-	return small
+}
+
+func notOfBody(fields map[string][]octets) map[string][]octets {
+	kept := maps.Clone(fields)
+	maps.DeleteFunc(kept, func(name string, _ []octets) bool { return describesBody(name) })
+	return kept
 }
 
 func onlyLocation(r record) record {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -140,4 +141,41 @@ func FuzzStoredBytesNeverPanic(f *testing.F) {
 			t.Errorf("%s became %s, and that %+v, %v", stored, again, out, err)
 		}
 	})
+}
+
+func TestWhatIsTooLargeToRecordIsNotMadeJSONFirst(t *testing.T) {
+	// It measures what the process allocates: not parallel.
+	for name, r := range map[string]record{
+		"body":    {Status: 200, Body: bytes.Repeat([]byte("\xff"), 16<<20)},
+		"header":  {Status: 200, Header: map[string][]octets{"A": {bytes.Repeat([]byte("a"), 16<<20)}}},
+		"added":   {Status: 200, Added: map[string][]octets{"A": {bytes.Repeat([]byte("a"), 16<<20)}}},
+		"trailer": {Status: 200, Trailer: map[string][]octets{"A": {bytes.Repeat([]byte("a"), 16<<20)}}},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		small, err := r.fitting(1 << 20)
+		runtime.ReadMemStats(&after)
+		if err != nil || !small.Omitted || small.Status != 200 {
+			t.Errorf("%s: got %+v, %v", name, small, err)
+		}
+		if made := after.TotalAlloc - before.TotalAlloc; made > 1<<20 {
+			t.Errorf("%s: %d MiB were allocated", name, made>>20)
+		}
+	}
+}
+
+func TestSizeIsNeverMoreThanTheJSON(t *testing.T) {
+	t.Parallel()
+	for _, r := range []record{
+		{Status: 200},
+		{Status: 200, Body: octets("a")},
+		{Status: 200, Body: octets("\xff")},
+		{Status: 200, Header: map[string][]octets{"A": {octets("b"), octets("c")}, "D": {}}, Added: map[string][]octets{"E": {octets("f")}}},
+		{Status: 200, Trailer: map[string][]octets{"A": {octets("\xff\xfe")}}, Deleted: []string{"A"}},
+	} {
+		stored, err := json.Marshal(r)
+		if err != nil || r.size() > len(stored) {
+			t.Errorf("size %d of %s, %v", r.size(), stored, err)
+		}
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"mime"
 	"net"
 	"net/http"
 	"slices"
@@ -17,6 +16,7 @@ import (
 
 var (
 	errEventStream = errors.New("idemhttp: an event stream cannot be recorded: serve it on a route of its own")
+	errGRPC        = errors.New("idemhttp: gRPC, and what streams as it does, says in its last message whether it has failed, under the status 200: serve it outside of the Middleware")
 	errUpgrade     = errors.New("idemhttp: 101 Switching Protocols cannot be recorded: serve it on a route of its own")
 	errHijack      = fmt.Errorf("idemhttp: the connection cannot be taken over, since its response is recorded: %w", http.ErrNotSupported)
 )
@@ -71,12 +71,13 @@ func (p *response) WriteHeader(status int) {
 	if length, err := strconv.ParseInt(p.header.Get("Content-Length"), 10, 64); err == nil && length >= 0 {
 		p.declared = length
 	}
-	mediaType, _, _ := mime.ParseMediaType(p.header.Get("Content-Type"))
-	switch {
+	switch mediaType := mediaTypeOf(p.header); {
 	case status == http.StatusSwitchingProtocols:
 		p.refused = errUpgrade
 	case mediaType == "text/event-stream":
 		p.refused = errEventStream
+	case strings.HasPrefix(mediaType, "application/grpc"), strings.HasPrefix(mediaType, "application/connect+"):
+		p.refused = errGRPC
 	}
 }
 
@@ -140,6 +141,9 @@ func (p *response) finish() error {
 		p.refused = fmt.Errorf("idemhttp: the handler declared a body of %d bytes and wrote %d", p.declared, p.body.Len())
 	}
 	p.trailer = p.trailers()
+	if p.refused == nil && (p.header["Grpc-Status"] != nil || p.trailer["Grpc-Status"] != nil) {
+		p.refused = errGRPC
+	}
 	maps.DeleteFunc(p.header, func(name string, _ []string) bool {
 		return strings.HasPrefix(name, http.TrailerPrefix)
 	})
@@ -179,28 +183,52 @@ func (p *response) sniff() {
 // record is the response as it is stored. What outer middleware has put into
 // the header is not the response's: it will do so again.
 func (p *response) record(m *Middleware) (record, error) {
-	own := make(http.Header, len(p.header))
-	for name, values := range p.header {
-		if outer, ok := p.outer[name]; !ok || !slices.Equal(outer, values) {
-			own[name] = values
-		}
-	}
+	own, added := p.ownFields()
+	connection := p.header["Connection"]
 	r := record{
 		Status:  p.status,
-		Header:  toOctets(m.recorded(own)),
+		Header:  toOctets(m.recorded(own, connection)),
+		Added:   toOctets(m.recorded(added, connection)),
+		Deleted: p.deletedFields(),
 		Body:    p.body.Bytes(),
-		Trailer: toOctets(m.recorded(p.trailer)),
+		Trailer: toOctets(m.recorded(p.trailer, nil)),
 	}
 	return r.fitting(m.cfg.MaxRecord)
+}
+
+// ownFields are those that the handler has set, and those that it has added
+// values to.
+func (p *response) ownFields() (own, added http.Header) {
+	own, added = make(http.Header, len(p.header)), make(http.Header)
+	for name, values := range p.header {
+		outer, began := p.outer[name]
+		switch {
+		case !began || len(values) < len(outer) || !slices.Equal(values[:len(outer)], outer):
+			own[name] = values
+		case len(values) > len(outer):
+			added[name] = values[len(outer):]
+		}
+	}
+	return own, added
+}
+
+// deletedFields are those of outer middleware that the handler has deleted. The
+// framing is not the handler's.
+func (p *response) deletedFields() (names []string) {
+	for name := range p.outer {
+		if _, kept := p.header[name]; !kept && !matches(name, hopByHop) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // deliver sends the response, whole, to the client that caused it.
 func (p *response) deliver() {
 	h := p.w.Header()
-	for name := range p.outer {
-		if _, kept := p.header[name]; !kept {
-			delete(h, name)
-		}
+	for _, name := range p.deletedFields() {
+		delete(h, name)
 	}
 	for _, ours := range []string{replayedHeader, omittedHeader} { // of a server behind the handler
 		delete(p.header, ours)

@@ -288,3 +288,30 @@ func (b *counting) Close() error {
 	b.closed = true
 	return nil
 }
+
+func TestLaterDeadlineLeavesMaxElapsedItsBound(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		base := &clocked{begun: time.Now(), answer: always("5")}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		tr := &Transport{Base: base, MaxAttempts: -1, MaxElapsed: 12 * time.Second}
+		resp, err := tr.RoundTrip(post(t, "http://example.com/", "x").WithContext(ctx))
+		check(t, resp, err, 503, 3)
+		if last := base.attempts[len(base.attempts)-1]; last > 12*time.Second {
+			t.Errorf("the last attempt began after %v", last)
+		}
+	})
+}
+
+func TestDeadlineIsTheBoundWhereMaxElapsedIsNone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		base := &clocked{begun: time.Now(), answer: always("5")}
+		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+		defer cancel()
+		tr := &Transport{Base: base, MaxAttempts: -1, MaxElapsed: -1}
+		resp, err := tr.RoundTrip(post(t, "http://example.com/", "x").WithContext(ctx))
+		check(t, resp, err, 503, 3)
+	})
+}

@@ -40,7 +40,7 @@ func status(code int) http.HandlerFunc {
 func TestRetryGetsTheResponseOfTheFirst(t *testing.T) {
 	t.Parallel()
 	shared := setup(t)
-	for _, code := range []int{200, 201, 202, 204, 206, 301, 303, 304, 307, 400, 402, 404, 405, 406, 410, 412, 413, 415, 422, 423, 451} {
+	for _, code := range []int{200, 201, 202, 204, 206, 301, 302, 303, 304, 400, 402, 404, 405, 410, 413, 414, 415, 422, 424, 451} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
 			b := shared.sub(t)
@@ -62,11 +62,12 @@ func TestRetryGetsTheResponseOfTheFirst(t *testing.T) {
 func TestResponseThatIsNotFinalIsSentAndNothingIsKept(t *testing.T) {
 	t.Parallel()
 	shared := setup(t)
-	for _, code := range []int{401, 403, 408, 409, 425, 429, 500, 501, 502, 503, 504, 599} {
+	for _, code := range []int{307, 308, 401, 403, 406, 407, 408, 409, 411, 412, 416, 417, 421, 423, 425, 426, 428, 429, 431, 500, 501, 502, 503, 504, 599} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			t.Parallel()
 			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{}, status(code))
+			server.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 			want := fmt.Sprintf("status %d", code)
 			b.post(server, "k").is(t, code, want, false)
 			b.effects(0)
@@ -80,7 +81,7 @@ func TestResponseThatIsNotFinalIsSentAndNothingIsKept(t *testing.T) {
 func TestHookDecidesWhatIsFinal(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	only := func(code int) bool { return code == 500 || code == 200 }
+	only := func(code int, _, _ http.Header) bool { return code == 500 || code == 200 }
 	server := b.serve(b.middleware(idemhttp.Config{Record: only}).Handler(b.charging(
 		func(w http.ResponseWriter, r *http.Request) {
 			var code int
@@ -170,13 +171,14 @@ func TestRequestOfNobodyIsRefused(t *testing.T) {
 	}{
 		{"", nil, 403, "no-scope"},
 		{"", errors.New("no such tenant"), 500, "failed"},
-		{strings.Repeat("a", 256), nil, 500, "failed"},
-		{"a\x00b", nil, 500, "failed"},
+		{strings.Repeat("a", 256), nil, 400, "scope-invalid"},
+		{"a\x00b", nil, 400, "scope-invalid"},
+		{"a\xff", nil, 400, "scope-invalid"},
 	} {
 		b := shared.sub(t)
 		server := b.protected(idemhttp.Config{Scope: func(*http.Request) (string, error) { return test.scope, test.err }}, created)
 		b.post(server, "k").isProblem(t, test.status, test.name)
-		if strings.Contains(b.reports(), "tenant") != (test.err != nil) {
+		if (b.reports() != "[]") != (test.err != nil) || strings.Contains(b.reports(), "tenant") != (test.err != nil) {
 			t.Errorf("reported %s", b.reports())
 		}
 		b.ran(0)
@@ -248,18 +250,27 @@ func TestStoreWithoutItsTableIs503AndTheHandlerIsNotRun(t *testing.T) {
 	}
 }
 
-func TestRecordOfAnotherKindIsNeverASecondExecution(t *testing.T) {
+func TestRecordOfAnotherKindIsNeverASecondExecutionAndNotTheClientsFault(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	same := func(*http.Request, []byte) idempotency.Fingerprint { return idempotency.Fingerprint{} }
-	server := b.protected(idemhttp.Config{Fingerprint: same}, created)
-	_, _, err := idempotency.Do(t.Context(), b.store, idempotency.Key{Scope: b.account, ID: "k"},
-		func(context.Context, pgx.Tx) (map[string]int, error) { return map[string]int{"id": 1}, nil })
-	if err != nil {
-		t.Fatal(err)
+	shared := setup(t)
+	for name, fingerprint := range map[string]idempotency.Fingerprint{"the same": {}, "another": {1}} {
+		t.Run("with "+name+" fingerprint", func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			same := func(*http.Request, []byte) idempotency.Fingerprint { return idempotency.Fingerprint{} }
+			server := b.protected(idemhttp.Config{Fingerprint: same}, created)
+			_, _, err := idempotency.Do(t.Context(), b.store, idempotency.Key{Scope: b.account, ID: "k", Fingerprint: fingerprint},
+				func(context.Context, pgx.Tx) (map[string]int, error) { return map[string]int{"id": 1}, nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.post(server, "k").isProblem(t, 500, "failed")
+			b.ran(0)
+			if b.reports() == "[]" {
+				t.Error("nothing was reported")
+			}
+		})
 	}
-	b.post(server, "k").isProblem(t, 500, "failed")
-	b.ran(0)
 }
 
 func TestMiddlewareInsideAnotherPassesThrough(t *testing.T) {
@@ -648,22 +659,6 @@ func disconnectOnce(b *bundle, url string, running <-chan bool) {
 	}
 }
 
-func TestMethodsWithoutEffectsPassThrough(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	server := b.serve(b.middleware(idemhttp.Config{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if idemhttp.Tx(r.Context()) != nil {
-			t.Error("a transaction")
-		}
-		w.WriteHeader(http.StatusTeapot)
-	})))
-	for _, method := range []string{"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"} {
-		for range 2 {
-			b.do(server, method, "/", "", withKey("k")).is(t, http.StatusTeapot, "", false)
-		}
-	}
-}
-
 func TestOtherMethodsCanBeIncluded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -707,4 +702,34 @@ func TestOptionalKey(t *testing.T) {
 	b.post(server, "k").is(t, 201, `{"id": 1}`, true)
 	b.effects(3)
 	b.post(server, "").isProblem(t, 400, "key-invalid")
+}
+
+func TestKeyWhoseRecordGoesBeforeItIsLookedAt(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]int{
+		"delete from idempotency_keys":                        201, // it has expired: the key is free
+		"alter table idempotency_keys rename to another_name": 503,
+	} {
+		t.Run(sql, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.store = b.storeOn(b.pool, idempotency.Config{Observe: func(ctx context.Context, e idempotency.Event) {
+				if errors.Is(e.Err, idempotency.ErrKeyReused) {
+					if _, err := b.pool.Exec(ctx, sql); err != nil {
+						t.Error(err)
+					}
+				}
+			}})
+			server := b.protected(idemhttp.Config{}, created)
+			b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+			got := b.do(server, "POST", "/charges", `{"amount": 11}`, withKey("k"))
+			if want == 503 {
+				got.isProblem(t, 503, "unavailable")
+				b.effects(1)
+				return
+			}
+			got.is(t, 201, `{"id": 1}`, false)
+			b.effects(2)
+		})
+	}
 }

@@ -15,12 +15,16 @@ import (
 //
 //	client := &http.Client{Transport: &idemhttp.Transport{}}
 //
+// It has to be the outermost that repeats a request: whatever repeats outside of
+// it, such as another retrying client, sends a new key each time, unless its
+// requests have one by [WithKey].
+//
 // Use it only with servers that keep idempotency keys, such as a [Middleware]:
 // any other executes a request as often as it arrives.
 //
 // A request gets a new key, as [NewID] makes it, unless the caller gave it one
 // by its header or by [WithKey]. The key is sent as a String of RFC 9651, section
-// 3.3.3, that is, in quotes, and in every attempt with the same bytes. So is a
+// 3.3.3, that is, in quotes (but see Bare), and in every attempt with the same bytes. So is a
 // header field that the caller has set, as it is. To send the same
 // [http.Request] once more is a new operation with a new key; a redirect that
 // keeps the method (307, 308) is the same operation.
@@ -30,15 +34,16 @@ import (
 //     section 9.2.2) has a key and is repeated.
 //   - PUT and DELETE are treated so only if the caller gave them a key: whoever
 //     repeats them without one may overwrite what others have done since.
-//   - GET, HEAD, OPTIONS, TRACE and CONNECT are passed on as they are, as is a
-//     request whose header has the key's field without a value (nil).
+//   - GET, HEAD, OPTIONS, TRACE, CONNECT, PROPFIND, REPORT, SEARCH and QUERY are
+//     passed on as they are, as is a request whose header has the key's field
+//     without a value (nil).
 //     [http.Transport] itself repeats the safe ones when an idle connection turns
 //     out to be closed.
 //
 // A request is sent again after
 //   - an error of Base: whatever the server has done, the key protects it.
 //     Not after the end of the context, or a handshake that TLS has refused.
-//   - 425, 429, 502, 503 and 504.
+//   - 408, 425, 429, 502, 503 and 504.
 //   - 409 with a Retry-After: the first attempt is still being executed. The
 //     Middleware sends it so. A 409 without it is an answer of the
 //     application, and left to the caller.
@@ -76,6 +81,10 @@ type Transport struct {
 	// Header is the name of the field that carries the key. Default:
 	// Idempotency-Key.
 	Header string
+
+	// Bare sends the key without quotes, to a server that takes nothing else, as
+	// one whose schema says "format: uuid". Default: a String, as the draft asks.
+	Bare bool
 
 	// MaxAttempts is how many times a request is sent, the first included; 1 is
 	// never again. Negative: no limit but those of time. Default: 6.
@@ -152,7 +161,7 @@ func verdict(ctx context.Context, resp *http.Response, err error) (asked time.Du
 	}
 	asked, said := retryAfter(resp)
 	switch resp.StatusCode {
-	case http.StatusTooEarly, http.StatusTooManyRequests,
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return asked, true
 	case http.StatusConflict:

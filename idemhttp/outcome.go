@@ -1,0 +1,66 @@
+package idemhttp
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency"
+)
+
+// fail answers a request that has kept nothing, or may have.
+func (x *exchange) fail(err error) {
+	if _, ok := errors.AsType[*rolledBack](err); ok {
+		x.response.deliver()
+		return
+	}
+	x.m.refuse(x.w, x.r, *x.problem(err).causedBy(err))
+}
+
+func (x *exchange) problem(err error) *Problem {
+	cannotRecord, unrecordableResponse := errors.AsType[*unrecordableError](err)
+	switch {
+	case unrecordableResponse:
+		return unrecordable.because("%v", cannotRecord)
+	case errors.Is(err, idempotency.ErrInProgress):
+		return &inProgress
+	case errors.Is(err, idempotency.ErrKeyReused):
+		return &keyReused
+	case errors.Is(err, idempotency.ErrOutcomeUnknown):
+		// 503 rather than 500: what the client should do is send it again, and
+		// this is the status that says so, with Retry-After (RFC 9110, section
+		// 15.6.4).
+		return &outcomeUnknown
+	case errors.Is(err, idempotency.ErrAbandoned):
+		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one.")
+	case errors.Is(err, idempotency.ErrInvalidKey):
+		return &scopeInvalid // the id was checked
+	case errors.Is(err, idempotency.ErrUndecodable):
+		return failed.because("What is stored for this key is no response. Nothing was executed.")
+	case x.response == nil, passes(err):
+		return &unavailable
+	}
+	return &failed
+}
+
+// passes reports whether the same request can succeed a little later: conflicts
+// with others, and a server that cannot be reached, is short of something, or
+// shuts down (SQLSTATE classes 40, 53, 57 and 08).
+func passes(err error) bool {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch pgErr.Code[:min(2, len(pgErr.Code))] {
+		case "40", "53", "57", "08":
+			return true
+		}
+		return false
+	}
+	_, network := errors.AsType[net.Error](err)
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	return network || connecting || errors.Is(err, pgconn.ErrConnClosed) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
