@@ -41,6 +41,8 @@ type rows struct {
 	types *pgtype.Map
 	ahead bool // the first row has been read ahead
 	more  bool // there was one
+
+	decode []decoder // of the columns, once there is a row
 }
 
 func (r *rows) Columns() []string {
@@ -73,59 +75,74 @@ func (r *rows) Next(dest []driver.Value) error {
 		}
 		return io.EOF
 	}
-	fields := r.rows.FieldDescriptions()
+	r.prepare()
 	for i, src := range r.rows.RawValues() {
+		if src == nil {
+			dest[i] = nil
+			continue
+		}
 		var err error
-		if dest[i], err = r.value(&fields[i], src); err != nil {
-			return fmt.Errorf("idemsql: column %q: %w", fields[i].Name, err)
+		if dest[i], err = r.decode[i](src); err != nil {
+			return fmt.Errorf("idemsql: column %q: %w", r.field(i).Name, err)
 		}
 	}
 	return nil
 }
 
-// value decodes a column in the format that it came in, which pgx's query exec
-// mode decides.
-func (r *rows) value(field *pgconn.FieldDescription, src []byte) (driver.Value, error) {
-	if src == nil {
-		return nil, nil
+// prepare plans once how the values of each column are decoded.
+func (r *rows) prepare() {
+	if r.decode != nil {
+		return
 	}
+	fields := r.rows.FieldDescriptions()
+	r.decode = make([]decoder, len(fields))
+	for i := range fields {
+		r.decode[i] = newDecoder(r.types, &fields[i])
+	}
+}
+
+// A decoder makes a value of database/sql from one of PostgreSQL, not null.
+type decoder func(src []byte) (driver.Value, error)
+
+// newDecoder looks at the type of a column, and at the format in which pgx's query
+// exec mode lets it come.
+func newDecoder(types *pgtype.Map, field *pgconn.FieldDescription) decoder {
 	switch field.DataTypeOID {
 	case pgtype.BoolOID:
-		return decode[bool](r.types, field, src)
+		return plain[bool](types, field)
 	case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:
-		return decode[int64](r.types, field, src)
+		return plain[int64](types, field)
 	case pgtype.Float4OID:
-		v, err := decode[float32](r.types, field, src)
-		return float64(v), err
+		return converted(types, field, func(v float32) (driver.Value, error) { return float64(v), nil })
 	case pgtype.Float8OID:
-		return decode[float64](r.types, field, src)
+		return plain[float64](types, field)
 	case pgtype.ByteaOID, pgtype.JSONOID, pgtype.JSONBOID, pgtype.XMLOID:
-		return decode[[]byte](r.types, field, src)
+		return plain[[]byte](types, field)
 	case pgtype.OIDOID, pgtype.XIDOID, pgtype.CIDOID:
-		return decodeValuer[pgtype.Uint32](r.types, field, src)
-	case pgtype.DateOID:
-		return decodeValuer[pgtype.Date](r.types, field, src)
+		return converted(types, field, pgtype.Uint32.Value)
+	case pgtype.DateOID: // infinity, which time.Time does not have, becomes text
+		return converted(types, field, pgtype.Date.Value)
 	case pgtype.TimestampOID:
-		return decodeValuer[pgtype.Timestamp](r.types, field, src)
+		return converted(types, field, pgtype.Timestamp.Value)
 	case pgtype.TimestamptzOID:
-		return decodeValuer[pgtype.Timestamptz](r.types, field, src)
+		return converted(types, field, pgtype.Timestamptz.Value)
 	}
-	return decode[string](r.types, field, src)
+	return plain[string](types, field)
 }
 
-func decode[T any](types *pgtype.Map, field *pgconn.FieldDescription, src []byte) (v T, err error) {
-	err = types.Scan(field.DataTypeOID, field.Format, src, &v)
-	return v, err
+func plain[T any](types *pgtype.Map, field *pgconn.FieldDescription) decoder {
+	return converted(types, field, func(v T) (driver.Value, error) { return v, nil })
 }
 
-// decodeValuer is for types with values that no Go type of database/sql has, such
-// as infinity, which becomes text.
-func decodeValuer[T driver.Valuer](types *pgtype.Map, field *pgconn.FieldDescription, src []byte) (driver.Value, error) {
-	v, err := decode[T](types, field, src)
-	if err != nil {
-		return nil, err
+func converted[T any](types *pgtype.Map, field *pgconn.FieldDescription, convert func(T) (driver.Value, error)) decoder {
+	v := new(T)
+	plan := types.PlanScan(field.DataTypeOID, field.Format, v)
+	return func(src []byte) (driver.Value, error) {
+		if err := plan.Scan(src, v); err != nil {
+			return nil, err
+		}
+		return convert(*v)
 	}
-	return v.Value()
 }
 
 func (r *rows) field(i int) pgconn.FieldDescription { return r.rows.FieldDescriptions()[i] }
