@@ -12,7 +12,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-var errNotYours = errors.New("idemsql: the function does not end the *sql.Tx: return nil to commit, an error to roll back")
+// A notYours is the error of Commit and Rollback. It tells DoTx, which has to undo
+// what a nested function has left, on what the *sql.Tx is.
+type notYours struct{ conn *conn }
+
+func (notYours) Error() string {
+	return "idemsql: the function does not end its *sql.Tx: it returns nil for it to be kept, an error to undo it"
+}
 
 // A conn is a pgx.Tx as the connection of one *sql.Tx, and as its transaction.
 //
@@ -69,8 +75,8 @@ func (c *conn) unreadError() error {
 func (c *conn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) { return c, nil }
 func (c *conn) Begin() (driver.Tx, error)                                    { return c, nil }
 func (c *conn) Close() error                                                 { return nil }
-func (c *conn) Commit() error                                                { return errNotYours }
-func (c *conn) Rollback() error                                              { return errNotYours }
+func (c *conn) Commit() error                                                { return notYours{c} }
+func (c *conn) Rollback() error                                              { return notYours{c} }
 
 // CheckNamedValue leaves values to pgx, which knows more of them than database/sql.
 func (c *conn) CheckNamedValue(*driver.NamedValue) error { return nil }

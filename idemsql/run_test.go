@@ -77,7 +77,7 @@ func TestCommitIsRefused(t *testing.T) {
 		}
 		return id, tx.Commit()
 	})
-	if err == nil || !strings.Contains(err.Error(), "return nil to commit") {
+	if err == nil || !strings.Contains(err.Error(), "returns nil for it to be kept") {
 		t.Errorf("got %v", err)
 	}
 	b.charges(0)
