@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/idemsql"
@@ -18,14 +19,15 @@ import (
 // A counter counts the round trips of calls with a function on a warm connection.
 type counter struct {
 	*bundle
-	store *idempotency.Store
-	proxy *pgproxy.Proxy
+	onProxy *pgxpool.Pool
+	store   *idempotency.Store
+	proxy   *pgproxy.Proxy
 }
 
 func newCounter(t *testing.T) counter {
 	b := setup(t)
 	pool, proxy := b.through()
-	return counter{b, idempotency.New(pool), proxy}
+	return counter{b, pool, idempotency.New(pool), proxy}
 }
 
 // roundTrips are those of a first call and of its replay, with the ROLLBACK that
