@@ -27,30 +27,37 @@ type caller struct {
 	events []idempotency.Event
 }
 
-// withEachDriver runs a test with pgx's stdlib, in two query exec modes, and with lib/pq.
+// drivers are those of the callers: pgx's stdlib, in two query exec modes, and lib/pq.
+var drivers = []struct {
+	name string
+	open func(b *bundle) *sql.DB
+}{
+	{"pgx", func(b *bundle) *sql.DB { return stdlib.OpenDBFromPool(b.pool) }},
+	{"pgx, simple protocol", func(b *bundle) *sql.DB {
+		return stdlib.OpenDBFromPool(pgtest.Pool(b, b.pool, func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+		}))
+	}},
+	{"lib/pq", func(b *bundle) *sql.DB {
+		server := b.pool.Config().ConnConfig
+		db, err := sql.Open("postgres", fmt.Sprintf("host='%s' port=%d user='%s' password='%s' dbname='%s' sslmode=disable",
+			server.Host, server.Port, server.User, server.Password, server.Database))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return db
+	}},
+}
+
+// withEachDriver runs a test with each driver, one after the other in one database.
 func withEachDriver(t *testing.T, test func(c *caller)) {
 	t.Parallel()
-	for name, open := range map[string]func(b *bundle) *sql.DB{
-		"pgx": func(b *bundle) *sql.DB { return b.db },
-		"pgx, simple protocol": func(b *bundle) *sql.DB {
-			return stdlib.OpenDBFromPool(pgtest.Pool(b, b.pool, func(cfg *pgxpool.Config) {
-				cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-			}))
-		},
-		"lib/pq": func(b *bundle) *sql.DB {
-			server := b.pool.Config().ConnConfig
-			db, err := sql.Open("postgres", fmt.Sprintf("host='%s' port=%d user='%s' password='%s' dbname='%s' sslmode=disable",
-				server.Host, server.Port, server.User, server.Password, server.Database))
-			if err != nil {
-				b.Fatal(err)
-			}
-			return db
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := setup(t)
-			c := &caller{bundle: b, own: open(b), isPgx: name != "lib/pq"}
+	b := setup(t)
+	for _, driver := range drivers {
+		t.Run(driver.name, func(t *testing.T) {
+			b := &bundle{TB: t, pool: b.pool, db: b.db, key: b.key}
+			b.exec("truncate charges, idempotency_keys")
+			c := &caller{bundle: b, own: driver.open(b), isPgx: driver.name != "lib/pq"}
 			t.Cleanup(func() { c.own.Close() })
 			store, err := idempotency.NewWithConfig(b.pool, idempotency.Config{
 				Wait:    -1,
@@ -207,7 +214,10 @@ func TestTransactionIsUsableAfterAnErrorOfDoTx(t *testing.T) {
 		"an unfinished key": {prepare: func(c *caller) {
 			c.exec("insert into idempotency_keys (id, scope, purge_after) values ('order-1', 'alice', now())")
 		}, want: idempotency.ErrAbandoned},
-		"no table": {prepare: func(c *caller) { c.exec("alter table idempotency_keys rename to gone") }, says: "run migrations.Up"},
+		"no table": {prepare: func(c *caller) {
+			c.exec("alter table idempotency_keys rename to gone")
+			c.Cleanup(func() { c.exec("alter table gone rename to idempotency_keys") })
+		}, says: "run migrations.Up"},
 		"a value not stored": {fn: func(ctx context.Context, tx *sql.Tx) (Charge, error) {
 			c, err := alice(ctx, tx)
 			c.Account = strings.Repeat("x", 2<<20)
