@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 var errNotYours = errors.New("idempotency: the function does not end its transaction: it returns nil for it to be kept, an error to undo it")
@@ -116,6 +117,9 @@ func refused(err error) pgx.BatchResults {
 
 // checkOpen is the error of a function that returned nil although tx cannot commit.
 func checkOpen(tx pgx.Tx) error {
+	if _, ok := tx.(sqltx.Tx); ok {
+		return nil // the record, which is a statement of its own there, finds out
+	}
 	conn := tx.Conn().PgConn()
 	switch {
 	case conn.IsBusy():

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 // doTx is do inside the caller's transaction.
@@ -156,6 +157,14 @@ func (sp *savepoint) rollback(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackBound)
 	defer cancel()
 	if _, err := sp.tx.Exec(ctx, rollbackToSQL+"; "+releaseSQL); err != nil {
-		_ = sp.tx.Conn().Close(ctx)
+		abort(ctx, sp.tx)
 	}
+}
+
+func abort(ctx context.Context, tx pgx.Tx) {
+	if tx, ok := tx.(sqltx.Tx); ok {
+		tx.Abort(ctx)
+		return
+	}
+	_ = tx.Conn().Close(ctx)
 }

@@ -114,7 +114,7 @@ var registered []Peer
 func register(p Peer) { registered = append(registered, p) }
 
 // first are those that head the tables; the others follow by name.
-var first = []string{Bare, Ours, FiveTrips, Pipelined}
+var first = []string{Bare, Ours, IdemSQL, FiveTrips, Pipelined}
 
 // All returns the peers, in the order of the tables.
 func All() []Peer {

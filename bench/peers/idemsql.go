@@ -1,0 +1,49 @@
+package peers
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/idemsql"
+)
+
+// IdemSQL is the name of this package under a function of database/sql.
+const IdemSQL = "idemsql"
+
+func init() {
+	register(Peer{
+		Name:    IdemSQL,
+		About:   "This package as above, with a function that takes a *sql.Tx: idemsql.Func.",
+		Prepare: prepareOurs,
+		Open:    openIdemSQL,
+	})
+}
+
+type idemSQL struct{ ours }
+
+func openIdemSQL(ctx context.Context, env Env) (Client, error) {
+	pool, err := env.Pool(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return idemSQL{ours{pool, idempotency.New(pool)}}, nil
+}
+
+func (o idemSQL) Do(ctx context.Context, call *Call) (answer string, err error) {
+	key := idempotency.Key{Scope: call.Scope, ID: call.ID, Fingerprint: idempotency.FingerprintOf(call.Body)}
+	answer, _, err = idempotency.Do(ctx, o.store, key, idemsql.Func(func(ctx context.Context, tx *sql.Tx) (string, error) {
+		var id int64
+		if err := tx.QueryRowContext(ctx, BusinessSQL, call.ID, call.Amount).Scan(&id); err != nil {
+			return "", err
+		}
+		call.Written(ctx)
+		return call.Answer(id), nil
+	}))
+	if errors.Is(err, idempotency.ErrInProgress) {
+		err = fmt.Errorf("%w: %w", ErrInProgress, err)
+	}
+	return answer, err
+}
