@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -396,11 +397,20 @@ func TestFunctionThatPostgreSQLEndsForItsTimeIsNotRunAgain(t *testing.T) {
 			time.Sleep(300 * time.Millisecond)
 			return charge("slow", 1)(ctx, tx)
 		})
-		if sqlState(err) != code || runs != 1 {
+		if !b.endedWith(err, code) || runs != 1 {
 			t.Errorf("%s: %d runs, %v", code, runs, err)
 		}
 	}
 	b.effects(0)
+}
+
+// endedWith reports whether err is PostgreSQL's word that it has ended the session. On
+// a Unix socket the next statement fails before that word can be read.
+func (b *bundle) endedWith(err error, code string) bool {
+	if strings.HasPrefix(b.pool.Config().ConnConfig.Host, "/") && errors.Is(err, syscall.EPIPE) {
+		return true
+	}
+	return sqlState(err) == code
 }
 
 // A function that is silent after its last statement hears nothing of its end:
@@ -415,7 +425,7 @@ func TestFunctionThatIsSilentTooLongAtItsEndIsNotRunAgain(t *testing.T) {
 		time.Sleep(300 * time.Millisecond)
 		return n, err
 	})
-	if sqlState(err) != "25P03" || runs != 1 {
+	if !b.endedWith(err, "25P03") || runs != 1 {
 		t.Errorf("%d runs, %v", runs, err)
 	}
 	b.effects(0)

@@ -16,6 +16,7 @@ type server struct {
 	*daemon
 	bin      string
 	password string
+	socket   bool
 }
 
 // startLocal starts PostgreSQL from binaries on this machine.
@@ -28,7 +29,7 @@ func startLocal(ctx context.Context, set settings) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{daemon: d, bin: bin, password: rand.Text()}
+	s := &server{daemon: d, bin: bin, password: rand.Text(), socket: set.Socket}
 	db, err := s.open(ctx)
 	if err != nil {
 		return nil, d.fail(err)
@@ -77,6 +78,10 @@ func (s *server) url(port string) string {
 		Host:     net.JoinHostPort("127.0.0.1", port),
 		Path:     "/postgres",
 		RawQuery: "sslmode=disable",
+	}
+	if s.socket {
+		u.Host = ""
+		u.RawQuery = url.Values{"host": {s.dir}, "port": {port}}.Encode()
 	}
 	return u.String()
 }

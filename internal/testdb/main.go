@@ -51,6 +51,7 @@ type settings struct {
 	Image     string // for Docker; empty: the official one
 	PgBouncer bool   // between the command and the server
 	Mode      string // pgx's default_query_exec_mode; empty: as it is
+	Socket    bool   // DATABASE_URL leads through the server's Unix socket
 
 	Upstream string // for PgBouncer: the server's URL
 }
@@ -69,8 +70,15 @@ func parse(args []string) (set settings, command []string, err error) {
 	flags.StringVar(&set.Image, "image", os.Getenv("TESTDB_IMAGE"), "Docker `image`; default $TESTDB_IMAGE, else the official one")
 	flags.BoolVar(&set.PgBouncer, "pgbouncer", false, "put a PgBouncer in transaction mode between the command and the server")
 	flags.StringVar(&set.Mode, "mode", "", "query exec `mode` of pgx, put into DATABASE_URL: cache_describe for example")
+	flags.BoolVar(&set.Socket, "socket", false, "connect through the server's Unix socket; only with PostgreSQL's binaries on this machine")
 	if err := flags.Parse(args); err != nil {
 		return set, nil, err
+	}
+	if set.Socket {
+		if set.Source != "auto" && set.Source != "local" {
+			return set, nil, errors.New("-socket is only for -source local: other servers' sockets are not known")
+		}
+		set.Source = "local"
 	}
 	if flags.NArg() == 0 {
 		return set, nil, errors.New("no command: testdb [flags] -- command [argument ...]")
