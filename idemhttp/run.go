@@ -2,6 +2,7 @@ package idemhttp
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -53,4 +54,55 @@ func RollBack(ctx context.Context) {
 	if r := runOf(ctx); r != nil {
 		r.rolledBack.Store(true)
 	}
+}
+
+// A rolledBack error carries a response that is sent although, or because,
+// nothing was kept.
+type rolledBack struct {
+	cause error // of the last statement that failed; Do runs again for some
+}
+
+func (e *rolledBack) Error() string { return "idemhttp: the handler's response is not final" }
+func (e *rolledBack) Unwrap() error { return e.cause }
+
+// An unrecordableError is of a response that cannot be recorded.
+type unrecordableError struct{ cause error }
+
+func (e *unrecordableError) Error() string { return e.cause.Error() }
+func (e *unrecordableError) Unwrap() error { return e.cause }
+
+// run is the function of [idempotency.Do]: one run of the handler.
+func (x *exchange) run(ctx context.Context, tx pgx.Tx, key idempotency.Key) (record, error) {
+	x.detach()
+	x.response = newResponse(x.w)
+	now := &run{tx: &watchedTx{tx, new(watch)}, key: key}
+	x.handle(context.WithValue(ctx, runKey{}, now), now)
+
+	if ctx.Err() == nil { // else it may have stopped half-way, and is not recorded
+		if err := x.comparedWithBefore(now); err != nil {
+			return record{}, err
+		}
+	}
+	if err := x.response.finish(); err != nil {
+		return record{}, &unrecordableError{err}
+	}
+	switch {
+	case now.rolledBack.Load() || !x.m.cfg.Record(x.response.status, x.response.header, x.response.trailer):
+		return record{}, &rolledBack{now.tx.seen}
+	case now.tx.broken():
+		return record{}, fmt.Errorf("idemhttp: the handler answered %d although a statement of its transaction failed: %w", x.response.status, now.tx.seen)
+	case ctx.Err() != nil:
+		// A handler that sees its context end may return without a word, which
+		// is an empty 200: not one to record.
+		return record{}, fmt.Errorf("idemhttp: the request ended before its handler: %w (%w)", ctx.Err(), context.Cause(ctx))
+	}
+	return x.response.record(x.m)
+}
+
+// handle runs the handler, and ends its use of the transaction also when it
+// panics.
+func (x *exchange) handle(ctx context.Context, now *run) {
+	x.ran = x.request(ctx)
+	defer now.tx.end()
+	x.next.ServeHTTP(x.response, x.ran)
 }

@@ -75,17 +75,13 @@ func (t callersTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 	return &oneByOne{ctx: ctx, tx: t, queries: b.QueuedQueries}
 }
 
-// portable makes values that all drivers send alike of those that only pgx does.
+// portable makes an interval of a duration, as pgx does. To other drivers it is a
+// number.
 func portable(args []any) []any {
 	out := make([]any, len(args))
 	for i, arg := range args {
-		switch v := arg.(type) {
-		case time.Duration: // an interval; to others it is a number
-			arg = pgtype.Interval{Microseconds: v.Microseconds(), Valid: true}
-		case []byte:
-			if v == nil { // null; to others it is empty
-				arg = nil
-			}
+		if d, ok := arg.(time.Duration); ok {
+			arg = pgtype.Interval{Microseconds: d.Microseconds(), Valid: true}
 		}
 		out[i] = arg
 	}
@@ -103,8 +99,8 @@ func (r callersRow) Scan(into ...any) error {
 	return asPgx(r.row.Scan(into...))
 }
 
-// oneByOne is a batch whose statements are sent when their results are asked for.
-// As in a batch, none is sent after one that failed.
+// oneByOne is a batch whose statements are sent when their results are asked for,
+// the others by Close. As in a batch, Close sends none after one that failed.
 type oneByOne struct {
 	pgx.BatchResults // nil: DoTx calls no method but those here
 	ctx              context.Context
@@ -128,7 +124,7 @@ func (b *oneByOne) Exec() (pgconn.CommandTag, error) {
 
 func (b *oneByOne) QueryRow() pgx.Row {
 	q := b.next()
-	return batchRow{b, b.tx.QueryRow(b.ctx, q.SQL, q.Arguments...)}
+	return b.tx.QueryRow(b.ctx, q.SQL, q.Arguments...)
 }
 
 func (b *oneByOne) Close() error {
@@ -141,19 +137,6 @@ func (b *oneByOne) Close() error {
 	}
 	b.queries = nil
 	return b.err
-}
-
-type batchRow struct {
-	batch *oneByOne
-	row   pgx.Row
-}
-
-func (r batchRow) Scan(into ...any) error {
-	err := r.row.Scan(into...)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		r.batch.err = err
-	}
-	return err
 }
 
 const codeInFailedTransaction = "25P02"

@@ -62,6 +62,8 @@ var typedQueries = []string{
 	"select 'happy'::mood, '{happy}'::mood[], row(1,'x')::pair, 7::posint, array[row(1,'x')::pair]",
 	"select generate_series(1,3), repeat('x', 100)",
 	"select null::text, g::float4, g::text::bytea from generate_series(1, 3) g",
+	"select case when g <> 2 then g end, case when g <> 2 then 'x' end from generate_series(1, 3) g",
+	"select 1/(2-g) from generate_series(1, 3) g",
 	"select 1 as twice, 2 as twice, 3 as \"Upper\"",
 	"select 1, 2 where false",
 	"select",

@@ -113,6 +113,10 @@ func (c *caller) records(want int) {
 	if err := c.pool.QueryRow(c.Context(), "select count(*) from idempotency_keys").Scan(&got); err != nil || got != want {
 		c.Errorf("%d records, want %d, %v", got, want, err)
 	}
+	var empty int // no fingerprint is null, in no space
+	if err := c.pool.QueryRow(c.Context(), "select count(*) from idempotency_keys where fingerprint = ''").Scan(&empty); err != nil || empty > 0 {
+		c.Errorf("%d empty fingerprints, %v", empty, err)
+	}
 }
 
 func TestDoTxBecomesDurableWithTheCallersCommit(t *testing.T) {
