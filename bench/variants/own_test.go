@@ -106,7 +106,7 @@ func types(args []any) string {
 // parsed is own of a postgres.go that has these constants.
 func parsed(t *testing.T, constants string) *own {
 	t.Helper()
-	o, err := parseOwn("postgres.go", "package p\nconst ("+constants+")\nfunc newStatements() { strings.NewReplacer(\"'idempotency_keys'\", literal, \"idempotency_keys\", table) }")
+	o, err := parseOwn("postgres.go", "package p\nconst ("+constants+")\nfunc newStatements() { strings.NewReplacer(\"'search_path idempotency_keys'\", path, \"'idempotency_keys'\", literal, \"idempotency_keys\", table) }")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func parsed(t *testing.T, constants string) *own {
 }
 
 func TestConstantsArePutTogether(t *testing.T) {
-	o := parsed(t, "a = `x ` + b + \"\\n\" + b\nb, c = `y`, b\nn = 1\ncall = f(a)")
+	o := parsed(t, "a = `x ` + b + \"\\n\" + b\nb, c = `y`, b\nn = 1\nr = 'r'\ncall = f(a)")
 	for _, test := range []struct{ text, want string }{
 		{"{a}", "x y\ny"}, {"{c} and {b}", "y and y"}, {"no constant", "no constant"}, {"", ""},
 	} {
@@ -122,7 +122,7 @@ func TestConstantsArePutTogether(t *testing.T) {
 			t.Errorf("%q: %q, %v", test.text, got, err)
 		}
 	}
-	for _, text := range []string{"{missing}", "{n}", "{call}", "{b} {missing}"} {
+	for _, text := range []string{"{missing}", "{n}", "{r}", "{call}", "{b} {missing}"} {
 		if got, err := o.expand(text); err == nil {
 			t.Errorf("%q: %q and no error", text, got)
 		}
@@ -134,8 +134,8 @@ func TestTableIsExchangedAsThePackageDoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `from "it's"."idempotency_keys", '"it''s"."idempotency_keys"'`
-	if got := on("from idempotency_keys, 'idempotency_keys'"); got != want {
+	const want = `from "it's"."idempotency_keys", '"it''s"."idempotency_keys"', 'idempotency_keys'`
+	if got := on("from idempotency_keys, 'idempotency_keys', 'search_path idempotency_keys'"); got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
