@@ -15,10 +15,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// retention is the package's default, in microseconds.
-const retention = int64(24 * time.Hour / time.Microsecond)
+// retention is the package's default.
+const retention = 24 * time.Hour
 
-// maxIdle is the argument of settingsSQL.
+// maxIdle is the time after which a silent transaction is ended, in milliseconds.
 const maxIdle = "60000"
 
 // A request is a first call.
@@ -58,31 +58,41 @@ type query struct {
 
 func ask(sql string, args ...any) query { return query{sql, args} }
 
-// A form is how a first call is put into statements. The ctid that a claim
-// returns is handed to the record.
+// keyArgs are the arguments of the settings, the claim and the read, as the package
+// numbers them.
+func (r *request) keyArgs() []any {
+	return []any{r.id, r.scope, r.lock(), retention, maxIdle, "1000"}
+}
+
+// recordArgs are those of the record, and the ctid.
+func (r *request) recordArgs(c claim) []any {
+	return []any{r.id, r.scope, retention, r.fingerprint, r.result, (*string)(nil), c.began, c.table, c.ctid}
+}
+
+// A claim is what one returns for the record.
+type claim struct {
+	began int64
+	table uint32
+	ctid  pgtype.TID // with statements.ctid
+}
+
+// statements are those of a first call.
+type statements struct {
+	settings            statement // empty: the claim does it
+	claim, read, record statement // empty: none
+	ctid                bool
+}
+
+// A form is how a first call is put into statements.
 type form struct {
-	settings []query
-	claim    func(*request) query
-	read     func(*request) query // nil: none
-	record   func(*request, pgtype.TID) query
+	statements
 
 	// whole, where it is set, is used instead of all these.
 	whole func(context.Context, *site, *pgxpool.Conn, *request) error
 }
 
 // form is the package's.
-func (sql statements) form() form {
-	return form{
-		settings: []query{ask(sql.settings, maxIdle)},
-		claim: func(r *request) query {
-			return ask(sql.claim, r.id, r.scope, r.lock(), retention)
-		},
-		read: func(r *request) query { return ask(sql.read, r.id, r.scope) },
-		record: func(r *request, row pgtype.TID) query {
-			return ask(sql.record, r.id, r.scope, row, r.fingerprint, r.result, retention, nil)
-		},
-	}
-}
+func (sql statements) form() form { return form{statements: sql} }
 
 // first makes a first call, with the business write.
 func (s *site) first(ctx context.Context, r *request) error { return s.perform(ctx, r, true) }
@@ -113,16 +123,16 @@ func (s *site) perform(ctx context.Context, r *request, business bool) error {
 func (s *site) call(ctx context.Context, conn *pgxpool.Conn, r *request, business bool) error {
 	var batch pgx.Batch
 	batch.BeginTx(pgx.TxOptions{})
-	for _, q := range s.form.settings {
-		batch.Queue(q.sql, q.args...)
+	args, before := r.keyArgs(), 1
+	if s.form.settings.sql != "" {
+		s.form.settings.queue(&batch, args)
+		before++
 	}
-	claim := s.form.claim(r)
-	batch.Queue(claim.sql, claim.args...)
-	if s.form.read != nil {
-		q := s.form.read(r)
-		batch.Queue(q.sql, q.args...)
+	s.form.claim.queue(&batch, args)
+	if s.form.read.sql != "" {
+		s.form.read.queue(&batch, args)
 	}
-	row, err := readRow(conn.SendBatch(ctx, &batch), 1+len(s.form.settings))
+	c, err := s.form.readClaim(conn.SendBatch(ctx, &batch), before)
 	if err != nil {
 		return err
 	}
@@ -131,19 +141,29 @@ func (s *site) call(ctx context.Context, conn *pgxpool.Conn, r *request, busines
 			return err
 		}
 	}
-	return send(ctx, conn, s.form.record(r, row), ask("commit"))
+	return send(ctx, conn, s.form.record.with(r.recordArgs(c)), ask("commit"))
 }
 
-// readRow reads the ctid that a claim returned, after some other answers.
-func readRow(results pgx.BatchResults, before int) (row pgtype.TID, err error) {
+// readClaim reads what a claim returned, after some other answers.
+func (f *form) readClaim(results pgx.BatchResults, before int) (c claim, err error) {
 	defer func() { err = errors.Join(err, results.Close()) }()
 	for range before {
 		if _, err := results.Exec(); err != nil {
-			return row, err
+			return c, err
 		}
 	}
-	var strict bool // which record is to be used: see lab.site
-	return row, results.QueryRow().Scan(&row, &strict)
+	var same bool
+	columns := []any{&c.began, &c.table, &same}
+	if f.ctid {
+		columns = append(columns, &c.ctid)
+	}
+	if err := results.QueryRow().Scan(columns...); err != nil {
+		return c, err
+	}
+	if !same {
+		return c, errors.New("the search_path leads to another table")
+	}
+	return c, nil
 }
 
 // send sends statements in one round trip.

@@ -5,17 +5,22 @@ import (
 	"fmt"
 )
 
-var scopeFirst = []edit{{"primary key (id, scope)", "primary key (scope, id)"}}
+var scopeFirst = []edit{{from: "primary key (id, scope)", to: "primary key (scope, id)"}}
+
+func keyVariants() []variant {
+	return []variant{
+		ours("(id, scope), time-ordered ids"),
+		{name: "(scope, id), time-ordered ids", table: scopeFirst},
+		{name: "(id, scope), random ids", randomIDs: true},
+		{name: "(scope, id), random ids", randomIDs: true, table: scopeFirst},
+	}
+}
 
 // keys: the order of the primary key, on a table that has grown, right after a
 // checkpoint, when the first change of each page is logged with the whole page. There
 // is no vacuum before, so that the pages of the table are new ones.
 func (l *lab) keys(ctx context.Context) error {
-	all, err := l.sites(ctx, way{async: true},
-		ours("(id, scope), time-ordered ids"),
-		variant{name: "(scope, id), time-ordered ids", table: scopeFirst},
-		variant{name: "(id, scope), random ids", randomIDs: true},
-		variant{name: "(scope, id), random ids", randomIDs: true, table: scopeFirst})
+	all, err := l.sites(ctx, way{async: true}, keyVariants()...)
 	if err != nil {
 		return err
 	}

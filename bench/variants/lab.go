@@ -126,7 +126,6 @@ func (l *lab) wal(ctx context.Context) (int64, error) {
 // A site is a variant in a schema of its own.
 type site struct {
 	variant
-	sql    statements
 	schema string
 	pool   *pgxpool.Pool
 	form   form
@@ -155,16 +154,13 @@ func (l *lab) sites(ctx context.Context, w way, variants ...variant) (all []*sit
 func (l *lab) site(ctx context.Context, w way, v variant) (*site, error) {
 	l.places++
 	s := &site{variant: v, schema: fmt.Sprintf("v%d", l.places)}
-	var err error
-	if s.sql, err = v.statements(); err != nil {
+	sql, err := v.statements(s.schema)
+	if err != nil {
 		return nil, err
 	}
-	if w.strict { // a variant of the record keeps its own
-		s.sql.record = strings.Replace(s.sql.record, byCTID[0].from, byCTID[0].to, 1)
-	}
-	s.form = s.sql.form()
+	s.form = sql.form()
 	if v.form != nil {
-		s.form = v.form(s.sql)
+		s.form = v.form(sql)
 	}
 	if s.pool, err = l.pool(ctx, s.schema, w); err != nil {
 		return nil, err

@@ -24,13 +24,6 @@ func TestEverySectionRuns(t *testing.T) {
 	}
 }
 
-func TestVariantThatChangesNothingIsRefused(t *testing.T) {
-	v := variant{table: []edit{{"primary key (nothing)", ""}}}
-	if _, err := v.ddl(); err == nil {
-		t.Error("no error")
-	}
-}
-
 func TestDocumentIsRenewedBetweenItsMarks(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "doc.md")
 	doc := "a table that is frozen\n<!-- variants: keys -->\nold\n<!-- end of variants -->\n\n### one more\n<!-- variants: statements -->\n<!-- end of variants -->\n"

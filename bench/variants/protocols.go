@@ -13,10 +13,10 @@ import (
 type step []query
 
 // steps makes a form of round trips; nil stands for the business write.
-func steps(plan func(*request) []step) func(statements) form {
-	return func(statements) form {
+func steps(plan func(statements, *request) []step) func(statements) form {
+	return func(sql statements) form {
 		return form{whole: func(ctx context.Context, s *site, conn *pgxpool.Conn, r *request) error {
-			for _, st := range plan(r) {
+			for _, st := range plan(sql, r) {
 				var err error
 				switch {
 				case st == nil:
@@ -36,18 +36,17 @@ func steps(plan func(*request) []step) func(statements) form {
 }
 
 var (
-	begin    = ask("begin")
-	commit   = ask("commit")
-	settings = ask(settingsSQL, maxIdle)
+	begin  = ask("begin")
+	commit = ask("commit")
 )
+
+func settingsOf(sql statements, r *request) query { return sql.settings.with(r.keyArgs()) }
+func recordOf(sql statements, r *request) query   { return sql.record.with(r.recordArgs(claim{})) }
 
 func claimOf(r *request) query { return ask(rawClaimSQL, r.id, r.scope, retention) }
 func guardOf(r *request) query { return ask(tryLockSQL, r.lock()) }
 func lookUpOf(r *request) query {
 	return ask(lookUpSQL, r.id, r.scope)
-}
-func recordOf(r *request) query {
-	return ask(updateByKeySQL, r.id, r.scope, r.fingerprint, r.result, retention)
 }
 func doneOf(r *request) query {
 	return ask(insertDoneSQL, r.id, r.scope, retention, r.fingerprint, r.result)
@@ -56,34 +55,34 @@ func chargeOf(r *request) query { return ask(businessSQL, r.id, int64(1000)) }
 
 func protocolVariants() []variant {
 	return []variant{
-		{name: "the bare transaction", form: steps(func(*request) []step {
+		{name: "the bare transaction", form: steps(func(statements, *request) []step {
 			return []step{{begin}, nil, {commit}}
 		})},
 		ours("claim with BEGIN, record with COMMIT (ours)"),
-		{name: "no claim: the record inserted with COMMIT (unsafe; the floor)", form: steps(func(r *request) []step {
+		{name: "no claim: the record inserted with COMMIT (unsafe; the floor)", form: steps(func(_ statements, r *request) []step {
 			return []step{{begin}, nil, {doneOf(r), commit}}
 		})},
-		{name: "try-lock and look-up with BEGIN, the record inserted with COMMIT", form: steps(func(r *request) []step {
-			return []step{{begin, settings, guardOf(r), lookUpOf(r)}, nil, {doneOf(r), commit}}
+		{name: "try-lock and look-up with BEGIN, the record inserted with COMMIT", settings: settingsSQL, form: steps(func(sql statements, r *request) []step {
+			return []step{{begin, settingsOf(sql, r), guardOf(r), lookUpOf(r)}, nil, {doneOf(r), commit}}
 		})},
-		{name: "every statement by itself", form: steps(func(r *request) []step {
-			return []step{{begin}, {claimOf(r)}, nil, {recordOf(r)}, {commit}}
+		{name: "every statement by itself", calls: updateByKey, form: steps(func(sql statements, r *request) []step {
+			return []step{{begin}, {claimOf(r)}, nil, {recordOf(sql, r)}, {commit}}
 		})},
-		{name: "select for update first, then insert", form: steps(func(r *request) []step {
-			return []step{{begin, settings, ask(forUpdSQL, r.id, r.scope)}, {claimOf(r)}, nil, {recordOf(r), commit}}
+		{name: "select for update first, then insert", settings: settingsSQL, calls: updateByKey, form: steps(func(sql statements, r *request) []step {
+			return []step{{begin, settingsOf(sql, r), ask(forUpdSQL, r.id, r.scope)}, {claimOf(r)}, nil, {recordOf(sql, r), commit}}
 		})},
 		{name: "plain select first, then ours", form: lookFirst},
-		{name: "two transactions: the claim committed by itself", form: steps(func(r *request) []step {
-			return []step{{claimOf(r)}, {begin, settings}, nil, {recordOf(r), commit}}
+		{name: "two transactions: the claim committed by itself", settings: settingsSQL, calls: updateByKey, form: steps(func(sql statements, r *request) []step {
+			return []step{{claimOf(r)}, {begin, settingsOf(sql, r)}, nil, {recordOf(sql, r), commit}}
 		})},
-		{name: "claim fused with the first statement", form: steps(func(r *request) []step {
-			return []step{{begin, settings, claimOf(r), chargeOf(r)}, {recordOf(r), commit}}
+		{name: "claim fused with the first statement", settings: settingsSQL, calls: updateByKey, form: steps(func(sql statements, r *request) []step {
+			return []step{{begin, settingsOf(sql, r), claimOf(r), chargeOf(r)}, {recordOf(sql, r), commit}}
 		})},
-		{name: "all in one batch", form: steps(func(r *request) []step {
-			return []step{{begin, settings, claimOf(r), chargeOf(r), recordOf(r), commit}}
+		{name: "all in one batch", settings: settingsSQL, calls: updateByKey, form: steps(func(sql statements, r *request) []step {
+			return []step{{begin, settingsOf(sql, r), claimOf(r), chargeOf(r), recordOf(sql, r), commit}}
 		})},
 		{name: "ours, 16 hash partitions", partitioned: true, table: []edit{
-			{"with (fillfactor = 95)", "partition by hash (id)"},
+			{from: "with (fillfactor = 95)", to: "partition by hash (id)"},
 		}, extra: hashPartitions(16)},
 	}
 }

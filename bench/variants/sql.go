@@ -1,94 +1,65 @@
 package main
 
-// All of the SQL that is measured stands in this file. After a change of a statement
-// in postgres.go, this is the one to follow it: a test says what differs, and an edit
-// that finds nothing to exchange is an error.
+// Everything that differs from the package's statements, and that is not one of its
+// own, stands in this file. The package's texts are read from its postgres.go: what
+// stands here are edits of them, and an edit that finds nothing to exchange is an
+// error. {name} is the text of a constant of postgres.go.
 
-// These are the package's own, which does not export them; a test compares them
-// with postgres.go.
-const (
-	settingsSQL = `
-select set_config('idle_in_transaction_session_timeout', $1, true),
-	set_config('client_connection_check_interval', '1000', true)`
-
-	claimSQL = `
-insert into idempotency_keys (id, scope, purge_after)
-select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
-where pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
-on conflict (id, scope) do nothing
-returning ctid, current_setting('transaction_isolation') = 'serializable'`
-
-	readSQL = `
-select fingerprint, result, coalesce(origin, ''), expires_at is null, coalesce(expires_at <= clock_timestamp(), false)
-from idempotency_keys
-where id = $1 and scope = $2 and pg_current_xact_id_if_assigned() is null`
-
-	recordSQL = `
-with recorded as (
-	update idempotency_keys
-	set fingerprint = $4, result = $5, origin = $7, completed_at = clock_timestamp(),
-		expires_at = clock_timestamp() + $6::bigint * interval '1 microsecond',
-		purge_after = now() + $6::bigint * interval '1 microsecond'
-	where id = $1 and scope = $2 and ctid >= $3 and ctid <= $3
-	returning 1
-)
-select 1 / count(*) from recorded`
-)
-
-type statements struct{ settings, claim, read, record string }
-
-var ownStatements = statements{settingsSQL, claimSQL, readSQL, recordSQL}
-
-// Edits of the package's statements.
+// Edits of the claim and the read.
 var (
-	readAlways    = []edit{{" and pg_current_xact_id_if_assigned() is null", ""}}
-	raisesNothing = []edit{{"with recorded as (", ""}, {"	returning 1\n)\nselect 1 / count(*) from recorded", ""}}
-	byKey         = []edit{{" and ctid >= $3 and ctid <= $3", " and $3::tid is not null"}}
-	byRange       = []edit{{"ctid >= $3 and ctid <= $3", "$3 <= ctid and $3 >= ctid"}}
-
-	// byCTID records as under SERIALIZABLE. PostgreSQL prunes a page that an index, or a
-	// range of ctids, leads to, but not one that a ctid leads to.
-	byCTID = []edit{{" and ctid >= $3 and ctid <= $3", " and ctid = $3"}}
+	noSettings = []edit{
+		{from: "\n\tand {idleTimeoutSQL} is not null"},
+		{from: "\n\tand {checkIntervalSQL} is not null"},
+	}
+	anyPlan = []edit{
+		{from: "case when {keepSeqscanSQL} is not null then\n\t{seqscanOffSQL} is not null\n\tand "},
+		{from: "pg_try_advisory_xact_lock({lockNumberSQL}) end", to: "pg_try_advisory_xact_lock({lockNumberSQL})"},
+		{from: "{restoreSeqscanSQL} is not null\n\t\tand "},
+	}
+	byValues = []edit{
+		{from: "select $1::text, $2::text, now() + $4::interval", to: "values ($1::text, $2::text, now() + $4::interval)"},
+		{from: "\nwhere case when", upTo: ") end"},
+	}
+	readAlways = []edit{
+		{from: "\n\t\tand current_setting('idempotency.claimed'::text, true) is distinct from 'yes'::text"},
+	}
 )
 
-// Other ways to write them.
+// Statements that do alone what an edit has taken out of the claim.
 const (
-	valuesClaimSQL = `
-insert into idempotency_keys (id, scope, purge_after)
-values ($1, $2, now() + $3::bigint * interval '1 microsecond')
-on conflict (id, scope) do nothing
-returning ctid, current_setting('transaction_isolation') = 'serializable'`
+	settingsSQL        = "select {idleTimeoutSQL}, {checkIntervalSQL}"
+	settingsAndPlanSQL = "{planSQL}, {idleTimeoutSQL}, {checkIntervalSQL}"
+)
 
-	foldedClaimSQL = `
-insert into idempotency_keys (id, scope, purge_after)
-select $1::text, $2::text, now() + $4::bigint * interval '1 microsecond'
-where set_config('idle_in_transaction_session_timeout', $5, true) is not null
-	and set_config('client_connection_check_interval', '1000', true) is not null
-	and pg_try_advisory_xact_lock($3::bigint # 'idempotency_keys'::regclass::oid::bigint)
-on conflict (id, scope) do nothing
-returning ctid, current_setting('transaction_isolation') = 'serializable'`
-
-	updateByKeySQL = `
-update idempotency_keys
-set fingerprint = $3, result = $4, completed_at = clock_timestamp(),
-	expires_at = clock_timestamp() + $5::bigint * interval '1 microsecond',
-	purge_after = now() + $5::bigint * interval '1 microsecond'
-where id = $1 and scope = $2`
-
-	checkIntervalSQL = "set local client_connection_check_interval = 1000"
-	idleTimeoutSQL   = "set local idle_in_transaction_session_timeout = " + maxIdle
+// Edits of the record. $9 is the ctid, which the package does not ask for.
+var (
+	unchecked = []edit{
+		{from: "with recorded as (\n\t"},
+		{from: "\n\treturning fingerprint", upTo: "end)::integer"},
+	}
+	updateByKey = []edit{
+		{from: "with recorded as (\n\tinsert into", upTo: "do update\n", to: "update idempotency_keys\n"},
+		{from: "excluded.completed_at", to: "clock_timestamp()"},
+		{from: "excluded.purge_after", to: "now() + $3::interval"},
+		{from: "\n\treturning fingerprint", upTo: "end)::integer", to: "\n\twhere id = $1::text and scope = $2::text"},
+	}
+	updateByCTID = append([]edit{
+		{from: "{claimedSQL} is not null and {sameTableSQL}", to: "{claimedSQL} is not null and {sameTableSQL}, ctid"},
+	}, append(updateByKey, edit{
+		from: "\n\twhere id = $1::text and scope = $2::text", to: "\n\twhere id = $1::text and scope = $2::text and ctid = $9::tid",
+	})...)
 )
 
 // The statements of protocols that are not ours.
 const (
 	insertDoneSQL = `
 insert into idempotency_keys (purge_after, id, scope, completed_at, expires_at, fingerprint, result)
-values (now() + $3::bigint * interval '1 microsecond', $1, $2, clock_timestamp(), clock_timestamp() + $3::bigint * interval '1 microsecond', $4, $5)`
+values (now() + $3::interval, $1, $2, clock_timestamp(), clock_timestamp() + $3::interval, $4, $5)`
 
 	tryLockSQL  = `select pg_try_advisory_xact_lock($1)`
 	lookUpSQL   = `select fingerprint, result from idempotency_keys where id = $1 and scope = $2`
 	forUpdSQL   = lookUpSQL + ` for update`
-	rawClaimSQL = `insert into idempotency_keys (id, scope, purge_after) values ($1, $2, now() + $3::bigint * interval '1 microsecond')`
+	rawClaimSQL = `insert into idempotency_keys (id, scope, purge_after) values ($1, $2, now() + $3::interval)`
 )
 
 // businessTable and businessSQL are the transaction that is to happen once.

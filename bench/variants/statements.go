@@ -5,56 +5,30 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency/bench/link"
 )
-
-// with changes the package's form.
-func with(change func(*form)) func(statements) form {
-	return func(sql statements) form {
-		f := sql.form()
-		change(&f)
-		return f
-	}
-}
-
-func claimedBy(sql string) func(*form) {
-	return func(f *form) {
-		f.claim = func(r *request) query { return ask(sql, r.id, r.scope, retention) }
-	}
-}
 
 func statementVariants() []variant {
 	return []variant{
 		ours("as it is"),
 		ours("as it is, once more: what differs is noise"),
-		{name: "settings: none (what they cost)", form: with(func(f *form) { f.settings = nil })},
-		{name: "settings: two SETs", form: with(func(f *form) {
-			f.settings = []query{ask(idleTimeoutSQL), ask(checkIntervalSQL)}
-		})},
-		{name: "settings: in the claim's condition", form: with(func(f *form) {
-			f.settings = nil
-			f.claim = func(r *request) query {
-				return ask(foldedClaimSQL, r.id, r.scope, r.lock(), retention, maxIdle)
-			}
-		})},
-		{name: "claim: no try-lock, values", form: with(claimedBy(valuesClaimSQL))},
-		{name: "claim: no try-lock, values, with a lock_timeout", form: with(func(f *form) {
-			claimedBy(valuesClaimSQL)(f)
-			f.settings = append(f.settings, ask("set local lock_timeout = 1000"))
-		})},
+		{name: "settings: none (what they cost)", calls: noSettings},
+		{name: "settings: a statement of its own", calls: noSettings, settings: settingsSQL},
+		{name: "plans: enable_seqscan stays as it is (what that costs)", calls: anyPlan},
+		{name: "claim: no try-lock, values; settings and plans in a statement of their own", calls: byValues, settings: settingsAndPlanSQL},
 		{name: "read: without its condition", calls: readAlways},
-		{name: "read: none (what it costs)", form: with(func(f *form) { f.read = nil })},
-		{name: "record: a plain update that raises nothing", calls: raisesNothing},
-		{name: "record: a plain update by the key, no ctid", form: with(func(f *form) {
-			f.record = func(r *request, _ pgtype.TID) query {
-				return ask(updateByKeySQL, r.id, r.scope, r.fingerprint, r.result, retention)
-			}
-		})},
-		{name: "record: raises, by the key, no ctid", calls: byKey},
-		{name: "record: by ctid (as it is under SERIALIZABLE)", calls: byCTID},
-		{name: "record: by a range of ctids, also under SERIALIZABLE", calls: byRange},
+		{name: "read: none (what it costs)", form: withoutRead},
+		{name: "record: the upsert without checks", calls: unchecked},
+		{name: "record: an update by the key, without checks", calls: updateByKey},
+		{name: "record: an update by ctid, without checks", calls: updateByCTID, ctid: true},
 	}
+}
+
+// withoutRead leaves enable_seqscan off until COMMIT, which no other statement of
+// the call minds.
+func withoutRead(sql statements) form {
+	sql.read = statement{}
+	return sql.form()
 }
 
 // statements: what each of them, and each way to write it, costs.

@@ -60,13 +60,17 @@ func (f *fleet) start(j job) {
 	if err := cmd.Start(); err != nil {
 		f.Fatal(err)
 	}
+	ended := make(chan struct{})
 	f.Cleanup(func() {
 		cmd.Process.Kill()
-		f.readers.Wait()
+		<-ended // not those of the other processes, which are killed later
 		cmd.Wait()
 	})
 	f.processes = append(f.processes, &process{cmd, stdin})
-	f.readers.Go(func() { f.read(stdout) })
+	f.readers.Go(func() {
+		defer close(ended)
+		f.read(stdout)
+	})
 }
 
 func (f *fleet) read(stdout io.Reader) {
