@@ -118,12 +118,12 @@ func TestNoPlanOfASmallTableScansTheGrownOne(t *testing.T) {
 			for mode, value := range execModes {
 				pools[mode] = b.anotherPool(pgtest.MaxConns(1), pgtest.Direct, execMode(value), named("calls "+mode))
 				stores[mode] = b.storeOn(pools[mode], idempotency.Config{})
-				b.everything(stores[mode], pools[mode], "small "+mode, 8)
+				b.everything(stores[mode], pools[mode], "small "+mode, 7)
 			}
-			b.fill("growth", 20_000)
+			b.fill("growth", 3000)
 			before, _ := b.scans()
 			for mode, pool := range pools {
-				b.everything(stores[mode], pool, "grown "+mode, 3)
+				b.everything(stores[mode], pool, "grown "+mode, 2)
 				b.gone(pool)
 				after, _ := b.scans()
 				if after != before {

@@ -30,12 +30,9 @@ var execModes = map[string]pgx.QueryExecMode{
 
 // settings let a session show values in other forms than the usual.
 var settings = map[string]map[string]string{
-	"usual":       {},
-	"escape":      {"bytea_output": "escape"},
-	"SQL, DMY":    {"DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "TimeZone": "America/St_Johns"},
-	"German":      {"DateStyle": "German", "IntervalStyle": "postgres_verbose", "TimeZone": "Asia/Kathmandu"},
-	"Postgres":    {"DateStyle": "Postgres, YMD", "IntervalStyle": "iso_8601", "TimeZone": "UTC", "extra_float_digits": "-15"},
-	"all at once": {"bytea_output": "escape", "DateStyle": "German", "IntervalStyle": "sql_standard", "TimeZone": "<-13:30>+13:30", "extra_float_digits": "-15"},
+	"SQL, DMY": {"bytea_output": "escape", "DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "TimeZone": "<-13:30>+13:30"},
+	"German":   {"DateStyle": "German", "IntervalStyle": "postgres_verbose", "TimeZone": "Asia/Kathmandu", "extra_float_digits": "-15"},
+	"Postgres": {"bytea_output": "escape", "DateStyle": "Postgres, YMD", "IntervalStyle": "iso_8601", "TimeZone": "America/St_Johns"},
 }
 
 // inPool is the bundle with a pool and a Store of a subtest's own, on an empty table.
@@ -116,7 +113,7 @@ func TestTimesThatGoDoesNotHaveFailNothing(t *testing.T) {
 	t.Parallel()
 	shared := setup(t, idempotency.Config{})
 	for modeName, mode := range execModes {
-		for _, value := range []string{"infinity", "294276-12-31", "20000-01-01", "9999-12-31 23:59:59.999999+00"} {
+		for _, value := range []string{"infinity", "294276-12-31"} {
 			t.Run(modeName+", "+value, func(t *testing.T) {
 				b := shared.inPool(t, idempotency.Config{}, execMode(mode), pgtest.MaxConns(2))
 				b.executes(1)
@@ -221,8 +218,11 @@ const plannerSettings = `select string_agg(name || '=' || setting, ' ' order by 
 func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T) {
 	t.Parallel()
 	shared := setup(t, idempotency.Config{})
-	for _, seqscan := range []string{"on", "off"} {
-		for modeName, mode := range execModes {
+	for modeName, mode := range execModes {
+		for _, seqscan := range []string{"on", "off"} {
+			if seqscan == "off" && modeName != "cache_statement" {
+				continue // the former value is kept in the same way in all modes
+			}
 			t.Run(modeName+", "+seqscan, func(t *testing.T) {
 				b := shared.inPool(t, idempotency.Config{}, pgtest.MaxConns(1), execMode(mode), param("enable_seqscan", seqscan))
 				want := query[string](b, plannerSettings)
@@ -260,25 +260,5 @@ func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T
 				}
 			})
 		}
-	}
-}
-
-// Whoever may create in a schema of the search_path could otherwise run code with the
-// rights of every role that calls.
-func TestNoStatementRunsWhatSomebodyHasPlantedInTheSearchPath(t *testing.T) {
-	t.Parallel()
-	b := setup(t, idempotency.Config{})
-	pgtest.Plant(t, b.pool, "postgres.go", "table.go")
-	for modeName, mode := range execModes {
-		t.Run(modeName, func(t *testing.T) {
-			each := b.inPool(t, idempotency.Config{}, pgtest.Direct, execMode(mode))
-			each.everything(each.store, each.pool, modeName, 2)
-			for _, err := range each.store.All(t.Context(), "calls") {
-				t.Error(err)
-			}
-			if _, err := each.pool.Exec(t.Context(), "select 1::int2 * interval '1 second'"); err == nil || !strings.Contains(err.Error(), "planted") {
-				t.Errorf("what is planted does not run, so this shows nothing: %v", err)
-			}
-		})
 	}
 }

@@ -1,0 +1,77 @@
+package pgtest_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// Whoever may create in a schema of the search_path could otherwise run code with the
+// rights of every role that calls. The test stands here, and not with the package,
+// because it takes some seconds to plant, and needs to run once.
+func TestNoStatementOfACallRunsWhatSomebodyHasPlanted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	pgtest.Plant(t, pool, "../../postgres.go", "../../table.go")
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
+		each := pgtest.Pool(t, pool, pgtest.Direct, func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode })
+		if _, err := each.Exec(t.Context(), "select 1::int2 * interval '1 second'"); err == nil || !strings.Contains(err.Error(), "planted") {
+			t.Fatalf("what is planted does not run, so this shows nothing: %v", err)
+		}
+		store := idempotency.New(each)
+		for i, operation := range operations(store, each) {
+			if err := operation(t.Context()); err != nil {
+				t.Errorf("%v: operation %d: %v", mode, i, err)
+			}
+		}
+	}
+}
+
+// operations send every statement of the package, in this order.
+func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(context.Context) error) {
+	fn := func(context.Context, pgx.Tx) (int, error) { return 1, nil }
+	for i := range 2 {
+		key := idempotency.Key{Scope: "s", ID: fmt.Sprint(i)}
+		do := func(ctx context.Context) error { _, _, err := idempotency.Do(ctx, store, key, fn); return err }
+		doTx := func(ctx context.Context) error {
+			return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+				_, _, err := idempotency.DoTx(ctx, store, tx, key, fn)
+				return err
+			})
+		}
+		expire := func(ctx context.Context) error {
+			_, err := pool.Exec(ctx, "update public.idempotency_keys set expires_at = now(), purge_after = now()")
+			return err
+		}
+		first := []func(context.Context) error{do, doTx}[i]
+		all = append(all, first, do, doTx, expire, do, expire, doTx,
+			func(ctx context.Context) error { _, err := store.Get(ctx, key); return err },
+			func(ctx context.Context) error {
+				for _, err := range store.All(ctx, key.Scope) {
+					return err
+				}
+				return nil
+			},
+			func(ctx context.Context) error { return store.Delete(ctx, key) },
+			do, expire,
+			func(ctx context.Context) error { _, err := store.Purge(ctx); return err },
+			func(ctx context.Context) error {
+				ctx, cancel := context.WithCancel(ctx)
+				purged, err := idempotency.NewWithConfig(pool, idempotency.Config{Observe: func(context.Context, idempotency.Event) { cancel() }})
+				if err != nil {
+					return err
+				}
+				if err := purged.PurgeEvery(ctx, 1); err != context.Canceled {
+					return err
+				}
+				return nil
+			})
+	}
+	return all
+}
