@@ -41,7 +41,7 @@ test-race: ## the same under the race detector
 
 # The second through a Unix socket, where a server that has hung up is noticed otherwise.
 test-isolation: ## test the root package on the stricter isolation levels (needs PostgreSQL's binaries)
-	IDEMPOTENCY_TEST_ISOLATION="repeatable read" $(TESTDB) -- go test -count=1 .
+	IDEMPOTENCY_TEST_ISOLATION="repeatable read" $(TESTDB) $(if $(MODE),-mode $(MODE)) -- go test -count=1 .
 	IDEMPOTENCY_TEST_ISOLATION=serializable $(TESTDB) -socket -- go test -count=1 .
 
 test-matrix: ## test all but the demo on each PostgreSQL of VERSIONS
@@ -105,8 +105,9 @@ release: ## commit and tag a version, and push nothing: make release VERSION=v0.
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-# The oldest version, since .ci/fresh has the newest; and the one mode that no other
-# target has.
+# What .ci/fresh does not run: the oldest version, and each of the modes once, with an
+# isolation level or behind a pooler. There, exec differs little from cache_describe.
 ci: VERSIONS = 14
-ci: MODES = describe_exec
-ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-modes test-pgbouncer test-long test-race ## all of it
+ci: MODE = describe_exec
+ci: POOLER_MODES = cache_describe simple_protocol
+ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-pgbouncer test-long test-race ## all of it

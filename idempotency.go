@@ -250,6 +250,9 @@ type Store struct {
 	table table
 	gate  gate
 
+	// The arguments of every claim, boxed once.
+	retention, idleTimeout any
+
 	// unwatched: the server refuses client_connection_check_interval.
 	unwatched atomic.Bool
 }
@@ -273,7 +276,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, cfg: cfg}
+	s := &Store{pool: pool, cfg: cfg, retention: cfg.Retention, idleTimeout: idleTimeout(cfg.MaxIdle)}
 	s.table.configure(cfg.Schema)
 	return s, nil
 }

@@ -466,6 +466,21 @@ func TestPolicyThatRefusesTheRecordIsNamedForWhatItIs(t *testing.T) {
 	}
 }
 
+func TestRuleOnTheTableIsAnErrorAtOnceThatNamesIt(t *testing.T) {
+	t.Parallel()
+	for _, event := range []string{"insert", "update"} {
+		b := setup(t, idempotency.Config{})
+		b.exec("create rule swallow as on " + event + " to idempotency_keys do instead nothing")
+		_, _, err := b.do(charge(b.key.ID, 1))
+		if sqlState(err) != "0A000" || !strings.Contains(err.Error(), "a rule on") || strings.Contains(err.Error(), "standby") {
+			t.Errorf("on %s: %v", event, err)
+		}
+		b.exec("drop rule swallow on idempotency_keys")
+		b.executes(2)
+		b.effects(1)
+	}
+}
+
 // A row that a take-over has cleared looks as one that was never recorded, for as
 // long as its function runs, and comes back when it fails.
 func TestTakeOverThatFailsLeavesTheExpiredRecordToTheNext(t *testing.T) {

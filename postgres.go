@@ -365,7 +365,7 @@ func (s *Store) adapt(err error, again bool) bool {
 type keyArgs []any
 
 func (s *Store) keyArgs(key Key) keyArgs {
-	return keyArgs{key.ID, key.Scope, key.lockID(), s.cfg.Retention, idleTimeout(s.cfg.MaxIdle), s.checkInterval()}
+	return keyArgs{key.ID, key.Scope, key.lockID(), s.retention, s.idleTimeout, s.checkInterval()}
 }
 
 func (a keyArgs) claim() []any     { return a }        // of claimSQL

@@ -36,7 +36,7 @@ func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answe
 	for again := false; ; {
 		sql, err := c.store.table.statements(ctx, tx)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, explain("look the table up", err)
 		}
 		sp := &savepoint{tx: tx, sql: sql, args: c.store.keyArgs(c.key)}
 		f, err := sp.claim(ctx)

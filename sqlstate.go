@@ -111,6 +111,10 @@ func explain(doing string, err error) error {
 	case codeReadOnly:
 		remedy = "the server or the transaction is read-only: " + toThePrimary
 	case codeNotSupported:
+		if raisedBy(err, codeNotSupported, "RewriteQuery") {
+			remedy = `a rule on "idempotency_keys" for insert or update keeps calls from writing: drop it`
+			break
+		}
 		remedy = "this server cannot do that, as a standby cannot begin a serializable transaction: " + toThePrimary
 	case codeNoPrivilege:
 		if refusedByPolicy(err) {

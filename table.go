@@ -43,7 +43,7 @@ func (t *table) statements(ctx context.Context, q querier) (*statements, error) 
 	schema, remains, err := lookUpTable(ctx, q, former)
 	switch {
 	case err != nil:
-		return nil, explain("look the table up", err)
+		return nil, err
 	case remains: // it is not given up for another one of that name
 		sql.missing.Store(false)
 		return sql, nil
@@ -76,7 +76,7 @@ func (sql *statements) refuse(ctx context.Context, q querier) error {
 	if schema == "" || schema == sql.schema {
 		return nil
 	}
-	return fmt.Errorf("idempotency: the search_path of this connection leads to the table %s, and this Store uses %s: set Config.Schema, in a Store for each schema",
+	return fmt.Errorf("the search_path of this connection leads to the table %s, and this Store uses %s: set Config.Schema, in a Store for each schema",
 		pgx.Identifier{schema, "idempotency_keys"}.Sanitize(), sql.table)
 }
 

@@ -54,7 +54,7 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 	sql, err := s.table.statements(ctx, conn)
 	if err != nil {
 		conn.Release()
-		return nil, finding{}, err
+		return nil, finding{}, explain("look the table up", err)
 	}
 	x := &session{store: s, conn: conn, sql: sql, args: s.keyArgs(key), began: time.Now()}
 	f, err := x.begin(ctx)
