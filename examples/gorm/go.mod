@@ -5,7 +5,7 @@ go 1.26.0
 require (
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/pgidem/idempotency v0.1.0
-	github.com/pgidem/idempotency/idemhttp v0.0.0
+	github.com/pgidem/idempotency/idemhttp v0.1.0
 	gorm.io/driver/postgres v1.6.3
 	gorm.io/gorm v1.31.2
 )
