@@ -64,11 +64,11 @@ test-long: ## the tests under faults and storms, at full length (ten minutes)
 		-run 'PrimaryLost|LimitDuplicate' .
 
 test-modules: ## test the nested modules
-	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) ./...; done
+	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) -timeout 20m ./...; done
 
-test-docker: ## test internal/testdb's Docker source, and the root module on it
+test-docker: ## test internal/testdb's Docker source, and the root package on it
 	go -C internal/testdb test -count=1 -run TestDocker . -docker
-	$(TESTDB) -source docker -- $(GOTEST) -count=1 ./...
+	$(TESTDB) -source docker -- go test -count=1 .
 
 bench-once: ## run each benchmark for one iteration, so that none rots
 	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
@@ -105,9 +105,9 @@ release: ## commit and tag a version, and push nothing: make release VERSION=v0.
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-# What .ci/fresh does not run: the oldest version, and each of the modes once, with an
-# isolation level or behind a pooler. There, exec differs little from cache_describe.
-ci: VERSIONS = 14
+# The oldest version and the newest, and each of the modes once, with an isolation level
+# or behind a pooler. There, exec differs little from cache_describe.
+ci: VERSIONS = 14 18
 ci: MODE = describe_exec
 ci: POOLER_MODES = cache_describe simple_protocol
-ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-pgbouncer test-long test-race ## all of it
+ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-pgbouncer test-race ## all of it, but for what only repeats at greater length

@@ -122,7 +122,7 @@ func lookUpWhileInDoubt(notFound string) []edit {
 
 const (
 	// mutantTrips makes a history that shows most mutations.
-	mutantTrips = 2500
+	mutantTrips = 1000
 
 	// mutantCheckBound is short: porcupine can take for ever to find that a history
 	// is wrong, and another history follows.
@@ -135,7 +135,8 @@ const (
 func TestMutationsAreCaught(t *testing.T) {
 	for _, m := range mutations {
 		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
+			// Not in parallel: on a slow machine, the processes of two histories are so
+			// busy with connecting again that hardly a call succeeds.
 			s := newStage(t, buildWorker(t, mutate(t, m.edits)))
 			var all tally
 			for start := time.Now(); time.Since(start) < catchBound; {
