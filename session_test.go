@@ -115,7 +115,7 @@ func TestTimesThatGoDoesNotHaveFailNothing(t *testing.T) {
 	for modeName, mode := range execModes {
 		for _, value := range []string{"infinity", "294276-12-31"} {
 			t.Run(modeName+", "+value, func(t *testing.T) {
-				b := shared.inPool(t, idempotency.Config{}, execMode(mode), pgtest.MaxConns(2))
+				b := shared.inPool(t, idempotency.Config{}, pgtest.Direct, execMode(mode), pgtest.MaxConns(2))
 				b.executes(1)
 				b.exec("update idempotency_keys set expires_at = '" + value + "'")
 				b.replays(1)
