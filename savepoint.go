@@ -82,10 +82,10 @@ type savepoint struct {
 func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	f, err := sp.set(ctx)
 	if err == nil && f.state != claimed {
-		f, err = sp.read(ctx)
+		f, err = planned(ctx, sp.tx, readFound, sp.sql.readInTx, sp.args.read())
 	}
 	if err == nil && f.state == expired {
-		f, err = sp.sql.takeOverIn(ctx, sp.tx, sp.args)
+		f, err = planned(ctx, sp.tx, readClaim, sp.sql.takeOver, sp.args.takeOver())
 	}
 	if err == nil && f.elsewhere {
 		err = sp.sql.refuse(ctx, sp.tx)
@@ -104,19 +104,6 @@ func (sp *savepoint) set(ctx context.Context) (finding, error) {
 	}
 	sp.isSet = true
 	return readClaim(sp.tx.QueryRow(ctx, sp.sql.claimInTx, sp.args.claimInTx()...))
-}
-
-// read reads the row that the claim did not get.
-func (sp *savepoint) read(ctx context.Context) (f finding, err error) {
-	var batch pgx.Batch
-	batch.Queue(planSQL)
-	batch.Queue(sp.sql.readInTx, sp.args.read()...)
-	results := sp.tx.SendBatch(ctx, &batch)
-	defer closeResults(results, &err)
-	if _, err := results.Exec(); err != nil {
-		return finding{}, err
-	}
-	return readFound(results.QueryRow())
 }
 
 // incomplete is the error of a row that has no result.

@@ -75,7 +75,7 @@ func (x *session) begin(ctx context.Context) (finding, error) {
 	x.tx = results.Tx()
 	f, err := readBegin(results)
 	if err == nil && f.state == expired {
-		f, err = x.sql.takeOverIn(ctx, x.tx, x.args)
+		f, err = planned(ctx, x.tx, readClaim, x.sql.takeOver, x.args.takeOver())
 	}
 	if err == nil && f.elsewhere {
 		err = x.sql.refuse(ctx, x.tx)
@@ -95,18 +95,17 @@ func readBegin(results pgx.BatchResults) (f finding, err error) {
 	return readFound(results.QueryRow())
 }
 
-// takeOverIn makes an expired row the transaction's own, unless another call is
-// doing so.
-func (sql *statements) takeOverIn(ctx context.Context, tx pgx.Tx, args keyArgs) (f finding, err error) {
+// planned sends one statement behind planSQL, in one batch, and reads its answer.
+func planned(ctx context.Context, tx pgx.Tx, read func(pgx.Row) (finding, error), sql string, args []any) (f finding, err error) {
 	var batch pgx.Batch
 	batch.Queue(planSQL)
-	batch.Queue(sql.takeOver, args.takeOver()...)
+	batch.Queue(sql, args...)
 	results := tx.SendBatch(ctx, &batch)
 	defer closeResults(results, &err)
 	if _, err := results.Exec(); err != nil {
 		return finding{}, err
 	}
-	return readClaim(results.QueryRow())
+	return read(results.QueryRow())
 }
 
 // closeResults ends a batch, whose last error is found only then.
