@@ -104,6 +104,9 @@ func (c *invocation) do(ctx context.Context) (*answer, error) {
 	}
 	c.lead = lead
 	defer c.leave()
+	if found := c.recall(ctx); found != nil {
+		return found, nil
+	}
 	x, found, err := c.claim(ctx)
 	for x != nil {
 		failed := c.attempt(ctx, x)
@@ -188,6 +191,7 @@ func (c *invocation) mayReconnect(ctx context.Context, err error) bool {
 // call for the key is let in afterwards, since it would find the advisory lock
 // taken; but not much later, since a ROLLBACK can hang with its connection.
 func (c *invocation) replay(x *session, found *answer) {
+	c.store.memory.remember(c.key)
 	c.lead.know(asking) // nothing is in flight elsewhere, whatever was found before
 	c.lead.share(found)
 	lead := c.lead
@@ -247,6 +251,7 @@ func (c *invocation) attempt(ctx context.Context, x *session) *failure {
 		return failed
 	}
 	committed = true
+	c.store.memory.remember(c.key)
 	c.lead.share(&out)
 	return nil
 }
@@ -295,6 +300,7 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 		case f.state == recorded && (conclusive || f.answer.fingerprint == c.key.Fingerprint):
 			if x.confirm(ask) == nil {
 				c.event.InDoubt = "committed"
+				c.store.memory.remember(c.key)
 				c.lead.share(f.answer)
 				return nil, f.answer, nil
 			}

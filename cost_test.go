@@ -66,27 +66,42 @@ func TestFirstCallCostsTheRoundTripsOfTheBareTransaction(t *testing.T) {
 
 func TestReplayCostsOneRoundTrip(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{})
-	b.executes(1)
-	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
-	b.store = store
-	var claims, rollbacks atomic.Int64
-	b.replays(1)
-	time.Sleep(50 * time.Millisecond)
-	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		switch {
-		case m.FromServer:
-		case m.Type == 'Q' && m.SQL == "rollback":
-			rollbacks.Add(1)
-		case m.Type == 'S' || m.Type == 'Q':
-			claims.Add(1)
-		}
-		return pgproxy.Pass
-	})
-	b.replays(1)
-	time.Sleep(50 * time.Millisecond)
-	if claims.Load() != int64(b.described()) || rollbacks.Load() != 1 {
-		t.Errorf("%d round trips and %d rollbacks, want one of each", claims.Load(), rollbacks.Load())
+	for name, c := range map[string]struct {
+		known     bool
+		rollbacks int64
+	}{
+		"of a key that the process knows": {known: true},
+		"of another key":                  {rollbacks: 1}, // in the background
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.executes(1)
+			store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
+			b.store = store
+			var questions, rollbacks atomic.Int64
+			b.replays(1) // the statements are prepared
+			b.replays(1)
+			if !c.known {
+				b.unknown()
+			}
+			time.Sleep(50 * time.Millisecond)
+			proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+				switch {
+				case m.FromServer:
+				case m.Type == 'Q' && m.SQL == "rollback":
+					rollbacks.Add(1)
+				case m.Type == 'S' || m.Type == 'Q':
+					questions.Add(1)
+				}
+				return pgproxy.Pass
+			})
+			b.replays(1)
+			time.Sleep(50 * time.Millisecond)
+			if questions.Load() != int64(b.described()) || rollbacks.Load() != c.rollbacks {
+				t.Errorf("%d round trips and %d rollbacks, want one and %d", questions.Load(), rollbacks.Load(), c.rollbacks)
+			}
+		})
 	}
 }
 
@@ -117,7 +132,9 @@ func TestReplayWritesNothing(t *testing.T) {
 	b.replays(1)
 	for try := range 20 {
 		xid, wal := b.counters()
-		for range 100 {
+		for range 50 {
+			b.unknown()
+			b.replays(1)
 			b.replays(1)
 		}
 		newXid, newWal := b.counters()

@@ -205,6 +205,7 @@ func TestNegativeWaitIsNotTurnedAwayByReplays(t *testing.T) {
 		other.store = b.storeOn(b.pool, idempotency.Config{Wait: -1})
 		wg.Go(func() {
 			for range 50 {
+				other.unknown()
 				other.replaysQuietly(1)
 			}
 		})
@@ -241,6 +242,7 @@ func TestOtherFingerprintIsErrKeyReusedWhileInFlightAndAfter(t *testing.T) {
 	for range 3 {
 		_, _, err := wrong.do(charge(b.key.ID, 2))
 		b.wantErr(err, idempotency.ErrKeyReused)
+		b.unknown()
 	}
 	none := *b
 	none.key.Fingerprint = idempotency.Fingerprint{}
@@ -267,7 +269,10 @@ func TestWrongFingerprintsBesideTheTrueRequestNeverMisleadIt(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			for range 50 {
+			for i := range 50 {
+				if i%2 == 0 {
+					b.unknown()
+				}
 				b.replaysQuietly(1)
 			}
 		})

@@ -47,6 +47,10 @@ func (s *Store) Resolve(ctx context.Context, key Key, ago time.Duration) (found 
 	return answer != nil, err
 }
 
+// Knows reports whether key is in the memory of s, which Forget takes it out of.
+func (s *Store) Knows(key Key) bool { return s.memory.knows(key) }
+func (s *Store) Forget(key Key)     { s.memory.forget(key) }
+
 // PoolOf is the pool of a Store.
 func PoolOf(s *Store) *pgxpool.Pool { return s.pool }
 

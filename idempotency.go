@@ -36,6 +36,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -250,6 +251,8 @@ type Store struct {
 	table table
 	gate  gate
 
+	memory memory
+
 	// The arguments of every claim, boxed once.
 	retention, idleTimeout any
 
@@ -277,6 +280,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{pool: pool, cfg: cfg, retention: cfg.Retention, idleTimeout: idleTimeout(cfg.MaxIdle)}
+	s.memory.seed = maphash.MakeSeed()
 	s.table.configure(cfg.Schema)
 	return s, nil
 }

@@ -196,6 +196,15 @@ const roleSQL = `select current_user::text`
 // visible to it.
 const confirmSQL = `select pg_logical_emit_message(true, 'idempotency'::text, ''::text)`
 
+// knownSQL is readSQL for a key of which this process knows that it was recorded. It
+// is sent behind prepareSQL, without a transaction around the two. A proxy may send
+// them to a standby, where the row can be one that was deleted before the call: there,
+// the answer is no row, as for a key that has no live record.
+const knownSQL = `
+select fingerprint, result, coalesce(origin, ''::text), false, false, true
+from idempotency_keys
+where id = $1::text and scope = $2::text and expires_at > clock_timestamp() and (select not pg_is_in_recovery())`
+
 // getSQL is sent behind prepareSQL.
 const getSQL = `
 select ` + recordColumns + `
@@ -280,7 +289,7 @@ type statements struct {
 	claim, read                 string
 	claimInTx, readInTx, owns   string
 	takeOver, record            string
-	prepare, get, list          string
+	prepare, known, get, list   string
 	prepareChange, lock, delete string
 	exists, purge, purgeTurn    string
 
@@ -318,6 +327,7 @@ func newStatements(schema string, configured bool) *statements {
 		takeOver:      on(takeOverSQL),
 		record:        on(recordSQL),
 		prepare:       on(prepareSQL),
+		known:         on(knownSQL),
 		get:           on(getSQL),
 		list:          on(listSQL),
 		prepareChange: on(prepareChangeSQL),

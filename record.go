@@ -39,11 +39,8 @@ func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 		return Record{}, err
 	}
 	rec := Record{Key: Key{Scope: key.Scope, ID: key.ID}}
-	err := s.query(ctx, getOf, []any{key.ID, key.Scope}, func(rows pgx.Rows) (err error) {
-		rec, err = pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (Record, error) {
-			return rec, scanRecord(row, &rec)
-		})
-		return err
+	err := s.query(ctx, getOf, []any{key.ID, key.Scope}, func(results pgx.BatchResults) error {
+		return scanRecord(results.QueryRow(), &rec)
 	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -100,7 +97,11 @@ func (s *Store) each(ctx context.Context, scope string, visit func(Record) bool)
 }
 
 func (s *Store) page(ctx context.Context, scope, after string) (page []Record, err error) {
-	err = s.query(ctx, listOf, []any{scope, after, listPage}, func(rows pgx.Rows) error {
+	err = s.query(ctx, listOf, []any{scope, after, listPage}, func(results pgx.BatchResults) error {
+		rows, err := results.Query()
+		if err != nil {
+			return err
+		}
 		page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Record, error) {
 			rec := Record{Key: Key{Scope: scope}}
 			err := scanRecord(row, &rec, &rec.Key.ID)
@@ -111,12 +112,13 @@ func (s *Store) page(ctx context.Context, scope, after string) (page []Record, e
 	return page, err
 }
 
-func getOf(sql *statements) string  { return sql.get }
-func listOf(sql *statements) string { return sql.list }
+func getOf(sql *statements) string   { return sql.get }
+func listOf(sql *statements) string  { return sql.list }
+func knownOf(sql *statements) string { return sql.known }
 
 // query sends one statement that only reads, behind prepareSQL: the two are one
 // implicit transaction, in which the settings of the first are in force.
-func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.Rows) error) error {
+func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -127,20 +129,32 @@ func (s *Store) query(ctx context.Context, statement func(*statements) string, a
 		if err != nil {
 			return err
 		}
-		var same bool
-		var batch pgx.Batch
-		batch.Queue(sql.prepare).QueryRow(func(row pgx.Row) error { return row.Scan(&same) })
-		batch.Queue(statement(sql), args...).Query(read)
-		err = conn.SendBatch(ctx, &batch).Close()
-		if (err == nil || errors.Is(err, pgx.ErrNoRows)) && !same {
-			if refusal := sql.refuse(ctx, conn); refusal != nil {
-				return refusal
-			}
-		}
+		err = sql.query(ctx, conn.Conn(), statement(sql), args, read)
 		if err == nil || !s.adapt(err, again) {
 			return err
 		}
 	}
+}
+
+func (sql *statements) query(ctx context.Context, conn *pgx.Conn, statement string, args []any, read func(pgx.BatchResults) error) error {
+	var batch pgx.Batch
+	batch.Queue(sql.prepare)
+	batch.Queue(statement, args...)
+	same, err := readPrepared(conn.SendBatch(ctx, &batch), read)
+	if (err == nil || errors.Is(err, pgx.ErrNoRows)) && !same {
+		if refusal := sql.refuse(ctx, conn); refusal != nil {
+			return refusal
+		}
+	}
+	return err
+}
+
+func readPrepared(results pgx.BatchResults, read func(pgx.BatchResults) error) (same bool, err error) {
+	defer closeResults(results, &err)
+	if err := results.QueryRow().Scan(&same); err != nil {
+		return false, err
+	}
+	return same, read(results)
 }
 
 // scanRecord reads the recordColumns, and the columns behind them.
@@ -172,6 +186,7 @@ func (s *Store) Delete(ctx context.Context, key Key) error {
 		if err := key.validate(); err != nil {
 			return err
 		}
+		s.memory.forget(key)
 		err := s.delete(ctx, key)
 		if err == nil {
 			event.Deleted = 1

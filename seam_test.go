@@ -123,6 +123,7 @@ func TestLostRollbackOfAReplayCostsOnlyItsConnection(t *testing.T) {
 		return pgproxy.Pass
 	})
 	for range 10 {
+		b.unknown()
 		b.replays(1)
 	}
 	if cuts.Load() < 3 {
