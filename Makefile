@@ -105,9 +105,9 @@ release: ## commit and tag a version, and push nothing: make release VERSION=v0.
 deps: ## check that the root package needs pgx only
 	.ci/deps
 
-# The oldest version and the newest, and each of the modes once, with an isolation level
-# or behind a pooler. There, exec differs little from cache_describe.
-ci: VERSIONS = 14 18
+# The oldest version (.ci/fresh tests on the newest, too), and each of the modes once, with
+# an isolation level or behind a pooler. There, exec differs little from cache_describe.
+ci: VERSIONS = 14
 ci: MODE = describe_exec
 ci: POOLER_MODES = cache_describe simple_protocol
 ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-pgbouncer test-race ## all of it, but for what only repeats at greater length
