@@ -279,7 +279,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, cfg: cfg, retention: cfg.Retention, idleTimeout: idleTimeout(cfg.MaxIdle)}
+	s := &Store{pool: pool, cfg: cfg, retention: interval(cfg.Retention), idleTimeout: idleTimeout(cfg.MaxIdle)}
 	s.memory.seed = maphash.MakeSeed()
 	s.table.configure(cfg.Schema)
 	return s, nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency/internal/bytea"
 )
 
@@ -347,6 +348,12 @@ func idleTimeout(maxIdle time.Duration) string {
 	return strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10)
 }
 
+// interval is d, to the microsecond as PostgreSQL has it. As a time.Duration it would
+// be boxed anew for each statement.
+func interval(d time.Duration) pgtype.Interval {
+	return pgtype.Interval{Microseconds: d.Microseconds(), Valid: true}
+}
+
 // checkInterval is how often, in milliseconds, PostgreSQL looks whether the client of
 // a running statement is still there. Nil leaves the session's default.
 func (s *Store) checkInterval() any {
@@ -375,10 +382,11 @@ func (s *Store) adapt(err error, again bool) bool {
 type keyArgs []any
 
 func (s *Store) keyArgs(key Key) keyArgs {
-	return keyArgs{key.ID, key.Scope, key.lockID(), s.retention, s.idleTimeout, s.checkInterval()}
+	args := make(keyArgs, 0, 6+8) // with room for those of the record
+	return append(args, key.ID, key.Scope, key.lockID(), s.retention, s.idleTimeout, s.checkInterval())
 }
 
-func (a keyArgs) claim() []any     { return a }        // of claimSQL
+func (a keyArgs) claim() []any     { return a[:6:6] }  // of claimSQL
 func (a keyArgs) claimInTx() []any { return a[:4:4] }  // of claimInTxSQL
 func (a keyArgs) read() []any      { return a[:2:2] }  // of readSQL and readInTxSQL
 func (a keyArgs) takeOver() []any  { return a[:4:4] }  // of takeOverSQL
@@ -387,7 +395,7 @@ func (a keyArgs) owns() []any      { return a[2:3:3] } // of ownsSQL
 // record has the arguments of recordSQL.
 func (a keyArgs) record(c claim, out answer) []any {
 	id, scope, retention := a[0], a[1], a[3]
-	return []any{id, scope, retention, fingerprintColumn(out.fingerprint), out.result, originColumn(out.origin), c.began, c.table}
+	return append(a[6:6], id, scope, retention, fingerprintColumn(out.fingerprint), out.result, originColumn(out.origin), c.began, c.table)
 }
 
 // An answer is the result of an operation as it stands in the table, with the

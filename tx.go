@@ -2,10 +2,10 @@ package idempotency
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -135,11 +135,13 @@ func (x *session) failed(err error) *failure {
 // commit stores the result and commits, in one round trip. When recordSQL fails,
 // the COMMIT behind it is not executed: the batch has one Sync.
 func (x *session) commit(out answer) *failure {
-	// Not the caller's context: to cancel a COMMIT is to put it in doubt.
-	ctx, cancel := context.WithTimeout(context.Background(), commitBound)
-	defer cancel()
+	// Not the caller's context: to cancel a COMMIT is to put it in doubt. And not one
+	// with a timeout: pgx would watch it, with a timer and nine allocations a call.
+	wire := x.conn.Conn().PgConn().Conn()
 	sent := time.Now()
-	recorded, err := x.finish(ctx, x.sql.record, x.args.record(x.claim, out)...)
+	_ = wire.SetDeadline(sent.Add(commitBound))
+	recorded, err := x.finish(context.Background(), x.sql.record, x.args.record(x.claim, out)...)
+	_ = wire.SetDeadline(time.Time{})
 	if err == nil {
 		x.conn.Release()
 		return nil
@@ -150,7 +152,7 @@ func (x *session) commit(out answer) *failure {
 		failed.forbidden = lacksGrant(err) && !x.askRole
 	}
 	// A COMMIT or a function that took too long will do so again.
-	tooLong := errors.Is(err, context.DeadlineExceeded) || endedForItsTime(err) || x.outlastedMaxIdle()
+	tooLong := pgconn.Timeout(err) || endedForItsTime(err) || x.outlastedMaxIdle()
 	failed.transient = conflicted(err) || failed.forbidden || x.closed() && !tooLong
 	failed.inDoubt = !x.inTransaction() && !provesAbort(err)
 	return failed
