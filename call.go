@@ -260,8 +260,8 @@ func (c *invocation) attempt(ctx context.Context, x *session) *failure {
 // with its key, and checks that tx can still commit what the function did.
 func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c.event.Runs++
-	ctx, end := running.Mark(ctx, c.mark())
-	defer end()
+	ctx, function := running.Mark(ctx, c.mark())
+	defer function.End()
 	guard := guardTx(tx)
 	defer guard.end()
 	result, err := c.work.execute(ctx, guard)

@@ -41,6 +41,7 @@ type flight struct {
 	waiters     list.List   // of *waiter, first come first served
 	arrivals    uint64      // waiters that ever joined
 	sealed      uint64      // arrivals when the leader's statement was sent
+	first       lead        // the first leader's, allocated with the flight
 }
 
 type waiter struct {
@@ -72,9 +73,10 @@ func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lea
 			g.flights = make(map[gateKey]*flight)
 		}
 		f = &flight{fingerprint: key.Fingerprint}
+		f.first = lead{gate: g, at: at, flight: f}
 		g.flights[at] = f
 		g.mu.Unlock()
-		return &lead{gate: g, at: at, flight: f}, nil, nil
+		return &f.first, nil, nil
 	}
 	w := &waiter{fingerprint: key.Fingerprint, impatient: patience < 0, reply: make(chan reply, 1)}
 	if err := f.refusal(w); err != nil {

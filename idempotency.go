@@ -242,9 +242,9 @@ func (c Config) validate() error {
 
 // A Store keeps the results of one table. It is safe for concurrent use, and
 // holds no connection and no goroutine between calls, but for the ROLLBACK that
-// follows a replay, for 5 seconds at most. Callers in one process
-// should share one: its in-process gate lets duplicates wait for each other
-// without a connection.
+// follows a replay, for 5 seconds at most. Callers in one process should share one:
+// its in-process gate lets duplicates wait for each other without a connection, and
+// its memory of recent keys (hashes, 128 KiB) makes their replays cheap.
 type Store struct {
 	pool  *pgxpool.Pool
 	cfg   Config

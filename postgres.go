@@ -435,43 +435,44 @@ const (
 
 // readClaim reads the answer to claimSQL and takeOverSQL.
 func readClaim(row pgx.Row) (finding, error) {
-	f := finding{state: claimed}
-	var same bool
-	err := row.Scan(&f.claim.began, &f.claim.table, &same)
+	var got struct { // of one piece, so that it is allocated at once
+		claim claim
+		same  bool
+	}
+	err := row.Scan(&got.claim.began, &got.claim.table, &got.same)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return finding{state: inFlight}, nil
 	case err != nil:
 		return finding{}, err
 	}
-	f.elsewhere = !same
-	return f, nil
+	return finding{state: claimed, claim: got.claim, elsewhere: !got.same}, nil
 }
 
 // readFound reads the answer to readSQL. No row is no answer: the claim has
 // succeeded, or the key is in flight, or its row has just been purged. Never
 // does a call run without owning a row.
 func readFound(row pgx.Row) (finding, error) {
-	var (
-		out                        answer
+	var found struct { // of one piece, so that it is allocated at once
+		answer                     answer
 		fingerprint, result        bytea.Bytes
 		incomplete, outdated, same bool
-	)
-	err := row.Scan(&fingerprint, &result, &out.origin, &incomplete, &outdated, &same)
-	copy(out.fingerprint[:], fingerprint)
-	out.result = result
-	f := finding{elsewhere: !same}
+	}
+	err := row.Scan(&found.fingerprint, &found.result, &found.answer.origin, &found.incomplete, &found.outdated, &found.same)
+	copy(found.answer.fingerprint[:], found.fingerprint)
+	found.answer.result = found.result
+	f := finding{elsewhere: !found.same}
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return finding{state: inFlight}, nil
 	case err != nil:
 		return finding{}, err
-	case incomplete:
+	case found.incomplete:
 		f.state = abandoned
-	case outdated:
+	case found.outdated:
 		f.state = expired
 	default:
-		f.state, f.answer = recorded, &out
+		f.state, f.answer = recorded, &found.answer
 	}
 	return f, nil
 }

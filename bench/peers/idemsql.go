@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/idemsql"
 )
@@ -22,15 +23,20 @@ func init() {
 	})
 }
 
-type idemSQL struct{ ours }
+type idemSQL struct {
+	pool  *pgxpool.Pool
+	store *idempotency.Store
+}
 
 func openIdemSQL(ctx context.Context, env Env) (Client, error) {
 	pool, err := env.Pool(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return idemSQL{ours{pool, idempotency.New(pool)}}, nil
+	return idemSQL{pool, idempotency.New(pool)}, nil
 }
+
+func (o idemSQL) Close() { o.pool.Close() }
 
 func (o idemSQL) Do(ctx context.Context, call *Call) (answer string, err error) {
 	key := idempotency.Key{Scope: call.Scope, ID: call.ID, Fingerprint: idempotency.FingerprintOf(call.Body)}

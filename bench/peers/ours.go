@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -35,6 +36,10 @@ func prepareOurs(ctx context.Context, env Env) error {
 type ours struct {
 	pool  *pgxpool.Pool
 	store *idempotency.Store
+
+	mu      sync.Mutex
+	asked   map[string]int       // how often Unknown was asked for an id
+	fresher []*idempotency.Store // each of which meets an id once
 }
 
 func openOurs(ctx context.Context, env Env) (Client, error) {
@@ -42,14 +47,34 @@ func openOurs(ctx context.Context, env Env) (Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ours{pool, idempotency.New(pool)}, nil
+	return &ours{pool: pool, store: idempotency.New(pool), asked: make(map[string]int)}, nil
 }
 
-func (o ours) Close() { o.pool.Close() }
+func (o *ours) Close() { o.pool.Close() }
 
-func (o ours) Do(ctx context.Context, call *Call) (answer string, err error) {
+func (o *ours) Do(ctx context.Context, call *Call) (answer string, err error) {
+	return doOurs(ctx, o.store, call)
+}
+
+// Unknown asks through a Store that has not met the key.
+func (o *ours) Unknown(ctx context.Context, call *Call) (answer string, err error) {
+	return doOurs(ctx, o.fresh(call.ID), call)
+}
+
+func (o *ours) fresh(id string) *idempotency.Store {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := o.asked[id]
+	o.asked[id] = n + 1
+	if n == len(o.fresher) {
+		o.fresher = append(o.fresher, idempotency.New(o.pool))
+	}
+	return o.fresher[n]
+}
+
+func doOurs(ctx context.Context, store *idempotency.Store, call *Call) (answer string, err error) {
 	key := idempotency.Key{Scope: call.Scope, ID: call.ID, Fingerprint: idempotency.FingerprintOf(call.Body)}
-	answer, _, err = idempotency.Do(ctx, o.store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
+	answer, _, err = idempotency.Do(ctx, store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
 		answer, err := call.Write(ctx, tx)
 		call.Written(ctx)
 		return answer, err

@@ -99,6 +99,15 @@ type Baseline interface {
 	Replay(ctx context.Context, call *Call) (answer string, err error)
 }
 
+// A Stranger can replay a key as a process does that has never met it, where that is
+// another way than with one that the process has met before.
+type Stranger interface {
+	Client
+
+	// Unknown is Do in a process that does not know the key.
+	Unknown(ctx context.Context, call *Call) (answer string, err error)
+}
+
 // Pool is a pool of MaxConns connections on DSN, with pgx's defaults for the rest.
 func (e Env) Pool(ctx context.Context) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(e.DSN)

@@ -129,7 +129,7 @@ func effects(f *results.Fault) string {
 // explanations of the timed sections.
 var explanations = map[string]string{
 	results.First:  "A new key each time: one business INSERT.",
-	results.Replay: "A random one of 500 recorded keys. The bare transaction's replay is a select of the answer by its primary key, the least that any of them can do; the others also compare fingerprints, or look whether the answer has expired.",
+	results.Replay: "A random one of 500 recorded keys. This package asks for a key that its process has recorded, or seen recorded, in another way than for one that it has not. The bare transaction's replay is a select of the answer by its primary key, the least that any of them can do; the others also compare fingerprints, or look whether the answer has expired.",
 	results.Mix:    "One call in twenty is a first call, the others are replays.",
 }
 
@@ -160,12 +160,18 @@ func timed(w io.Writer, run results.Run, section string) {
 	for _, c := range columns {
 		t.head = append(t.head, fmt.Sprintf("%s, %s", linkName(run, c.link), callers(c.callers)))
 	}
-	for _, p := range run.Peers {
-		row := []string{name(p.Name)}
+	add := func(label, peer string) {
+		row := []string{label}
 		for _, c := range columns {
-			row = append(row, timedCell(cells[p.Name][c]))
+			row = append(row, timedCell(cells[peer][c]))
 		}
 		t.add(row...)
+	}
+	for _, p := range run.Peers {
+		add(name(p.Name), p.Name)
+		if unknown := p.Name + results.Unknown; cells[unknown] != nil {
+			add(name(p.Name)+results.Unknown, unknown)
+		}
 	}
 	fmt.Fprintf(w, "## %s%s\n\n%s In each cell: the time of a call as a multiple of the bare transaction's (the median of the paired ratios of %d rounds), then p50 and p99 in ms.\n\n%s\n",
 		strings.ToUpper(section[:1]), section[1:], explanations[section], run.Conditions.Rounds, &t)

@@ -26,8 +26,12 @@ func Summary(w io.Writer, run results.Run, scale *results.Scale) {
 	}
 	add("the hand-written pattern of 5 round trips, "+latency+", 1 / 8 callers; ours = 1",
 		overOurs(run, peers.FiveTrips, results.First, 1), overOurs(run, peers.FiveTrips, results.First, 8))
-	add("replay, "+latency+", 1 / 8 callers; bare select by primary key = 1",
-		against(run, peers.Ours, results.Replay, results.Delay, 1), against(run, peers.Ours, results.Replay, results.Delay, 8))
+	for _, link := range []string{results.Delay, results.Socket} {
+		for _, what := range []struct{ key, peer string }{{"of a known key", peers.Ours}, {"of an unknown key", peers.Ours + results.Unknown}} {
+			add("replay "+what.key+", "+linkName(run, link)+", 1 / 8 callers; bare select by primary key = 1",
+				against(run, what.peer, results.Replay, link, 1), against(run, what.peer, results.Replay, link, 8))
+		}
+	}
 	if bare, ours := counted(run, peers.Bare), counted(run, peers.Ours); bare != nil && ours != nil {
 		add("round trips that a first call / a replay waits for", fmt.Sprint(ours.First.Waited), fmt.Sprint(ours.Replay.Waited))
 		add("write-ahead log of a first call, its result of 320 bytes included, in bytes; of the bare transaction alone", count(ours.First.WAL), count(bare.First.WAL))

@@ -51,6 +51,10 @@ const (
 	Mix    = "95/5 mix"
 )
 
+// Unknown is added to the name of a peer that replays keys which its process does not
+// know, where it does so in another way than with those that it knows.
+const Unknown = ", key unknown to the process"
+
 // The links between client and server.
 const (
 	Socket = "socket"

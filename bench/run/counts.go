@@ -58,7 +58,7 @@ func (b *bench) counts(ctx context.Context) error {
 func (b *bench) both(e *entrant, client peers.Client, c *results.Counts, count func(measure.Operation, *results.Cost) error) error {
 	return errors.Join(
 		count(firstCall(client), &c.First),
-		count(replayCall(e, client), &c.Replay))
+		count(replayCall(e, replayOf(client)), &c.Replay))
 }
 
 func times(ctx context.Context, n int, op measure.Operation) error {
@@ -200,12 +200,12 @@ func (b *bench) countServer(ctx context.Context, e *entrant, c *results.Counts) 
 	if _, err := life(1, firstCall); err != nil {
 		return err
 	}
-	if _, err := life(len(e.seeds), func(client peers.Client) measure.Operation { return eachSeed(e, client) }); err != nil {
+	if _, err := life(len(e.seeds), func(client peers.Client) measure.Operation { return eachSeed(e, replayOf(client)) }); err != nil {
 		return err
 	}
 	return errors.Join(
 		both(b.Calls, firstCall, &c.First),
-		both(b.Calls, func(client peers.Client) measure.Operation { return replayCall(e, client) }, &c.Replay))
+		both(b.Calls, func(client peers.Client) measure.Operation { return replayCall(e, replayOf(client)) }, &c.Replay))
 }
 
 // isNoise: so little is what the server logs by itself now and then.

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/bench/peers"
@@ -20,7 +19,7 @@ import (
 type plain struct {
 	conn     *pgxpool.Conn
 	recorded *peers.Call
-	batches  [][]pgx.QueuedQuery // of a first call: up to the business write, and after it
+	batches  [][]pgx.QueuedQuery // of a first call: up to the business write, and after it; then of a replay
 }
 
 // countPlain counts the allocations of a plain client.
@@ -45,7 +44,7 @@ func (b *bench) countPlain(ctx context.Context, e *entrant) (p results.Plain, er
 	return results.Plain{First: first.Allocations, Replay: replay.Allocations}, err
 }
 
-// watch sees what a first call sends.
+// watch sees what a first call sends, and its replay.
 func (p *plain) watch(ctx context.Context, pool *pgxpool.Pool) error {
 	cfg := pool.Config()
 	cfg.ConnConfig.Tracer = p
@@ -56,13 +55,18 @@ func (p *plain) watch(ctx context.Context, pool *pgxpool.Pool) error {
 	defer watched.Close()
 	p.recorded = peers.NewCall()
 	key := idempotency.Key{Scope: p.recorded.Scope, ID: p.recorded.ID, Fingerprint: idempotency.FingerprintOf(p.recorded.Body)}
-	_, _, err = idempotency.Do(ctx, idempotency.New(watched), key, func(ctx context.Context, tx pgx.Tx) (string, error) {
-		return p.recorded.Write(ctx, tx)
-	})
-	if err == nil && len(p.batches) != 2 {
-		err = fmt.Errorf("a first call has sent %d batches, not 2", len(p.batches))
+	store := idempotency.New(watched)
+	for range 2 {
+		if _, _, err = idempotency.Do(ctx, store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			return p.recorded.Write(ctx, tx)
+		}); err != nil {
+			return err
+		}
 	}
-	return err
+	if len(p.batches) != 3 {
+		return fmt.Errorf("a first call and a replay have sent %d batches, not 3", len(p.batches))
+	}
+	return nil
 }
 
 // TraceBatchStart is called by pgx.
@@ -83,21 +87,26 @@ func (*plain) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuery
 }
 func (*plain) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
-// batch is a recorded one, for another key and row.
-func (p *plain) batch(of int, id string, row pgtype.TID) *pgx.Batch {
+// A claimed is what the claim returns, and the record is sent with.
+type claimed struct {
+	began int64
+	table uint32
+}
+
+// batch is a recorded one, for another key and claim. The record ends with the claim.
+func (p *plain) batch(of int, id string, c claimed) *pgx.Batch {
 	var batch pgx.Batch
 	for _, q := range p.batches[of] {
-		args := make([]any, len(q.Arguments))
-		for i, arg := range q.Arguments {
-			switch arg.(type) {
+		args := slices.Clone(q.Arguments)
+		for i, arg := range args {
+			switch arg := arg.(type) {
 			case string:
 				if arg == p.recorded.ID {
-					arg = id
+					args[i] = id
 				}
-			case pgtype.TID:
-				arg = row
+			case uint32:
+				args[i-1], args[i] = c.began, c.table
 			}
-			args[i] = arg
 		}
 		batch.Queue(q.SQL, args...)
 	}
@@ -105,54 +114,49 @@ func (p *plain) batch(of int, id string, row pgtype.TID) *pgx.Batch {
 }
 
 // begin sends the first batch. Its last two are the claim and the read.
-func (p *plain) begin(ctx context.Context, id string) (row pgtype.TID, answer []byte, err error) {
-	sent := p.conn.SendBatch(ctx, p.batch(0, id, row))
+func (p *plain) begin(ctx context.Context, id string) (c claimed, err error) {
+	sent := p.conn.SendBatch(ctx, p.batch(0, id, c))
 	defer func() { err = errors.Join(err, sent.Close()) }()
 	for range len(p.batches[0]) - 2 {
 		if _, err := sent.Exec(); err != nil {
-			return row, nil, err
+			return c, err
 		}
 	}
-	err = sent.QueryRow().Scan(&row)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return row, nil, err
-	}
-	rows, err := sent.Query()
-	if err != nil {
-		return row, nil, err
-	}
-	defer rows.Close()
-	if rows.Next() {
-		for _, value := range rows.RawValues() {
-			answer = append(answer, value...)
-		}
-	}
-	return row, answer, rows.Err()
+	var same bool
+	return c, sent.QueryRow().Scan(&c.began, &c.table, &same)
 }
 
 func (p *plain) first(ctx context.Context, _ int) error {
 	call := peers.NewCall()
-	row, answer, err := p.begin(ctx, call.ID)
-	switch {
-	case err != nil:
+	c, err := p.begin(ctx, call.ID)
+	if err != nil {
 		return err
-	case answer != nil || !row.Valid:
-		return errors.New("a new key was not claimed")
 	}
 	if _, err := call.Write(ctx, p.conn); err != nil {
 		return err
 	}
-	return p.conn.SendBatch(ctx, p.batch(1, call.ID, row)).Close()
+	return p.conn.SendBatch(ctx, p.batch(1, call.ID, c)).Close()
 }
 
-func (p *plain) replay(ctx context.Context, _ int) error {
-	_, answer, err := p.begin(ctx, p.recorded.ID)
-	if err == nil && answer == nil {
-		err = errors.New("no answer was read")
+func (p *plain) replay(ctx context.Context, _ int) (err error) {
+	sent := p.conn.SendBatch(ctx, p.batch(2, p.recorded.ID, claimed{}))
+	defer func() { err = errors.Join(err, sent.Close()) }()
+	if _, err := sent.Exec(); err != nil {
+		return err
 	}
+	rows, err := sent.Query()
 	if err != nil {
 		return err
 	}
-	_, err = p.conn.Exec(ctx, "rollback")
-	return err
+	defer rows.Close()
+	var answer []byte
+	for rows.Next() {
+		for _, value := range rows.RawValues() {
+			answer = append(answer, value...)
+		}
+	}
+	if answer == nil {
+		return errors.New("no answer was read")
+	}
+	return rows.Err()
 }

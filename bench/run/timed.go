@@ -44,6 +44,7 @@ func (b *bench) mix(ctx context.Context) error {
 // A lane is a peer in a section.
 type lane struct {
 	*entrant
+	name   string // in the results
 	client peers.Client
 	ops    measure.Operation
 	all    measure.Slice
@@ -65,9 +66,20 @@ func (b *bench) timed(ctx context.Context, section, linkName string, concurrenci
 		if err != nil {
 			return err
 		}
-		lanes = append(lanes, &lane{entrant: e, client: client})
+		lanes = append(lanes, &lane{entrant: e, name: e.Name, client: client})
 		if err := b.seed(ctx, e, client); err != nil {
 			return err
+		}
+		if section == results.First {
+			continue
+		}
+		// A client is to know every key, from the first round on.
+		do := replayOf(client)
+		if err := inParallel(len(e.seeds), func(i int) error { return e.seeds[i].replay(ctx, do) }); err != nil {
+			return fmt.Errorf("%s: replay: %w", e.Name, err)
+		}
+		if stranger, ok := client.(peers.Stranger); ok && section == results.Replay {
+			lanes = append(lanes, &lane{entrant: e, name: e.Name + results.Unknown, client: unknown{stranger}})
 		}
 	}
 	for _, callers := range concurrencies {
@@ -89,7 +101,7 @@ func (b *bench) rounds(ctx context.Context, section string, lanes []*lane, calle
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case len(warm.Latencies) == 0 && len(warm.Errors) > 0:
-			return fmt.Errorf("%s: no call succeeds: %w", l.Name, warm.Errors[0])
+			return fmt.Errorf("%s: no call succeeds: %w", l.name, warm.Errors[0])
 		}
 	}
 	for round := range b.Rounds {
@@ -115,7 +127,7 @@ func (b *bench) rounds(ctx context.Context, section string, lanes []*lane, calle
 func (b *bench) report(section, linkName string, callers int, lanes []*lane) {
 	for _, l := range lanes {
 		t := results.Timed{
-			Section: section, Link: linkName, Callers: callers, Peer: l.Name,
+			Section: section, Link: linkName, Callers: callers, Peer: l.name,
 			Calls: len(l.all.Latencies), Ratio: measure.Median(l.ratios), Ratios: l.ratios,
 			Mean: l.all.Mean(), P50: l.all.Quantile(0.5), P99: l.all.Quantile(0.99),
 			PerSecond: l.all.PerSecond(), Errors: len(l.all.Errors),
@@ -132,9 +144,9 @@ func operationOf(section string, e *entrant, client peers.Client) measure.Operat
 	case results.First:
 		return firstCall(client)
 	case results.Replay:
-		return replayCall(e, client)
+		return replayCall(e, replayOf(client))
 	}
-	first, replay := firstCall(client), replayCall(e, client)
+	first, replay := firstCall(client), replayCall(e, replayOf(client))
 	return func(ctx context.Context, worker int) error {
 		if rand.IntN(mixNew) == 0 {
 			return first(ctx, worker)
@@ -153,28 +165,42 @@ func firstCall(client peers.Client) measure.Operation {
 // ErrWrongAnswer says that a replay did not return what the first call did.
 var ErrWrongAnswer = errors.New("another answer than the first call's")
 
+// An unknown client is one of which no key is known.
+type unknown struct{ peers.Stranger }
+
+func (u unknown) Do(ctx context.Context, call *peers.Call) (string, error) {
+	return u.Unknown(ctx, call)
+}
+func (u unknown) Close() {} // its Stranger's lane does that
+
+type do func(context.Context, *peers.Call) (answer string, err error)
+
+// replayOf is how a client replays.
+func replayOf(client peers.Client) do {
+	if baseline, ok := client.(peers.Baseline); ok {
+		return baseline.Replay
+	}
+	return client.Do
+}
+
 // replayCall replays a random seed.
-func replayCall(e *entrant, client peers.Client) measure.Operation {
+func replayCall(e *entrant, do do) measure.Operation {
 	return func(ctx context.Context, _ int) error {
-		return e.seeds[rand.IntN(len(e.seeds))].replay(ctx, client)
+		return e.seeds[rand.IntN(len(e.seeds))].replay(ctx, do)
 	}
 }
 
 // eachSeed replays one after the other.
-func eachSeed(e *entrant, client peers.Client) measure.Operation {
+func eachSeed(e *entrant, do do) measure.Operation {
 	next := 0
 	return func(ctx context.Context, _ int) error {
 		s := e.seeds[next%len(e.seeds)]
 		next++
-		return s.replay(ctx, client)
+		return s.replay(ctx, do)
 	}
 }
 
-func (s seed) replay(ctx context.Context, client peers.Client) error {
-	do := client.Do
-	if baseline, ok := client.(peers.Baseline); ok {
-		do = baseline.Replay
-	}
+func (s seed) replay(ctx context.Context, do do) error {
 	answer, err := do(ctx, s.call)
 	if err == nil && answer != s.answer {
 		return fmt.Errorf("%w: %q, and not %q", ErrWrongAnswer, answer, s.answer)
@@ -188,25 +214,34 @@ func (b *bench) seed(ctx context.Context, e *entrant, client peers.Client) error
 		return nil
 	}
 	e.seeds = make([]seed, seedCalls)
-	errs := make([]error, len(e.seeds))
-	var wg sync.WaitGroup
+	err := inParallel(len(e.seeds), func(i int) (err error) {
+		e.seeds[i], err = newSeed(ctx, client)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%s: seed: %w", e.Name, err)
+	}
+	return nil
+}
+
+// inParallel calls do for 0 to n-1, on 8 goroutines.
+func inParallel(n int, do func(i int) error) error {
+	errs := make([]error, n)
 	next := make(chan int)
+	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for i := range next {
-				e.seeds[i], errs[i] = newSeed(ctx, client)
+				errs[i] = do(i)
 			}
 		})
 	}
-	for i := range e.seeds {
+	for i := range n {
 		next <- i
 	}
 	close(next)
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("%s: seed: %w", e.Name, err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func newSeed(ctx context.Context, client peers.Client) (seed, error) {

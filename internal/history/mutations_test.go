@@ -105,7 +105,7 @@ var mutations = []mutation{
 		"	c.lead.seal()\n	if failed := x.commit(out); failed != nil {",
 		"	c.lead.seal()\n	c.lead.share(&out)\n	if failed := x.commit(out); failed != nil {"}}},
 	{"an expired record replayed", []edit{{"postgres.go",
-		"	case outdated:\n		f.state = expired\n",
+		"	case found.outdated:\n		f.state = expired\n",
 		""}}},
 	{"an expired record of a known key replayed", []edit{{"postgres.go",
 		"where id = $1::text and scope = $2::text and expires_at > clock_timestamp() and (select not",

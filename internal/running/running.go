@@ -13,27 +13,28 @@ type Key struct {
 	Scope, ID string
 }
 
-// mark is what the context carries.
-type mark struct {
+// A Function runs under a key. It is what the context carries.
+type Function struct {
 	key   Key
-	outer *mark
+	outer *Function
 	ended atomic.Bool // the context can outlive the function
 }
 
+// End has to be called when the function has ended.
+func (f *Function) End() { f.ended.Store(true) }
+
 type contextKey struct{}
 
-// Mark returns the context for a function that runs under key, and what has to
-// be called when the function has ended.
-func Mark(ctx context.Context, key Key) (marked context.Context, end func()) {
-	outer, _ := ctx.Value(contextKey{}).(*mark)
-	m := &mark{key: key, outer: outer}
-	return context.WithValue(ctx, contextKey{}, m), func() { m.ended.Store(true) }
+// Mark returns the context for a function that runs under key.
+func Mark(ctx context.Context, key Key) (marked context.Context, f *Function) {
+	f = &Function{key: key, outer: innermost(ctx)}
+	return context.WithValue(ctx, contextKey{}, f), f
 }
 
 // Under reports whether ctx is of a function that runs under key.
 func Under(ctx context.Context, key Key) bool {
-	for m := innermost(ctx); m != nil; m = m.outer {
-		if m.key == key && !m.ended.Load() {
+	for f := innermost(ctx); f != nil; f = f.outer {
+		if f.key == key && !f.ended.Load() {
 			return true
 		}
 	}
@@ -43,15 +44,15 @@ func Under(ctx context.Context, key Key) bool {
 // Innermost returns the key of the innermost function that ctx is of and that
 // still runs.
 func Innermost(ctx context.Context) (key Key, found bool) {
-	for m := innermost(ctx); m != nil; m = m.outer {
-		if !m.ended.Load() {
-			return m.key, true
+	for f := innermost(ctx); f != nil; f = f.outer {
+		if !f.ended.Load() {
+			return f.key, true
 		}
 	}
 	return Key{}, false
 }
 
-func innermost(ctx context.Context) *mark {
-	m, _ := ctx.Value(contextKey{}).(*mark)
-	return m
+func innermost(ctx context.Context) *Function {
+	f, _ := ctx.Value(contextKey{}).(*Function)
+	return f
 }

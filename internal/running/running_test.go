@@ -8,8 +8,8 @@ func TestMarkHoldsUntilTheFunctionEnds(t *testing.T) {
 	if Under(t.Context(), a) {
 		t.Error("under a key without a function")
 	}
-	outer, endOuter := Mark(t.Context(), a)
-	inner, endInner := Mark(outer, b)
+	outer, outerFunction := Mark(t.Context(), a)
+	inner, innerFunction := Mark(outer, b)
 	if !Under(outer, a) || Under(outer, b) || !Under(inner, a) || !Under(inner, b) {
 		t.Error("not under its own keys")
 	}
@@ -19,11 +19,11 @@ func TestMarkHoldsUntilTheFunctionEnds(t *testing.T) {
 	if key, _ := Innermost(inner); key != b {
 		t.Error("innermost is ", key)
 	}
-	endInner()
+	innerFunction.End()
 	if key, _ := Innermost(inner); key != a || Under(inner, b) {
 		t.Error("after the inner one has ended, innermost is ", key)
 	}
-	endOuter()
+	outerFunction.End()
 	if _, found := Innermost(inner); found || Under(inner, a) {
 		t.Error("marked after the functions have ended")
 	}
