@@ -122,19 +122,21 @@ func (s *Store) query(ctx context.Context, statement func(*statements) string, a
 		return err
 	}
 	defer conn.Release()
+	graced, end := withGrace(ctx)
+	defer end()
 	for again := false; ; again = true {
-		sql, err := s.table.statements(ctx, conn)
+		sql, err := s.table.statements(graced, conn)
 		if err != nil {
-			return err
+			return graceError(ctx, err)
 		}
 		var same bool
 		var batch pgx.Batch
 		batch.Queue(sql.prepare).QueryRow(func(row pgx.Row) error { return row.Scan(&same) })
 		batch.Queue(statement(sql), args...).Query(read)
-		err = conn.SendBatch(ctx, &batch).Close()
+		err = graceError(ctx, conn.SendBatch(graced, &batch).Close())
 		if (err == nil || errors.Is(err, pgx.ErrNoRows)) && !same {
-			if refusal := sql.refuse(ctx, conn); refusal != nil {
-				return refusal
+			if refusal := sql.refuse(graced, conn); refusal != nil {
+				return graceError(ctx, refusal)
 			}
 		}
 		if err == nil || !s.adapt(err, again) {
