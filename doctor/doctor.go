@@ -57,8 +57,8 @@ func Check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]F
 }
 
 // CheckReader is Check for a role that looks and makes no calls, as the commands
-// get, list and stats do: it needs to select, and what matters to calls alone, such
-// as the timeouts of its connections, is no finding.
+// get, list and stats do: it needs to select, of the column result aside, and what
+// matters to calls alone, such as the timeouts of its connections, is no finding.
 func CheckReader(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]Finding, error) {
 	return check(ctx, pool, cfg, reader, time.Now)
 }
@@ -67,11 +67,12 @@ func CheckReader(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config
 type purpose struct {
 	privileges []string // that it needs on the table
 	calls      bool     // it runs Do and DoTx
+	sparing    bool     // it can do without the column result
 }
 
 var (
-	program = purpose{[]string{"select", "insert", "update", "delete"}, true}
-	reader  = purpose{[]string{"select"}, false}
+	program = purpose{privileges: []string{"select", "insert", "update", "delete"}, calls: true}
+	reader  = purpose{privileges: []string{"select"}, sparing: true}
 )
 
 // checks are in the order in which one rests on another.
