@@ -13,7 +13,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -28,8 +31,18 @@ type Finding struct {
 	Remedy   string   `json:"remedy"` // what to do
 }
 
+// String is one line. What could do something to a terminal is escaped in it: the
+// names of roles, schemas and triggers are other people's.
 func (f Finding) String() string {
-	return fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy)
+	var b strings.Builder
+	for _, r := range fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy) {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // Severity says how much a Finding matters.

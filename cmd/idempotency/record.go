@@ -181,7 +181,7 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	rows, _ := pool.Query(ctx, d.on(recordSQL(readable)), id, scope, result)
 	rec, err := pgx.CollectExactlyOneRow(rows, scanRecord)
 	if errors.Is(err, pgx.ErrNoRows) {
-		rec, err = record{Scope: scope, ID: id, State: notFound}, nil
+		rec, err = record{Scope: scope, ID: id, State: notFound, ResultBytes: new(int64)}, nil
 	}
 	if len(holders) > 0 && (rec.State == notFound || rec.State == expired) {
 		rec.State, rec.Holders = inProgress, holders
