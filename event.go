@@ -14,7 +14,9 @@ type Event struct {
 	// Outcome of a Do or DoTx is "executed", "replayed" (also after a wait, and
 	// when its own commit was in doubt), "in_progress", "key_reused",
 	// "outcome_unknown" or "failed", as it is whenever the function returned an
-	// error. Of the others it is "done", "not_found", "in_progress" or "failed".
+	// error. Of the others it is "done", "not_found", "in_progress" or "failed", and
+	// of a Purge "standing_by" if it has deleted nothing because, in a loop of
+	// [Store.PurgeEvery], another process is at it.
 	Outcome string
 
 	// Key of the operation; the zero Key without [Config.ObserveKeys].

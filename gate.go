@@ -23,6 +23,12 @@ type gate struct {
 	flights map[gateKey]*flight
 }
 
+// maxWaiting is how many calls wait here for one key at most. Each keeps what its
+// caller has in its hands, such as the body of a request, and no client repeats a
+// request so often: it is half as much again as the largest storm of duplicates that
+// docs/benchmarks.md measures.
+const maxWaiting = 15_000
+
 type gateKey struct{ scope, id string }
 
 // knowledge is what the leader knows about its key.
@@ -61,9 +67,10 @@ type reply struct {
 	chain *chain // whose next one is to be woken
 }
 
-// enter returns the lead of key, or what its leader found while the caller waited. Patience bounds the wait with ErrInProgress; when it is
-// negative, the caller is turned away as soon as somebody is known to hold the
-// key, and waits only for a leader that is still asking.
+// enter returns the lead of key, or what its leader found while the caller waited.
+// Patience bounds the wait with ErrInProgress; when it is negative, the caller is
+// turned away as soon as somebody is known to hold the key, and waits only for a
+// leader that is still asking. Where maxWaiting wait, it is turned away at once.
 func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lead, *answer, error) {
 	g.mu.Lock()
 	at := gateKey{key.Scope, key.ID}
@@ -79,7 +86,11 @@ func (g *gate) enter(ctx context.Context, key Key, patience time.Duration) (*lea
 		return &f.first, nil, nil
 	}
 	w := &waiter{fingerprint: key.Fingerprint, impatient: patience < 0, reply: make(chan reply, 1)}
-	if err := f.refusal(w); err != nil {
+	err := f.refusal(w)
+	if err == nil && f.waiters.Len() >= maxWaiting {
+		err = fmt.Errorf("%w: %d calls wait for it in this process", ErrInProgress, maxWaiting)
+	}
+	if err != nil {
 		g.mu.Unlock()
 		return nil, nil, err
 	}

@@ -300,3 +300,48 @@ func TestGateForgetsTheStandingOfTheLeaderThatLeaves(t *testing.T) {
 		g.empty()
 	}
 }
+
+// Each one that waits keeps what its caller has in its hands.
+func TestGateTurnsAwayAtOnceWhereTooManyWait(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	leader := g.lead()
+	leader.know(owning)
+	var others []*waiter
+	for range maxWaiting - 1 {
+		w := &waiter{reply: make(chan reply, 1)}
+		leader.flight.join(w)
+		others = append(others, w)
+	}
+	following := g.follow(theKey, time.Hour)
+	g.waits(following)
+	if _, _, err := g.enter(theKey, time.Hour); !errors.Is(err, ErrInProgress) {
+		t.Errorf("got %v", err)
+	}
+	other := theKey
+	other.Fingerprint[0] = 1
+	if _, _, err := g.enter(other, time.Hour); !errors.Is(err, ErrKeyReused) {
+		t.Errorf("got %v", err)
+	}
+	if l, _, err := g.enter(Key{Scope: "s", ID: "2"}, time.Hour); l == nil {
+		t.Errorf("another key: %v", err)
+	} else {
+		l.leave()
+	}
+	g.gate.leaveQueue(leader.flight, others[0])
+	next := g.follow(theKey, time.Hour)
+	g.waits(next)
+	for _, w := range others[1:] {
+		g.gate.leaveQueue(leader.flight, w)
+	}
+	leader.seal()
+	leader.share(new(answer))
+	leader.leave()
+	if v := <-following; v.answer == nil {
+		t.Errorf("got %+v", v)
+	}
+	if v := <-next; v.answer == nil {
+		t.Errorf("got %+v", v)
+	}
+	g.empty()
+}

@@ -173,7 +173,8 @@ type Config struct {
 	Retention time.Duration
 
 	// Wait is how long a call waits for another one with the same key before it
-	// fails with ErrInProgress. Negative: not at all. Default: 10 seconds.
+	// fails with ErrInProgress. Negative: not at all. In one process at most 15,000
+	// calls wait for one key; the next one fails at once. Default: 10 seconds.
 	Wait time.Duration
 
 	// MaxIdle is the longest silence between two statements of Do's
@@ -306,6 +307,9 @@ func (s *Store) Config() Config { return s.cfg }
 //   - a duplicate runs at the same time, in any process: this call waits for it,
 //     then returns its value, or takes over if it failed. After [Config.Wait]
 //     it fails with [ErrInProgress]; when ctx ends, with its error.
+//   - ctx ends during the claim: fn is not run, and Do fails with ctx's error. That
+//     can take 100 ms, in which it still waits for the answer of PostgreSQL: to leave
+//     without it would cost the connection.
 //   - PostgreSQL reports a serialization failure or a deadlock (40001, 40P01), or
 //     the connection is lost before COMMIT: fn is run again in a new transaction,
 //     after a short random pause, 10 times at most; then the last error.

@@ -32,10 +32,11 @@ func (s *Store) Purge(ctx context.Context) (deleted int64, err error) {
 // in every process of a fleet: one of them at a time deletes, the others stand
 // by.
 //
-// Each purge is reported to [Config.Observe], and one that fails is followed by
-// the next, so that a lost connection or a failover does not end the loop. It
-// returns at once when trying again cannot help: the table is missing or of
-// another version, or the role may not delete from it.
+// Each purge is reported to [Config.Observe], as "standing_by" where it was another
+// process's turn, and one that fails is followed by the next, so that a lost
+// connection or a failover does not end the loop. It returns at once when trying
+// again cannot help: the table is missing or of another version, or the role may
+// not delete from it.
 func (s *Store) PurgeEvery(ctx context.Context, interval time.Duration) error {
 	if interval <= 0 {
 		return fmt.Errorf("idempotency: PurgeEvery: the interval is %v: it has to be more than 0", interval)
@@ -76,6 +77,11 @@ func (s *Store) purge(ctx context.Context, batch purgeStep) (deleted int64, err 
 			deleted += n
 			event.Deleted = deleted
 			switch {
+			case errors.Is(err, errNotOurTurn):
+				if deleted == 0 {
+					event.Outcome = "standing_by"
+				}
+				return nil
 			case err != nil:
 				return explain("purge", err)
 			case n < purgeBatch:
@@ -112,7 +118,7 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (dele
 	if maxIdle > 0 {
 		maxIdle = min(maxIdle+pause, maxServerTimeout)
 	}
-	deleted, err = s.purgeBatchIf(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
+	return s.purgeBatchIf(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
 		var ours bool
 		if err := tx.QueryRow(ctx, sql.purgeTurn).Scan(&ours); err != nil {
 			return err
@@ -122,10 +128,6 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (dele
 		}
 		return sleep(ctx, pause)
 	})
-	if errors.Is(err, errNotOurTurn) {
-		return 0, nil
-	}
-	return deleted, err
 }
 
 func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, allowed func(pgx.Tx, *statements) error) (deleted int64, err error) {

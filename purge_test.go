@@ -104,24 +104,69 @@ func TestPurgeEveryPurgesAgainAndAgainUntilItsContextEnds(t *testing.T) {
 func TestOnePurgerOfAFleetDeletesWhileTheOthersStandBy(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	var rounds atomic.Int64
-	store := b.storeOn(b.pool, idempotency.Config{Observe: func(context.Context, idempotency.Event) { rounds.Add(1) }})
+	var standingBy, worked atomic.Int64
+	store := b.storeOn(b.pool, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		switch {
+		case e.Outcome == "standing_by" && e.Err == nil && e.Deleted == 0:
+			standingBy.Add(1)
+		case e.Outcome == "done":
+			worked.Add(1)
+		case e.Outcome != "failed": // by its context, at the end
+			t.Errorf("event %+v", e)
+		}
+	}})
 	working := b.begin(pgx.TxOptions{})
 	if _, err := working.Exec(t.Context(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {
 		t.Fatal(err)
 	}
 	b.expiredRows(100)
 	stop := b.purging(store)
-	for rounds.Load() < 3 {
-		time.Sleep(time.Millisecond)
-	}
-	if n := b.rows(); n != 100 {
-		t.Errorf("%d rows left: one that should stand by has deleted", n)
+	b.eventually("it has stood by", func() bool { return standingBy.Load() >= 3 })
+	if n := b.rows(); n != 100 || worked.Load() != 0 {
+		t.Errorf("%d rows left, %d rounds are told as done: one that should stand by has worked", n, worked.Load())
 	}
 	if err := working.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.emptied()
+	b.eventually("it has told of its work", func() bool { return worked.Load() > 0 })
+	b.wantErr(stop(), context.Canceled)
+}
+
+// One that has worked, and then meets another, has done something.
+func TestPurgeThatLosesItsTurnHasDoneWhatItHasDeleted(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.expiredRows(3000)
+	other := b.begin(pgx.TxOptions{})
+	events := make(chan idempotency.Event, 100)
+	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { events <- e }})
+	deleted, turn := answered("DELETE 1000", 1), make(chan struct{})
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if deleted(m) { // the turn is free with the end of this transaction: the other waits for it
+			go func() {
+				defer close(turn)
+				if _, err := other.Exec(context.Background(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {
+					t.Error(err)
+				}
+			}()
+			b.eventually("the other waits", func() bool {
+				return query[bool](b, "select exists (select from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database()))")
+			})
+		}
+		return pgproxy.Pass
+	})
+	stop := b.purging(store)
+	<-turn
+	if e := <-events; e.Outcome != "done" || e.Deleted != 1000 || e.Err != nil {
+		t.Errorf("event %+v", e)
+	}
+	if e := <-events; e.Outcome != "standing_by" || e.Deleted != 0 {
+		t.Errorf("event %+v", e)
+	}
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Error(err)
+	}
 	b.wantErr(stop(), context.Canceled)
 }
 

@@ -33,13 +33,18 @@ func (c *invocation) doTx(ctx context.Context, tx pgx.Tx) (*answer, error) {
 
 // claimIn returns a savepoint that owns the key, or the answer that it found.
 func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answer, error) {
+	graced, end := withGrace(ctx)
+	defer end()
 	for again := false; ; {
-		sql, err := c.store.table.statements(ctx, tx)
+		sql, err := c.store.table.statements(graced, tx)
 		if err != nil {
-			return nil, nil, explain("look the table up", err)
+			return nil, nil, explain("look the table up", graceError(ctx, err))
 		}
 		sp := &savepoint{tx: tx, sql: sql, args: c.store.keyArgs(c.key)}
-		f, err := sp.claim(ctx)
+		f, err := sp.claim(graced)
+		if err = graceError(ctx, err); err == nil && f.state == claimed {
+			err = ctx.Err()
+		}
 		if err == nil && f.state == claimed {
 			return sp, nil, nil
 		}
@@ -53,7 +58,7 @@ func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answe
 		case f.state == recorded:
 			return nil, f.answer, nil
 		case f.state == abandoned:
-			return nil, nil, sp.incomplete(ctx)
+			return nil, nil, sp.incomplete(graced)
 		}
 		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err

@@ -36,7 +36,8 @@ type session struct {
 }
 
 // begin starts a transaction and claims key, in one round trip. There is a
-// session if and only if the error is nil.
+// session if and only if the error is nil. One that has claimed the key while ctx
+// ended is given up: its function is not run.
 func (s *Store) begin(ctx context.Context, key Key) (x *session, f finding, err error) {
 	for again := false; ; again = true {
 		x, f, err = s.beginOn(ctx, key)
@@ -51,13 +52,18 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 	if err != nil {
 		return nil, finding{}, explain("acquire a connection", err)
 	}
-	sql, err := s.table.statements(ctx, conn)
+	graced, end := withGrace(ctx)
+	defer end()
+	sql, err := s.table.statements(graced, conn)
 	if err != nil {
 		conn.Release()
-		return nil, finding{}, explain("look the table up", err)
+		return nil, finding{}, explain("look the table up", graceError(ctx, err))
 	}
 	x := &session{store: s, conn: conn, sql: sql, args: s.keyArgs(key), began: time.Now()}
-	f, err := x.begin(ctx)
+	f, err := x.begin(graced)
+	if err = graceError(ctx, err); err == nil && f.state == claimed {
+		err = ctx.Err()
+	}
 	if err != nil {
 		x.rollback()
 		return nil, finding{}, explain("claim the key", err)

@@ -13,7 +13,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -28,8 +31,18 @@ type Finding struct {
 	Remedy   string   `json:"remedy"` // what to do
 }
 
+// String is one line. What could do something to a terminal is escaped in it: the
+// names of roles, schemas and triggers are other people's.
 func (f Finding) String() string {
-	return fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy)
+	var b strings.Builder
+	for _, r := range fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy) {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // Severity says how much a Finding matters.
@@ -57,8 +70,8 @@ func Check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]F
 }
 
 // CheckReader is Check for a role that looks and makes no calls, as the commands
-// get, list and stats do: it needs to select, and what matters to calls alone, such
-// as the timeouts of its connections, is no finding.
+// get, list and stats do: it needs to select, of the column result aside, and what
+// matters to calls alone, such as the timeouts of its connections, is no finding.
 func CheckReader(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config) ([]Finding, error) {
 	return check(ctx, pool, cfg, reader, time.Now)
 }
@@ -67,11 +80,12 @@ func CheckReader(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config
 type purpose struct {
 	privileges []string // that it needs on the table
 	calls      bool     // it runs Do and DoTx
+	sparing    bool     // it can do without the column result
 }
 
 var (
-	program = purpose{[]string{"select", "insert", "update", "delete"}, true}
-	reader  = purpose{[]string{"select"}, false}
+	program = purpose{privileges: []string{"select", "insert", "update", "delete"}, calls: true}
+	reader  = purpose{privileges: []string{"select"}, sparing: true}
 )
 
 // checks are in the order in which one rests on another.

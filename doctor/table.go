@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -133,8 +132,12 @@ select current_user::text,
 	has_schema_privilege(n.oid, 'usage'::text),
 	array(
 		select privilege from pg_catalog.unnest($2::text[]) with ordinality p (privilege, place)
-		where not has_table_privilege(c.oid, privilege)
+		where not has_table_privilege(c.oid, privilege) and not ($3::boolean and not exists (
+			select from pg_attribute a
+			where a.attrelid = c.oid and a.attnum > 0::smallint and not a.attisdropped and a.attname <> 'result'::name
+				and not has_column_privilege(c.oid, a.attnum, privilege)))
 		order by place),
+	has_any_column_privilege(c.oid, 'select'::text),
 	(select bool_or(has_function_privilege(f.oid, 'execute'::text)) from pg_proc f
 	where f.proname = 'pg_logical_emit_message' and f.proargtypes[2] = 'text'::regtype::oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -146,9 +149,9 @@ func checkPrivileges(ctx context.Context, p *patient) error {
 		return nil
 	}
 	var role string
-	var super, usage, emits bool
+	var super, usage, looks, emits bool
 	var lacks []string
-	err := p.query(ctx, "looking at the role's privileges", privilegesSQL, []any{t.schema, p.role.privileges}, &role, &super, &usage, &lacks, &emits)
+	err := p.query(ctx, "looking at the role's privileges", privilegesSQL, []any{t.schema, p.role.privileges, p.role.sparing}, &role, &super, &usage, &lacks, &looks, &emits)
 	if err != nil {
 		return err
 	}
@@ -160,7 +163,7 @@ func checkPrivileges(ctx context.Context, p *patient) error {
 	needs := strings.Join(p.role.privileges, ", ")
 	if len(lacks) > 0 {
 		remedy := fmt.Sprintf("grant %s on %s to %s", needs, t.name, name)
-		if p.role.calls && !slices.Contains(lacks, "select") {
+		if p.role.calls && looks {
 			remedy += "; of a role that only looks ask doctor.CheckReader, or idempotency doctor -reader"
 		}
 		p.find(Error, "privileges", fmt.Sprintf("role %s lacks %s on %s", name, strings.Join(lacks, ", "), t.name), remedy)

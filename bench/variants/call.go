@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -43,9 +44,8 @@ func (s *site) request(scopes int, result []byte) *request {
 
 // lock is the key's advisory lock.
 func (r *request) lock() int64 {
-	h := fnv.New64a()
-	h.Write([]byte(r.scope + "\x00" + r.id))
-	return int64(h.Sum64())
+	sum := sha256.Sum256([]byte(r.scope + "\x00" + r.id))
+	return int64(binary.BigEndian.Uint64(sum[:]))
 }
 
 // smallResult is 300 bytes of JSON.

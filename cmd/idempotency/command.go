@@ -45,15 +45,18 @@ func (c *command) execute(ctx context.Context, std stdio, path string, args []st
 	case errors.Is(err, flag.ErrHelp), c.setup == nil && fs.Arg(0) == "help":
 		return c.help(std.out, path, fs)
 	case err != nil:
-		return mistake(path, "%v", err)
+		return quoting(path, "%v", err)
 	}
 	if c.setup == nil {
 		return c.descend(ctx, std, path, args)
 	}
+	if where := elsewhere(fs, args); where != "" {
+		return mistake(path, "%s looks like a connection string, and so is not printed: %s", where, useDatabase)
+	}
 	if want := strings.Fields(c.args); len(args) < len(want) {
 		return mistake(path, "%s is missing", want[len(args)])
 	} else if len(args) > len(want) {
-		return mistake(path, "unexpected argument %q", args[len(want)])
+		return quoting(path, "unexpected argument %q", args[len(want)])
 	}
 	err = do(ctx, std, args)
 	if e, ok := errors.AsType[usageError](err); ok && e.bare {
@@ -85,11 +88,26 @@ func (c *command) descend(ctx context.Context, std stdio, path string, args []st
 			return sub.execute(ctx, std, path+" "+sub.name, args[1:])
 		}
 	}
-	return mistake(path, "unknown command %q", args[0])
+	return quoting(path, "unknown command %q", args[0])
 }
 
 func mistake(path, format string, args ...any) error {
 	return usageError{text: fmt.Sprintf(format, args...) + ": see '" + path + " -h'"}
+}
+
+// A quotingError is a mistake whose text has a part of the command line in it.
+type quotingError struct {
+	error
+	silent error // has none
+}
+
+func (e quotingError) Unwrap() error { return e.error }
+
+func quoting(path, format string, args ...any) error {
+	return quotingError{
+		mistake(path, format, args...),
+		mistake(path, "there seems to be a connection string in this command line, of which nothing is printed: %s", useDatabase),
+	}
 }
 
 func (c *command) help(w io.Writer, path string, fs *flag.FlagSet) error {

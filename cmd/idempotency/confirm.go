@@ -16,7 +16,7 @@ func confirm(ctx context.Context, std stdio, what string) error {
 	if info, err := std.in.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
 		return unattended(what)
 	}
-	fmt.Fprintf(std.err, "idempotency: %s\nType yes to go on: ", what)
+	fmt.Fprintf(std.err, "idempotency: %s\nType yes to go on: ", visible(what))
 	select {
 	case answer := <-line(std.in):
 		switch strings.TrimSpace(answer) {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -117,7 +119,7 @@ func (d *database) config() (*pgxpool.Config, error) {
 // misread reports whether the rest of a password was taken for a host or for the
 // database, which must not be printed.
 func misread(cfg *pgconn.Config) bool {
-	return strings.Contains(cfg.Host+cfg.Database, "@") || slices.ContainsFunc(cfg.Fallbacks, func(other *pgconn.FallbackConfig) bool {
+	return strings.Contains(cfg.Host+cfg.Database, "@") || strings.Contains(cfg.User, "://") || slices.ContainsFunc(cfg.Fallbacks, func(other *pgconn.FallbackConfig) bool {
 		return strings.Contains(other.Host, "@")
 	})
 }
@@ -172,6 +174,9 @@ func (d *database) unreachable(ctx context.Context, err *pgconn.ConnectError) er
 // reason is the innermost error that tells something.
 func reason(ctx context.Context, err error) string {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if e.Code == "42704" || e.Code == "22023" { // its name or value can be the rest of a password
+			return "the server refuses a parameter in the connection string, SQLSTATE " + e.Code
+		}
 		return e.Message
 	}
 	if ctx.Err() != nil {
@@ -190,13 +195,22 @@ func reason(ctx context.Context, err error) string {
 // where it is malformed, nobody can tell the password from the rest.
 func unreadable(err error) string {
 	const form = "expected postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
-	text := err.Error() // cannot parse `STRING`: DETAIL
-	i := strings.LastIndex(text, "`: ")
-	if i < 0 || strings.HasPrefix(text[i:], "`: failed to parse as ") {
+	text := err.Error() // cannot parse `STRING`: WHAT (WHY), where WHY can quote the string
+	if why := errors.Unwrap(err); why != nil {
+		text = strings.TrimSuffix(text, " ("+why.Error()+")")
+	}
+	if file, ok := errors.AsType[*fs.PathError](err); ok { // of a certificate
+		return oneLine(file.Error())
+	}
+	what := text[strings.LastIndex(text, "`: ")+1:]
+	if !aWhat.MatchString(what) || strings.HasPrefix(what, ": failed to parse as ") {
 		return form
 	}
-	return oneLine(text[i+len("`: "):]) + ": " + form
+	return strings.TrimPrefix(what, ": ") + ": " + form
 }
+
+// aWhat is what pgx says of a setting: a few plain words, and no value.
+var aWhat = regexp.MustCompile(`^: [a-z_ ]+$`)
 
 // oneLine joins the lines in which pgx reports several hosts.
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -55,7 +55,7 @@ func printFindings(w io.Writer, findings []doctor.Finding, asJSON bool) error {
 		if asJSON {
 			err = jsonLine(w, f)
 		} else {
-			_, err = fmt.Fprintf(w, "%s: %s: %s\n    to do: %s\n", f.Severity, f.Check, f.Found, f.Remedy)
+			_, err = fmt.Fprintf(w, "%s: %s: %s\n    to do: %s\n", f.Severity, f.Check, visible(f.Found), visible(f.Remedy))
 		}
 		if err != nil {
 			return err

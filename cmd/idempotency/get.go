@@ -54,6 +54,13 @@ var meanings = map[string]string{
 	abandoned: "abandoned: a function ended its transaction itself; look at what it has written, then use delete",
 }
 
+func (rec record) resultSize() string {
+	if rec.ResultBytes == nil {
+		return "not for this role to read"
+	}
+	return size(*rec.ResultBytes)
+}
+
 func (rec record) print(w io.Writer, show bool) error {
 	lines := [][]string{{"scope:", plain(rec.Scope)}, {"key:", plain(rec.ID)}, {"state:", meanings[rec.State]}}
 	at := func(name string, t *instant) {
@@ -71,8 +78,8 @@ func (rec record) print(w io.Writer, show bool) error {
 	}
 	text("fingerprint:", rec.Fingerprint)
 	text("origin:", rec.Origin)
-	result := size(rec.ResultBytes)
-	if !show {
+	result := rec.resultSize()
+	if !show && rec.ResultBytes != nil {
 		result += ", hidden (-show-result)"
 	}
 	if err := columns(w, append(lines, []string{"result:", result})); err != nil || !show || rec.Result == nil {

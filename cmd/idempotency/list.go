@@ -39,8 +39,12 @@ as its cursor. On a large table a filter that few records pass reads far.`,
 				return err
 			}
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+				readable, err := db.mayRead(ctx, pool, q.show)
+				if err != nil {
+					return err
+				}
 				return q.write(std, *asJSON, func(after cursor, limit int) ([]record, error) {
-					return db.page(ctx, pool, q, after, limit)
+					return db.page(ctx, pool, q, readable, after, limit)
 				})
 			})
 		}
@@ -49,8 +53,9 @@ as its cursor. On a large table a filter that few records pass reads far.`,
 
 // listSQL is one page, along the purge's index, backwards. An age is in
 // microseconds, and null means any; so does a null place to go on from.
-var listSQL = `
-select ` + recordColumns(`state`, `$9::bool`) + `
+func listSQL(readable bool) string {
+	return `
+select ` + recordColumns(`state`, `$9::bool`, readable) + `
 from idempotency_keys, lateral (
 	select case when completed_at is null then 'abandoned' when expires_at <= now() then 'expired' else 'done' end) s (state)
 where ($1::text = '' or scope = $1::text)
@@ -60,6 +65,7 @@ where ($1::text = '' or scope = $1::text)
 	and ($5::text is null or (purge_after, id, scope) < ($5::text::timestamp at time zone 'UTC', $6::text, $7::text))
 order by purge_after desc, id desc, scope desc
 limit $8::bigint`
+}
 
 type listing struct {
 	scope, state, after string
@@ -171,15 +177,15 @@ func (rec record) cells(show bool) []string {
 			old = span(rec.now.Sub(rec.CompletedAt.Time))
 		}
 	}
-	result := size(rec.ResultBytes)
+	result := rec.resultSize()
 	if show && rec.Result != nil {
 		result = compact(rec.Result)
 	}
 	return []string{plain(rec.Scope), plain(rec.ID), rec.State, completed, old, expires, result}
 }
 
-func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, after cursor, limit int) ([]record, error) {
-	rows, _ := pool.Query(ctx, d.on(listSQL), q.scope, q.state, q.newer.micros(), q.older.micros(),
+func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, readable bool, after cursor, limit int) ([]record, error) {
+	rows, _ := pool.Query(ctx, d.on(listSQL(readable)), q.scope, q.state, q.newer.micros(), q.older.micros(),
 		after.purgeAfter(), after.ID, after.Scope, limit, q.show)
 	page, err := pgx.CollectRows(rows, scanRecord)
 	return page, remedied(err)

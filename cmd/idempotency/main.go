@@ -55,8 +55,7 @@ type stdio struct {
 	out, err io.Writer
 }
 
-// passwords are those of a connection string that stands where something else was
-// expected: 'list "$DATABASE_URL"' for 'list -database "$DATABASE_URL"'.
+// passwords are those of a connection string that gets into an error in spite of all.
 var passwords = regexp.MustCompile(`(://[^\s:@/]*:)\S*(@)|((?i:password)=)('[^']*'|[^\s&"]*)`)
 
 func withoutPassword(text string) string { return passwords.ReplaceAllString(text, "$1$3***$2") }
@@ -68,19 +67,21 @@ func execute(ctx context.Context, std stdio, args []string) error {
 	return root.execute(ctx, std, root.name, args)
 }
 
-func run(ctx context.Context, std stdio, args []string) (exit int) {
+func run(ctx context.Context, std stdio, args []string) int {
 	err := execute(ctx, std, args)
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.As(err, new(usageError)):
-		exit = exitUsage
-	default:
-		exit = exitFailed
-		if e, ok := errors.AsType[exitError](err); ok {
-			exit = e.code
-		}
 	}
-	fmt.Fprintln(std.err, "idempotency:", withoutPassword(err.Error()))
+	exit, text := exitFailed, err.Error()
+	if e, ok := errors.AsType[exitError](err); ok {
+		exit = e.code
+	}
+	if errors.As(err, new(usageError)) {
+		exit = exitUsage
+	}
+	if e, ok := errors.AsType[quotingError](err); ok && mayHaveSecret(args) {
+		text = e.silent.Error()
+	}
+	fmt.Fprintln(std.err, "idempotency:", visible(withoutPassword(text)))
 	return exit
 }

@@ -271,13 +271,30 @@ func TestReaderOfTheOperatorsPageCanLookAndNotTouch(t *testing.T) {
 	reader := withRole(t, pool, "shop_reader", "")
 	role := reader.Config().ConnConfig.RuntimeParams["role"]
 	env := []string{"DATABASE_URL=" + with(pool, "role", role)}
-	run(t, env, "get", "s", "i").wantAll(t, 0, "done")
-	run(t, env, "list").wantAll(t, 0, "done")
+	run(t, env, "get", "s", "i").wantAll(t, 0, "done", "not for this role to read")
+	run(t, env, "list").wantAll(t, 0, "done", "not for this role to read")
+	for _, args := range []string{"get s i -json", "list -json"} {
+		if o := objects(t, run(t, env, strings.Fields(args)...))[0]; o["id"] != "i" || o["result_bytes"] != nil {
+			t.Errorf("%s: %v", args, o)
+		}
+	}
+	for _, args := range []string{"get s i -show-result", "get s i -show-result -json", "list -show-result", "list -show-result -json"} {
+		run(t, env, strings.Fields(args)...).wantLine(t, 1, `grant select (result) on idempotency_keys to "`+role+`"`)
+	}
+	if _, err := reader.Exec(t.Context(), "select result from idempotency_keys"); err == nil {
+		t.Error("it can read results")
+	}
 	run(t, env, "stats").wantAll(t, 0, fmt.Sprintf("process %d", pid), " for ", "1 key")
 	run(t, env, "get", "s", "held").wantLine(t, 4, fmt.Sprintf("process %d", pid), " for ")
 	run(t, env, "migrate", "version").want(t, 0, latest()+"\n", "")
 	run(t, env, "doctor", "-reader", "-strict").wantAll(t, 0, "healthy")
-	run(t, env, "doctor").wantAll(t, 1, "lacks insert, update, delete", "doctor -reader")
+	run(t, env, "doctor").wantAll(t, 1, "lacks select, insert, update, delete", "doctor -reader")
+	do(t, pool, "revoke select (origin) on idempotency_keys from "+role)
+	run(t, env, "doctor", "-reader").wantAll(t, 1, "lacks select")
+	do(t, pool, "grant select (origin, result) on idempotency_keys to "+role)
+	run(t, env, "doctor", "-reader", "-strict").wantAll(t, 0, "healthy")
+	run(t, env, "get", "s", "i", "-show-result").wantAll(t, 0, "1 B")
+	run(t, env, "list", "-show-result", "-json").wantAll(t, 0, `"result":1`)
 	do(t, pool, "revoke select on idempotency_migrations from "+role)
 	run(t, env, "migrate", "version").wantLine(t, 1, `grant select on "public"."idempotency_migrations" to "`+role+`"`)
 	run(t, env, "delete", "s", "i", "-yes").wantLine(t, 1, "SQLSTATE 42501")
@@ -291,6 +308,44 @@ func TestPurgerOfTheOperatorsPageCanPurge(t *testing.T) {
 	pool := pgtest.New(t)
 	expiredRows(t, pool, 10)
 	role := withRole(t, pool, "shop_purger", "").Config().ConnConfig.RuntimeParams["role"]
+	env := []string{"DATABASE_URL=" + with(pool, "role", role)}
+	run(t, env, "purge", "-once").want(t, 0, "10 expired records deleted\n", "")
+
+	expiredRows(t, pool, 10)
+	loop := command(t, env, "purge", "-every", "10ms")
+	end := start(t, loop)
+	eventually(t, "the loop deletes", func() bool {
+		var left int
+		if err := pool.QueryRow(t.Context(), "select count(*) from idempotency_keys").Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+		return left == 0
+	})
+	if err := loop.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	end().wantAll(t, 0, "10 expired records deleted")
+}
+
+func TestPurgerOfTheOperatorsPageHasNoMoreThanItNeeds(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	expiredRows(t, pool, 10)
+	purger := withRole(t, pool, "shop_purger", "")
+	role := purger.Config().ConnConfig.RuntimeParams["role"]
+	for _, sql := range []string{"select id from idempotency_keys", "select scope from idempotency_keys", "select result from idempotency_keys",
+		"select fingerprint from idempotency_keys", "update idempotency_keys set expires_at = now()", "update idempotency_keys set result = null",
+		"insert into idempotency_keys (id, scope, purge_after) values ('i', 's', now())"} {
+		_, err := purger.Exec(t.Context(), sql)
+		if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != "42501" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	for _, grant := range []string{"select (ctid)", "select (tableoid)", "select (purge_after)", "select (expires_at)", "update (purge_after)", "delete"} {
+		do(t, pool, "revoke "+grant+" on idempotency_keys from "+role)
+		run(t, []string{"DATABASE_URL=" + with(pool, "role", role)}, "purge", "-once").wantLine(t, 1, "SQLSTATE 42501")
+		do(t, pool, "grant "+grant+" on idempotency_keys to "+role)
+	}
 	run(t, []string{"DATABASE_URL=" + with(pool, "role", role)}, "purge", "-once").want(t, 0, "10 expired records deleted\n", "")
 }
 

@@ -103,7 +103,7 @@ func (p *purger) report(ctx context.Context, e idempotency.Event) {
 		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, plural(e.Deleted, "expired record"), span(e.Duration))
 	}
 	if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
-		fmt.Fprintf(p.std.err, "%s idempotency: %v\n", now, p.explain(ctx, e.Err))
+		fmt.Fprintf(p.std.err, "%s idempotency: %s\n", now, visible(withoutPassword(p.explain(ctx, e.Err).Error())))
 	}
 }
 

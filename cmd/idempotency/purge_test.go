@@ -120,6 +120,13 @@ func TestPasswordIsNeverPrintedByAnyCommand(t *testing.T) {
 			t.Errorf("%s: %+v", args, r)
 		}
 	}
+	// One that does not know a parameter: the rest of a password, after a space.
+	for _, args := range []string{"list", "doctor", "purge -once", "migrate version"} {
+		run(t, []string{"DATABASE_URL=" + with(pool, "s3cret", "x")}, strings.Fields(args)...).wantLine(t, 1, "refuses a parameter", "42704")
+		if r := run(t, []string{"DATABASE_URL=" + with(pool, "s3cret", "x")}, strings.Fields(args)...); strings.Contains(r.stdout+r.stderr, "s3cret") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
 }
 
 func TestStatsCountScopesHoursSizesAndHolders(t *testing.T) {

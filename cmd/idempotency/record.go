@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 // A record is a row of the table, also one that a Store passes over since it has
@@ -26,7 +27,7 @@ type record struct {
 	ExpiresAt   *instant        `json:"expires_at,omitempty"`
 	Fingerprint string          `json:"fingerprint,omitempty"`
 	Origin      string          `json:"origin,omitempty"`
-	ResultBytes int64           `json:"result_bytes"`
+	ResultBytes *int64          `json:"result_bytes"` // null: this role may not read the result
 	Result      json.RawMessage `json:"result,omitempty"`
 	Holders     []holder        `json:"holders,omitempty"`
 	Cursor      string          `json:"cursor,omitempty"` // of list
@@ -51,19 +52,42 @@ const (
 // one of its own with an implicit cast, and would run it with the human's rights.
 
 // recordColumns are what scanRecord reads. The result stays in the server unless it
-// is to be shown.
-func recordColumns(state, show string) string {
+// is to be shown, and is not named at all where the role may not read it.
+func recordColumns(state, show string, readable bool) string {
+	length, result := `coalesce(octet_length(result), 0)`, `encode(result, 'hex'::text)`
+	if !readable {
+		length, result = `null::integer`, `null::text`
+	}
 	return `scope, id, ` + state + `,
 	extract(epoch from completed_at)::text, extract(epoch from expires_at)::text, extract(epoch from purge_after)::text, extract(epoch from clock_timestamp())::text,
 	pg_catalog.to_json(purge_after at time zone 'UTC')::text,
-	coalesce(encode(fingerprint, 'hex'::text), ''), coalesce(origin, ''), coalesce(octet_length(result), 0), case when ` + show + ` then encode(result, 'hex'::text) end`
+	coalesce(encode(fingerprint, 'hex'::text), ''), coalesce(origin, ''), ` + length + `, case when ` + show + ` then ` + result + ` end`
 }
 
 // recordSQL is one row, whatever its state.
-var recordSQL = `
-select ` + recordColumns(`case when completed_at is null then 'abandoned' when expires_at <= clock_timestamp() then 'expired' else 'done' end`, `$3::bool`) + `
+func recordSQL(readable bool) string {
+	return `
+select ` + recordColumns(`case when completed_at is null then 'abandoned' when expires_at <= clock_timestamp() then 'expired' else 'done' end`, `$3::bool`, readable) + `
 from idempotency_keys
 where id = $1::text and scope = $2::text`
+}
+
+const mayReadSQL = `
+select current_user::text, has_column_privilege('idempotency_keys'::regclass::oid, 'result'::text, 'select'::text)`
+
+// mayRead reports whether the role may read results. It is an error if it may not,
+// and they are to be shown.
+func (d *database) mayRead(ctx context.Context, pool *pgxpool.Pool, show bool) (readable bool, err error) {
+	var role string
+	if err := pool.QueryRow(ctx, d.on(mayReadSQL)).Scan(&role, &readable); err != nil {
+		return false, remedied(err)
+	}
+	if show && !readable {
+		return false, fmt.Errorf("-show-result: role %s may not read the column result: grant select (result) on %s to %s, or leave the flag out",
+			plain(role), d.on(keytable.Name), pgx.Identifier{role}.Sanitize())
+	}
+	return readable, nil
+}
 
 func scanRecord(row pgx.CollectableRow) (rec record, err error) {
 	var result *string
@@ -150,10 +174,14 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	if err != nil {
 		return record{}, err
 	}
-	rows, _ := pool.Query(ctx, d.on(recordSQL), id, scope, result)
+	readable, err := d.mayRead(ctx, pool, result)
+	if err != nil {
+		return record{}, err
+	}
+	rows, _ := pool.Query(ctx, d.on(recordSQL(readable)), id, scope, result)
 	rec, err := pgx.CollectExactlyOneRow(rows, scanRecord)
 	if errors.Is(err, pgx.ErrNoRows) {
-		rec, err = record{Scope: scope, ID: id, State: notFound}, nil
+		rec, err = record{Scope: scope, ID: id, State: notFound, ResultBytes: new(int64)}, nil
 	}
 	if len(holders) > 0 && (rec.State == notFound || rec.State == expired) {
 		rec.State, rec.Holders = inProgress, holders

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
 )
 
 // columns writes lines of cells, aligned.
@@ -25,11 +26,29 @@ func columns(w io.Writer, lines [][]string) error {
 // plain quotes a text that could do something to a terminal, or to a table: keys
 // come from clients.
 func plain(text string) string {
-	odd := func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
 	if text == "" || strings.ContainsFunc(text, odd) {
 		return strconv.Quote(text)
 	}
 	return text
+}
+
+// odd: what can move the cursor, change the direction of writing, or not be seen.
+func odd(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
+
+// visible is a sentence with each odd rune escaped: names in it come from others.
+func visible(text string) string {
+	if !strings.ContainsFunc(text, odd) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if odd(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // indented is a result for people.
@@ -54,11 +73,27 @@ func compact(result []byte) string {
 	return plain(b.String())
 }
 
-// jsonLine writes value as one line, as programs read it.
+// jsonLine writes value as one line, as programs read it. People look at it too, so
+// what plain would quote is escaped: it is the same text to a program.
 func jsonLine(w io.Writer, value any) error {
-	encoder := json.NewEncoder(w)
+	var line bytes.Buffer
+	encoder := json.NewEncoder(&line)
 	encoder.SetEscapeHTML(false)
-	return encoder.Encode(value)
+	if err := encoder.Encode(value); err != nil {
+		return err
+	}
+	var b strings.Builder
+	for _, r := range strings.TrimSuffix(line.String(), "\n") {
+		if !odd(r) { // outside of strings, nothing is
+			b.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	_, err := fmt.Fprintln(w, b.String())
+	return err
 }
 
 func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }

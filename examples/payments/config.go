@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/pgidem/idempotency/examples/payments/demo"
 )
 
 // A config is what an operator can say. Each has a flag; what differs between
@@ -31,13 +33,18 @@ func parseConfig(args []string, getenv func(string) string, usage io.Writer) (cf
 	flags.DurationVar(&cfg.Drain, "drain", 20*time.Second, "how long requests may take to finish after SIGTERM")
 	flags.BoolVar(&cfg.Examples, "examples", false, "open the accounts alice and bob, with the API keys alice-secret and bob-secret")
 	flags.BoolVar(&cfg.UnsafeNoIdempotency, "unsafe-no-idempotency", false, "FOR THE DEMO ONLY: ignore idempotency keys, so that a retry charges again")
-	if err := flags.Parse(args); err != nil {
+	flags.SetOutput(io.Discard) // what it says of a wrong flag quotes it
+	flags.Usage = func() { flags.SetOutput(usage); flags.PrintDefaults() }
+	err = flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
 		return config{}, err
 	}
 	cfg.Database = cmp.Or(cfg.Database, getenv("DATABASE_URL"))
 	switch {
+	case err != nil:
+		return config{}, errors.New(demo.QuotedError(args, err))
 	case flags.NArg() > 0:
-		return config{}, fmt.Errorf("serve takes flags only, and not %q", flags.Arg(0))
+		return config{}, errors.New("serve takes flags only, and not " + demo.Quoted(args, flags.Arg(0)))
 	case cfg.Database == "":
 		return config{}, errors.New("no database: set DATABASE_URL, or -database")
 	case cfg.Drain <= 0:

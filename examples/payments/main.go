@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 	case demo.ServeCommand:
 		return serveCommand(demo.WhileParentLives(ctx), args, io.Discard, logs)
 	default:
-		return fmt.Errorf("no command %q: there are serve and demo", command)
+		return fmt.Errorf("no command %s: there are serve and demo", demo.Quoted(append(args, command), command))
 	}
 }
 

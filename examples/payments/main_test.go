@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -273,6 +275,47 @@ func TestPasswordOfTheDatabaseIsNotInTheHelp(t *testing.T) {
 	}
 	if text := help.String(); strings.Contains(text, "hidden") || !strings.Contains(text, "FOR THE DEMO ONLY") {
 		t.Error(text)
+	}
+}
+
+// An error gets into a log, where a password must not be.
+func TestSecretInAnOddCommandLineIsNeverPrinted(t *testing.T) {
+	t.Setenv("DATABASE_URL", "")
+	t.Setenv("PGHOST", "127.0.0.1")
+	t.Setenv("PGPORT", "1")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	lines := 0
+	for _, password := range []string{"s3cret", "a s3cret", "a s3cret b", "12/s3cret", "s3cret/x", "a@s3cret", "a?s3cret", "a#s3cret", "a`: s3cret", "'s3cret", "a=s3cret", "%s3cret", "[s3cret"} {
+		for _, form := range []string{
+			"postgres://u:%s@127.0.0.1:1/d", "postgres://u:%s@127.0.0.1:x/d", "postgres://u:%s@127.0.0.1:1/d?sslmode=y", "postgres://127.0.0.1:1/d?password=%s",
+			"host=127.0.0.1 port=1 password=%s dbname=d", "host=127.0.0.1 port=1 password='%s'", "u:%s@127.0.0.1:1/d", "DATABASE_URL=postgres://u:%s@h/d",
+		} {
+			s := fmt.Sprintf(form, password)
+			for _, line := range [][]string{
+				{s}, {"serve", s}, {"serve", "-addr", "127.0.0.1:0", s}, {"serve", "-database", s}, {"serve", "-database=" + s}, {"serve", "-databse", s},
+				{"serve", "-drain", s}, {"serve", "-migrate=" + s}, {"serve", "-" + s}, {"-" + s}, {"-seed", s}, {"demo", s}, {"demo", "-x=" + s},
+				append([]string{"serve", "-database"}, strings.Fields(s)...),
+			} {
+				lines++
+				var out bytes.Buffer
+				err := run(ctx, line, &out, &out)
+				if err == nil || strings.Contains(err.Error()+out.String(), "s3cret") {
+					t.Errorf("%q: %v\n%s", line, err, out.String())
+				}
+			}
+		}
+	}
+	t.Log(lines, "command lines")
+}
+
+// What pgx makes of the rest of a password after a space.
+func TestParameterThatTheServerDoesNotKnowIsNotPrinted(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"serve", "-database", os.Getenv("DATABASE_URL") + "&s3cret=x"}, &out, &out)
+	if !errors.Is(err, errUnreadable) || strings.Contains(out.String(), "s3cret") {
+		t.Errorf("%v\n%s", err, out.String())
 	}
 }
 

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/examples/payments/demo"
@@ -20,13 +22,13 @@ import (
 // that were being served have got their responses.
 func serve(ctx context.Context, cfg config, out, logs io.Writer) error {
 	log := slog.New(slog.NewJSONHandler(logs, nil))
-	pool, err := pgxpool.New(ctx, cfg.Database)
+	pool, err := connect(ctx, cfg.Database)
 	if err != nil {
-		return fmt.Errorf("the connection string of the database: %w", err)
+		return err
 	}
 	defer pool.Close() // last: waits for every connection
 	if err := prepare(ctx, pool, cfg); err != nil {
-		return err
+		return readable(err)
 	}
 	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Observe: logFailedPurges(log)})
 	if err != nil {
@@ -51,6 +53,29 @@ func serve(ctx context.Context, cfg config, out, logs io.Writer) error {
 		demo.PrintExamples(out, listener.Addr().String())
 	}
 	return serveUntil(ctx, newServer(handler, log), listener, cfg.Drain, log)
+}
+
+// errUnreadable quotes nothing: where a connection string is malformed, nobody can
+// tell the password from the rest, and pgx's errors show too much of it.
+var errUnreadable = errors.New("the connection string of the database cannot be read: it has to be postgres://USER:PASSWORD@HOST:PORT/DATABASE, with %40 for @ and %2F for / in the password")
+
+// readable is err, unless the server has been sent a parameter that it does not know:
+// that is what pgx makes of the rest of a password with a space in it.
+func readable(err error) error {
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == "42704" {
+		return errUnreadable
+	}
+	return err
+}
+
+// connect makes the pool, which connects when it is used. An @ in the host or in the
+// database was in the password.
+func connect(ctx context.Context, database string) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(database)
+	if err != nil || strings.Contains(cfg.ConnConfig.Host+cfg.ConnConfig.Database, "@") {
+		return nil, errUnreadable
+	}
+	return pgxpool.NewWithConfig(ctx, cfg)
 }
 
 func prepare(ctx context.Context, pool *pgxpool.Pool, cfg config) error {

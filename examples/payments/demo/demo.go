@@ -25,17 +25,20 @@ import (
 // server of DATABASE_URL, and drops it afterwards, also when ctx ends.
 func Command(ctx context.Context, args []string, out, usage io.Writer) error {
 	flags := flag.NewFlagSet("payments", flag.ContinueOnError)
-	flags.SetOutput(usage)
+	flags.SetOutput(io.Discard) // what it says of a wrong flag quotes it
 	flags.Usage = func() {
+		flags.SetOutput(usage)
 		fmt.Fprintln(usage, "usage: payments [demo] [flags]   the demo, on the server of DATABASE_URL\n       payments serve [flags]    the service; -h lists its flags")
 		flags.PrintDefaults()
 	}
 	seed := flags.Uint64("seed", 0, "`number` that decides which answers are lost; default random")
-	if err := flags.Parse(args); err != nil {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
 		return err
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("the demo takes no %q", flags.Arg(0))
+	case err != nil:
+		return errors.New(QuotedError(args, err))
+	case flags.NArg() > 0:
+		return errors.New("the demo takes no " + Quoted(args, flags.Arg(0)))
 	}
 	program, err := os.Executable()
 	if err != nil {
