@@ -252,7 +252,7 @@ func (c *invocation) attempt(ctx context.Context, x *session) *failure {
 	}
 	committed = true
 	c.store.memory.remember(c.key)
-	c.lead.share(&out)
+	c.lead.share(out)
 	return nil
 }
 
@@ -272,8 +272,8 @@ func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 }
 
 // answer is what this call records.
-func (c *invocation) answer(result []byte) answer {
-	return answer{fingerprint: c.key.Fingerprint, result: result, origin: c.origin}
+func (c *invocation) answer(result []byte) *answer {
+	return &answer{fingerprint: c.key.Fingerprint, result: result, origin: c.origin}
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming

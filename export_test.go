@@ -58,4 +58,7 @@ func PoolOf(s *Store) *pgxpool.Pool { return s.pool }
 func Unwatched(s *Store) bool { return s.unwatched.Load() }
 
 // PurgeBatch is one transaction of Purge.
-func (s *Store) PurgeBatch(ctx context.Context) (int64, error) { return s.purgeBatch(ctx, 0) }
+func (s *Store) PurgeBatch(ctx context.Context) (int64, error) {
+	done, err := s.purgeBatch(ctx, 0, nil)
+	return done.deleted, err
+}

@@ -2,8 +2,13 @@ package idempotency
 
 import (
 	"context"
-	"errors"
+	"net"
+	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 // claimGrace is how long the answer to a statement of ours is still waited for when
@@ -14,25 +19,53 @@ import (
 // with its connection.
 const claimGrace = 100 * time.Millisecond
 
-// withGrace returns a context that ends claimGrace after ctx. The caller must call
-// end.
-func withGrace(ctx context.Context) (graced context.Context, end func()) {
-	if ctx.Done() == nil {
-		return ctx, func() {}
+// graced sends statements of ours through wire, with a context that cannot end. The end
+// of ctx gives the connection a deadline, which is taken back when they are done. When
+// the grace was over, the error is that of ctx. (A context that ends later would do as
+// well, but pgx would watch it, at the price of ten allocations a call.)
+func graced(ctx context.Context, wire net.Conn, statements func(context.Context) error) error {
+	if wire == nil || ctx.Done() == nil {
+		return statements(ctx)
 	}
-	graced, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(claimGrace, cancel) })
-	return graced, func() {
-		stop()
-		cancel()
+	g := &grace{wire: wire}
+	stop := context.AfterFunc(ctx, g.begin)
+	err := statements(context.WithoutCancel(ctx))
+	if !stop() {
+		g.end()
 	}
-}
-
-// graceError is err, or, where it says no more than that the grace was over, why ctx
-// has ended.
-func graceError(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil && pgconn.Timeout(err) {
 		return ctx.Err()
 	}
 	return err
+}
+
+// A grace has a mutex because it can begin at the moment at which it is over.
+type grace struct {
+	wire net.Conn
+	mu   sync.Mutex
+	over bool
+}
+
+func (g *grace) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over { // else the connection is somebody else's by now
+		_ = g.wire.SetDeadline(time.Now().Add(claimGrace))
+	}
+}
+
+func (g *grace) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.over = true
+	_ = g.wire.SetDeadline(time.Time{})
+}
+
+// wireOf is what tx is sent through, or nil in a transaction of database/sql, whose
+// driver decides what the end of a context means.
+func wireOf(tx pgx.Tx) net.Conn {
+	if _, ok := tx.(sqltx.Tx); ok {
+		return nil
+	}
+	return tx.Conn().PgConn().Conn()
 }

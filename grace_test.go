@@ -28,6 +28,11 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 			return err
 		}, context.Canceled},
 		"Do that replays": {claim, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			b.unknown()
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
+		"Do of a known key": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
 			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
 			return err
 		}, nil},
@@ -68,6 +73,7 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 			}
 			for range 10 {
 				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
 				asked := bound(c.statement)
 				proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 					if asked(m) {

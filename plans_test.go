@@ -168,6 +168,34 @@ func TestPurgeBatchReadsItsLimitAndWhatIsUnfinished(t *testing.T) {
 	}
 }
 
+// As long as an older transaction is open, what a batch has deleted stays in the index,
+// and the next batch must not read it again.
+func TestPurgeReadsOnceWhatItDeletesAlsoBesideAnOldTransaction(t *testing.T) {
+	t.Parallel()
+	const unfinished, expired = 50, 5_000
+	b := setup(t, idempotency.Config{})
+	b.exec("alter table idempotency_keys set (autovacuum_enabled = off)")
+	b.exec(`insert into idempotency_keys (id, scope, purge_after) select 'open-' || i, 's', now() - interval '2 hours' from generate_series(1, $1) i`, unfinished)
+	b.exec(`insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
+		select 'id-' || i, 's', now() - interval '1 hour' + i * interval '1 second', '1', now(), now() from generate_series(1, $1) i`, expired)
+	old := b.begin(pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if _, err := old.Exec(t.Context(), "select from charges"); err != nil {
+		t.Fatal(err)
+	}
+	_, before := b.scans()
+	pool := b.anotherPool(pgtest.MaxConns(1), pgtest.Direct, named("purge"))
+	n, err := b.storeOn(pool, idempotency.Config{}).Purge(t.Context())
+	if want := int64(3600); n != want || err != nil { // a second apart: the others are not yet due
+		t.Fatalf("purged %d, %v; want %d", n, err, want)
+	}
+	b.gone(pool)
+	b.commit(old)
+	_, after := b.scans()
+	if got := after - before; got > 3600+unfinished+10 {
+		t.Errorf("%d rows read through indexes, for 3600 deleted ones", got)
+	}
+}
+
 // In a partitioned table a place (ctid) is one of its partition, so that the rows of
 // different partitions have the same ones.
 func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) {

@@ -263,20 +263,29 @@ const existsSQL = `select exists (select from idempotency_keys where id = $1::te
 // the condition on the newest version of each row, and the delete checks it
 // again: a row that was taken over since it was selected stays.
 //
+// A batch begins where the one before it ended, $2 after 1970, and the first one, with
+// null, at the beginning: as long as some transaction can see what was deleted, an index
+// scan from the beginning reads all of it again.
+//
 // In a partitioned table a ctid is one of its partition: without tableoid the
 // delete would also find rows of other partitions, and wait for those that are
 // locked.
 const purgeSQL = `
 with old as materialized (
 	select tableoid as part, ctid as place from idempotency_keys
-	where purge_after <= now() and expires_at <= now()
+	where purge_after >= coalesce('epoch'::timestamptz + $2::interval, '-infinity'::timestamptz) and purge_after <= now() and expires_at <= now()
 	order by purge_after
 	limit $1::bigint
 	for update skip locked
+), deleted as (
+	delete from idempotency_keys
+	where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)
+		and expires_at <= now()
+	returning purge_after
 )
-delete from idempotency_keys
-where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)
-	and expires_at <= now()`
+select count(*), case when max(purge_after) > '0001-01-01 00:00:00+00'::timestamptz
+	then (extract(epoch from max(purge_after)) * 1000000::numeric)::bigint end
+from deleted`
 
 // purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
 // one, which the keys have.
@@ -393,9 +402,9 @@ func (a keyArgs) takeOver() []any  { return a[:4:4] }  // of takeOverSQL
 func (a keyArgs) owns() []any      { return a[2:3:3] } // of ownsSQL
 
 // record has the arguments of recordSQL.
-func (a keyArgs) record(c claim, out answer) []any {
+func (a keyArgs) record(c claim, out *answer) []any {
 	id, scope, retention := a[0], a[1], a[3]
-	return append(a[6:6], id, scope, retention, fingerprintColumn(out.fingerprint), out.result, originColumn(out.origin), c.began, c.table)
+	return append(a[6:6], id, scope, retention, fingerprintColumn(&out.fingerprint), out.result, originColumn(out.origin), c.began, c.table)
 }
 
 // An answer is the result of an operation as it stands in the table, with the
@@ -478,8 +487,8 @@ func readFound(row pgx.Row) (finding, error) {
 }
 
 // fingerprintColumn stores the zero fingerprint as null, in no space.
-func fingerprintColumn(f Fingerprint) []byte {
-	if f == (Fingerprint{}) {
+func fingerprintColumn(f *Fingerprint) []byte {
+	if *f == (Fingerprint{}) {
 		return nil
 	}
 	return f[:]

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 const (
@@ -65,16 +66,23 @@ func misconfigured(err error) bool {
 	return false
 }
 
-// A purgeStep waits, and then deletes one batch.
-type purgeStep func(ctx context.Context, pause time.Duration) (deleted int64, err error)
+// A purgeStep waits, and then deletes one batch, from where the one before it ended.
+type purgeStep func(ctx context.Context, pause time.Duration, from *int64) (batch, error)
 
-func (s *Store) purge(ctx context.Context, batch purgeStep) (deleted int64, err error) {
+// A batch is what one transaction of a purge has deleted.
+type batch struct {
+	deleted int64
+	to      *int64 // the last purge_after, in microseconds since 1970; nil is before all others
+}
+
+func (s *Store) purge(ctx context.Context, step purgeStep) (deleted int64, err error) {
 	var event Event
 	err = s.observed(ctx, "Purge", Key{}, &event, func(ctx context.Context) error {
+		var last batch
 		for pause := time.Duration(0); ; {
 			start := time.Now()
-			n, err := batch(ctx, pause)
-			deleted += n
+			last, err = step(ctx, pause, last.to)
+			deleted += last.deleted
 			event.Deleted = deleted
 			switch {
 			case errors.Is(err, errNotOurTurn):
@@ -84,7 +92,7 @@ func (s *Store) purge(ctx context.Context, batch purgeStep) (deleted int64, err 
 				return nil
 			case err != nil:
 				return explain("purge", err)
-			case n < purgeBatch:
+			case last.deleted < purgeBatch:
 				return nil
 			}
 			// On a server that is slow now, no more than half of the time.
@@ -95,11 +103,11 @@ func (s *Store) purge(ctx context.Context, batch purgeStep) (deleted int64, err 
 	return deleted, err
 }
 
-func (s *Store) purgeBatch(ctx context.Context, pause time.Duration) (deleted int64, err error) {
+func (s *Store) purgeBatch(ctx context.Context, pause time.Duration, from *int64) (batch, error) {
 	if err := sleep(ctx, pause); err != nil {
-		return 0, err
+		return batch{}, err
 	}
-	return s.purgeBatchIf(ctx, s.cfg.MaxIdle, func(pgx.Tx, *statements) error { return nil })
+	return s.purgeBatchIf(ctx, s.cfg.MaxIdle, from, func(pgx.Tx, *statements) error { return nil })
 }
 
 // errNotOurTurn: another process is at the purge.
@@ -110,7 +118,7 @@ var errNotOurTurn = errors.New("another purge is at work")
 // the turn: if it gave the turn up first, another process would delete meanwhile,
 // and together they would delete more than one may. The transaction has no snapshot
 // while it pauses, and holds no vacuum back.
-func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (deleted int64, err error) {
+func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration, from *int64) (batch, error) {
 	if pause == 0 { // the turn may just have been another's, who has not paused yet
 		pause = purgePace
 	}
@@ -118,7 +126,7 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (dele
 	if maxIdle > 0 {
 		maxIdle = min(maxIdle+pause, maxServerTimeout)
 	}
-	return s.purgeBatchIf(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
+	return s.purgeBatchIf(ctx, maxIdle, from, func(tx pgx.Tx, sql *statements) error {
 		var ours bool
 		if err := tx.QueryRow(ctx, sql.purgeTurn).Scan(&ours); err != nil {
 			return err
@@ -130,18 +138,20 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration) (dele
 	})
 }
 
-func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, allowed func(pgx.Tx, *statements) error) (deleted int64, err error) {
+func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *int64, allowed func(pgx.Tx, *statements) error) (done batch, err error) {
+	var since *pgtype.Interval
+	if from != nil {
+		since = &pgtype.Interval{Microseconds: *from, Valid: true}
+	}
 	// A process that freezes here must not keep the keys it has locked, nor the turn.
 	err = s.change(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
 		if err := allowed(tx, sql); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, sql.purge, purgeBatch)
-		deleted = tag.RowsAffected()
-		return err
+		return tx.QueryRow(ctx, sql.purge, purgeBatch, since).Scan(&done.deleted, &done.to)
 	})
 	if err != nil {
-		return 0, err
+		return batch{}, err
 	}
-	return deleted, nil
+	return done, nil
 }

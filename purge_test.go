@@ -63,6 +63,18 @@ func (b *bundle) expiredRows(n int) {
 		select i::text, 'scope', '1', now(), now(), now() from generate_series(1, $1) i`, n)
 }
 
+// A batch begins where the one before it ended, which is no number for these.
+func TestPurgeDeletesMoreThanABatchOfRowsOfTheBeginningOfTime(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.expiredRows(2500)
+	b.exec("update idempotency_keys set purge_after = case when id like '%7' then '4000-01-01 BC' else '-infinity' end::timestamptz")
+	n, err := b.store.Purge(t.Context())
+	if n != 2500 || b.rows() != 0 || err != nil {
+		t.Errorf("purged %d, %v; %d rows are left", n, err, b.rows())
+	}
+}
+
 func (b *bundle) rows() int {
 	b.Helper()
 	return query[int](b, "select count(*) from idempotency_keys")
@@ -141,9 +153,13 @@ func TestPurgeThatLosesItsTurnHasDoneWhatItHasDeleted(t *testing.T) {
 	other := b.begin(pgx.TxOptions{})
 	events := make(chan idempotency.Event, 100)
 	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { events <- e }})
-	deleted, turn := answered("DELETE 1000", 1), make(chan struct{})
+	purge, turn := bound("with old as materialized"), make(chan struct{})
+	var sent, deleted atomic.Bool
 	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if deleted(m) { // the turn is free with the end of this transaction: the other waits for it
+		if purge(m) {
+			sent.Store(true)
+		}
+		if sent.Load() && m.FromServer && m.Tag != "" && deleted.CompareAndSwap(false, true) { // the turn is free with the end of this transaction: the other waits for it
 			go func() {
 				defer close(turn)
 				if _, err := other.Exec(context.Background(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {

@@ -124,14 +124,14 @@ func (s *Store) query(ctx context.Context, statement func(*statements) string, a
 		return err
 	}
 	defer conn.Release()
-	graced, end := withGrace(ctx)
-	defer end()
 	for again := false; ; again = true {
-		sql, err := s.table.statements(graced, conn)
-		if err != nil {
-			return graceError(ctx, err)
-		}
-		err = graceError(ctx, sql.query(graced, conn.Conn(), statement(sql), args, read))
+		err := graced(ctx, conn.Conn().PgConn().Conn(), func(ctx context.Context) error {
+			sql, err := s.table.statements(ctx, conn)
+			if err != nil {
+				return err
+			}
+			return sql.query(ctx, conn.Conn(), statement(sql), args, read)
+		})
 		if err == nil || !s.adapt(err, again) {
 			return err
 		}

@@ -33,18 +33,9 @@ func (c *invocation) doTx(ctx context.Context, tx pgx.Tx) (*answer, error) {
 
 // claimIn returns a savepoint that owns the key, or the answer that it found.
 func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answer, error) {
-	graced, end := withGrace(ctx)
-	defer end()
 	for again := false; ; {
-		sql, err := c.store.table.statements(graced, tx)
-		if err != nil {
-			return nil, nil, explain("look the table up", graceError(ctx, err))
-		}
-		sp := &savepoint{tx: tx, sql: sql, args: c.store.keyArgs(c.key)}
-		f, err := sp.claim(graced)
-		if err = graceError(ctx, err); err == nil && f.state == claimed {
-			err = ctx.Err()
-		}
+		sp := &savepoint{tx: tx, args: c.store.keyArgs(c.key)}
+		f, err := sp.begin(ctx, &c.store.table)
 		if err == nil && f.state == claimed {
 			return sp, nil, nil
 		}
@@ -58,7 +49,7 @@ func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answe
 		case f.state == recorded:
 			return nil, f.answer, nil
 		case f.state == abandoned:
-			return nil, nil, sp.incomplete(graced)
+			return nil, nil, sp.incomplete(ctx)
 		}
 		if err := c.wait(ctx, ErrInProgress); err != nil {
 			return nil, nil, err
@@ -81,6 +72,21 @@ type savepoint struct {
 	args  keyArgs
 	owned claim
 	isSet bool // else its name may mean the savepoint of an outer DoTx
+}
+
+// begin looks the table up, sets the savepoint and claims the key. A claim that has
+// succeeded while ctx ended is an error: its function is not run.
+func (sp *savepoint) begin(ctx context.Context, t *table) (f finding, err error) {
+	err = graced(ctx, wireOf(sp.tx), func(ctx context.Context) (err error) {
+		if sp.sql, err = t.statements(ctx, sp.tx); err == nil {
+			f, err = sp.claim(ctx)
+		}
+		return err
+	})
+	if err == nil && f.state == claimed {
+		err = ctx.Err()
+	}
+	return f, err
 }
 
 // claim sets the savepoint and claims the key.
@@ -125,7 +131,7 @@ func (sp *savepoint) incomplete(ctx context.Context) error {
 
 // record asks for the role as well, every time: Do would run its function once more
 // to ask, but this transaction is the caller's.
-func (sp *savepoint) record(ctx context.Context, out answer) (err error) {
+func (sp *savepoint) record(ctx context.Context, out *answer) (err error) {
 	// A nil error of fn is recorded, whatever the context says by now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
 	defer cancel()

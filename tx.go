@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -52,16 +53,13 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 	if err != nil {
 		return nil, finding{}, explain("acquire a connection", err)
 	}
-	graced, end := withGrace(ctx)
-	defer end()
-	sql, err := s.table.statements(graced, conn)
-	if err != nil {
-		conn.Release()
-		return nil, finding{}, explain("look the table up", graceError(ctx, err))
-	}
-	x := &session{store: s, conn: conn, sql: sql, args: s.keyArgs(key), began: time.Now()}
-	f, err := x.begin(graced)
-	if err = graceError(ctx, err); err == nil && f.state == claimed {
+	x := &session{store: s, conn: conn, args: s.keyArgs(key), began: time.Now()}
+	var f finding
+	err = graced(ctx, x.wire(), func(ctx context.Context) (err error) {
+		f, err = x.begin(ctx)
+		return err
+	})
+	if err == nil && f.state == claimed {
 		err = ctx.Err()
 	}
 	if err != nil {
@@ -72,14 +70,17 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 	return x, f, nil
 }
 
-func (x *session) begin(ctx context.Context) (finding, error) {
+func (x *session) begin(ctx context.Context) (f finding, err error) {
+	if x.sql, err = x.store.table.statements(ctx, x.conn); err != nil {
+		return finding{}, err
+	}
 	var batch pgx.Batch
 	batch.BeginTx(x.store.cfg.TxOptions)
 	batch.Queue(x.sql.claim, x.args.claim()...)
 	batch.Queue(x.sql.read, x.args.read()...)
 	results := x.conn.SendBatch(ctx, &batch)
 	x.tx = results.Tx()
-	f, err := readBegin(results)
+	f, err = readBegin(results)
 	if err == nil && f.state == expired {
 		f, err = planned(ctx, x.tx, readClaim, x.sql.takeOver, x.args.takeOver())
 	}
@@ -88,6 +89,9 @@ func (x *session) begin(ctx context.Context) (finding, error) {
 	}
 	return f, err
 }
+
+// wire is what the session is sent through.
+func (x *session) wire() net.Conn { return x.conn.Conn().PgConn().Conn() }
 
 func readBegin(results pgx.BatchResults) (f finding, err error) {
 	defer closeResults(results, &err)
@@ -140,14 +144,13 @@ func (x *session) failed(err error) *failure {
 
 // commit stores the result and commits, in one round trip. When recordSQL fails,
 // the COMMIT behind it is not executed: the batch has one Sync.
-func (x *session) commit(out answer) *failure {
+func (x *session) commit(out *answer) *failure {
 	// Not the caller's context: to cancel a COMMIT is to put it in doubt. And not one
 	// with a timeout: pgx would watch it, with a timer and nine allocations a call.
-	wire := x.conn.Conn().PgConn().Conn()
 	sent := time.Now()
-	_ = wire.SetDeadline(sent.Add(commitBound))
+	_ = x.wire().SetDeadline(sent.Add(commitBound))
 	recorded, err := x.finish(context.Background(), x.sql.record, x.args.record(x.claim, out)...)
-	_ = wire.SetDeadline(time.Time{})
+	_ = x.wire().SetDeadline(time.Time{})
 	if err == nil {
 		x.conn.Release()
 		return nil

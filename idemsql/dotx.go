@@ -5,11 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/bytea"
 	"github.com/pgidem/idempotency/internal/sqltx"
@@ -63,29 +61,16 @@ func (t callersTx) Abort(ctx context.Context) {
 }
 
 func (t callersTx) Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error) {
-	_, err := t.sql.ExecContext(ctx, query, portable(args)...)
+	_, err := t.sql.ExecContext(ctx, query, args...)
 	return pgconn.CommandTag{}, asPgx(err)
 }
 
 func (t callersTx) QueryRow(ctx context.Context, query string, args ...any) pgx.Row {
-	return callersRow{t.sql.QueryRowContext(ctx, query, portable(args)...)}
+	return callersRow{t.sql.QueryRowContext(ctx, query, args...)}
 }
 
 func (t callersTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	return &oneByOne{ctx: ctx, tx: t, queries: b.QueuedQueries}
-}
-
-// portable makes an interval of a duration, as pgx does. To other drivers it is a
-// number.
-func portable(args []any) []any {
-	out := make([]any, len(args))
-	for i, arg := range args {
-		if d, ok := arg.(time.Duration); ok {
-			arg = pgtype.Interval{Microseconds: d.Microseconds(), Valid: true}
-		}
-		out[i] = arg
-	}
-	return out
 }
 
 type callersRow struct{ row *sql.Row }
