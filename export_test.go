@@ -55,3 +55,11 @@ func Unwatched(s *Store) bool { return s.unwatched.Load() }
 
 // PurgeBatch is one transaction of Purge.
 func (s *Store) PurgeBatch(ctx context.Context) (int64, error) { return s.purgeBatch(ctx, 0) }
+
+// CheckKept is what a first call checks after its value was stored and read back.
+func CheckKept[T any](value, decoded *T, stored []byte) error {
+	return checkKept(value, decoded, stored)
+}
+
+// FitsFloat reports whether a number in JSON is kept by a float64.
+func FitsFloat(number string) bool { return fitsFloat([]byte(number)) }

@@ -85,8 +85,11 @@ var (
 	ErrTooLarge = errors.New("idempotency: result too large to record")
 
 	// ErrUndecodable: the result does not survive storage as JSON in the
-	// caller's type. When the function has just run, everything was rolled
-	// back; when a record is replayed, nothing was executed.
+	// caller's type. The error says which of two it is, and names the field. The
+	// function has just run: nothing of this call was kept, and calling again does
+	// not help before the type is changed. Or a record is replayed, which another
+	// release of the program may have written: the operation took effect earlier,
+	// and nothing was executed now.
 	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
 )
 
@@ -290,8 +293,10 @@ func (s *Store) Config() Config { return s.cfg }
 // this call's own acknowledged COMMIT.
 //
 // The value is stored as JSON and decoded again before COMMIT, and that decoded
-// value is what the first call returns: what JSON does not keep is missing at
-// once, not only in the first replay.
+// value is what the first call returns. What JSON would lose without an error, such
+// as a struct that has only unexported fields or a large integer in an interface, is
+// an [ErrUndecodable] of the first call. See docs/guarantees.md on what a value's type
+// may be, and how it may change between releases.
 //
 // What Do does, by what happens:
 //   - fn returns a nil error: the value is recorded and everything commits, also
