@@ -322,6 +322,84 @@ func TestErrUndecodableSaysWhetherTheOperationTookEffect(t *testing.T) {
 	}
 }
 
+func TestRecordsOfAnotherReleaseAreReadAsThePageSays(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	type former struct {
+		ID     int    `json:"id"`
+		Amount string `json:"amount"`
+	}
+	if _, _, err := release(b, former{7, "10 EUR"}); err != nil {
+		t.Fatal(err)
+	}
+	type added struct {
+		former
+		Currency string `json:"currency"`
+	}
+	if got, replayed, err := release(b, added{}); got != (added{former: former{7, "10 EUR"}}) || !replayed || err != nil {
+		t.Errorf("added: %+v, %v, %v", got, replayed, err)
+	}
+	type removed struct {
+		ID int `json:"id"`
+	}
+	if got, replayed, err := release(b, removed{}); got.ID != 7 || !replayed || err != nil {
+		t.Errorf("removed: %+v, %v, %v", got, replayed, err)
+	}
+	type renamed struct {
+		ID    int    `json:"id"`
+		Price string `json:"price"`
+	}
+	if got, replayed, err := release(b, renamed{}); got != (renamed{ID: 7}) || !replayed || err != nil {
+		t.Errorf("renamed: %+v, %v, %v", got, replayed, err)
+	}
+	type changed struct {
+		Amount int `json:"amount"`
+	}
+	_, replayed, err := release(b, changed{})
+	b.wantErr(err, idempotency.ErrUndecodable)
+	if replayed || !strings.Contains(err.Error(), "changed.amount") {
+		t.Errorf("replayed %v, %v", replayed, err)
+	}
+}
+
+// release calls Do as one release of a program, whose result is of type T.
+func release[T any](b *bundle, value T) (T, bool, error) {
+	return idempotency.Do(context.Background(), b.store, b.key, func(context.Context, pgx.Tx) (T, error) { return value, nil })
+}
+
+func TestFormerFingerprintIsReplayedWhenItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	none, one, other := idempotency.Fingerprint{}, idempotency.FingerprintOf([]byte("a")), idempotency.FingerprintOf([]byte("a"), nil)
+	for i, change := range [][2]idempotency.Fingerprint{{none, one}, {one, none}, {one, other}} {
+		b.key.ID = fmt.Sprint("key-", i)
+		b.key.Fingerprint = change[0]
+		b.executes(7)
+		b.key.Fingerprint = change[1]
+		_, _, err := b.do(charge(b.key.ID, 8))
+		b.wantErr(err, idempotency.ErrKeyReused)
+		b.key.Fingerprint = change[0]
+		b.replays(7)
+		b.effects(1)
+	}
+}
+
+func TestRawJSONAndCharactersOfHTMLComeBackAsThePageSays(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	type answer struct {
+		Raw  json.RawMessage
+		Text string
+	}
+	given := answer{json.RawMessage("{ \"a\" : \"<&>\u2028\" }"), "<&>\u2028"}
+	for i := range 2 {
+		got, replayed, err := release(b, given)
+		if string(got.Raw) != `{"a":"\u003c\u0026\u003e\u2028"}` || got.Text != given.Text || replayed != (i == 1) || err != nil {
+			t.Errorf("call %d: %s, %q, replayed %v, %v", i, got.Raw, got.Text, replayed, err)
+		}
+	}
+}
+
 func TestDoTxHasTheSameRuleOfValues(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
