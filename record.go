@@ -138,7 +138,7 @@ func (s *Store) query(ctx context.Context, statement func(*statements) string, a
 			}
 		}
 		if err == nil || !s.adapt(err, again) {
-			return err
+			return sql.remedied(err)
 		}
 	}
 }
@@ -218,15 +218,14 @@ func (s *Store) change(ctx context.Context, maxIdle time.Duration, do func(pgx.T
 				return err
 			}
 			var same bool
-			if err := tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same); err != nil {
-				return err
+			err = tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same)
+			if err == nil && !same {
+				err = sql.refuse(ctx, tx)
 			}
-			if !same {
-				if err := sql.refuse(ctx, tx); err != nil {
-					return err
-				}
+			if err == nil {
+				err = do(tx, sql)
 			}
-			return do(tx, sql)
+			return sql.remedied(err)
 		})
 		if err == nil || !s.adapt(err, again) {
 			return err

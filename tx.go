@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 const (
@@ -60,7 +61,7 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 	f, err := x.begin(ctx)
 	if err != nil {
 		x.rollback()
-		return nil, finding{}, explain("claim the key", err)
+		return nil, finding{}, explain("claim the key", sql.remedied(err))
 	}
 	x.claim = f.claim
 	return x, f, nil
@@ -147,7 +148,7 @@ func (x *session) commit(out answer) *failure {
 	failed := &failure{err: err, sent: sent}
 	if !recorded {
 		failed.err = x.sql.explainRecord(err, x.role)
-		failed.forbidden = lacksGrant(err) && !x.askRole
+		failed.forbidden = remedy.Denied(err) && !x.askRole
 	}
 	// A COMMIT or a function that took too long will do so again.
 	tooLong := errors.Is(err, context.DeadlineExceeded) || endedForItsTime(err) || x.outlastedMaxIdle()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 const serverSQL = `
@@ -48,7 +50,7 @@ const watchSQL = `select set_config('client_connection_check_interval'::text, '1
 func (p *patient) checkWatch(ctx context.Context) error {
 	var set string
 	err := p.query(ctx, "setting client_connection_check_interval", watchSQL, nil, &set)
-	if sqlState(err) != "22023" {
+	if !remedy.RefusesSetting(err, "client_connection_check_interval") {
 		return err
 	}
 	p.find(Note, "client check", "the server refuses client_connection_check_interval: it notices a client that has died in the middle of a statement only when the statement ends, and the key stays taken until then",

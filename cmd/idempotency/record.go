@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // A record is a row of the table, also one that a Store passes over since it has
@@ -161,7 +162,7 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	if err == nil && rec.State == notFound {
 		err = provesAbsence(ctx, pool, rec)
 	}
-	return rec, remedied(err)
+	return rec, remedy.Of(err, d.schema)
 }
 
 const standbySQL = `select pg_is_in_recovery()`
@@ -183,7 +184,7 @@ func (rec record) key() string {
 func (d *database) holders(ctx context.Context, pool *pgxpool.Pool, scope, id string) ([]holder, error) {
 	rows, _ := pool.Query(ctx, d.on(holderSQL), keylock.ID(scope, id))
 	holders, err := pgx.CollectRows(rows, pgx.RowToStructByPos[holder])
-	return holders, remedied(err)
+	return holders, remedy.Of(err, d.schema)
 }
 
 // absence is the error that says why there is no record.
