@@ -261,7 +261,7 @@ func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	defer guard.end()
 	result, err := c.work.execute(ctx, guard)
 	if c.failed = err != nil; c.failed {
-		return nil, err
+		return nil, c.store.waitedForThePool(tx, err)
 	}
 	return result, checkOpen(tx)
 }

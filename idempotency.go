@@ -78,7 +78,7 @@ var (
 	// itself, by sending COMMIT as SQL, so that its writes are there and its
 	// result is not. Nothing was executed by this call. Calling again does not
 	// help: look at what the function has written, then use [Store.Delete].
-	ErrAbandoned = errors.New("idempotency: the key was committed without a result: look at what its function has written, then free the key with Store.Delete")
+	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: look at what it has written, then free the key with Store.Delete or the command \"idempotency delete\"")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
 	// Everything was rolled back.
@@ -303,7 +303,8 @@ func (s *Store) Config() Config { return s.cfg }
 //     when ctx has ended meanwhile.
 //   - fn returns an error, panics or calls [runtime.Goexit]: everything is rolled
 //     back, the key included, and the error comes back unchanged. The next
-//     call runs fn.
+//     call runs fn. (To a deadline that ended while every connection of the pool was
+//     in use, Do adds that, for [errors.Is] to see through.)
 //   - a duplicate runs at the same time, in any process: this call waits for it,
 //     then returns its value, or takes over if it failed. After [Config.Wait]
 //     it fails with [ErrInProgress]; when ctx ends, with its error.

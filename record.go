@@ -119,7 +119,7 @@ func listOf(sql *statements) string { return sql.list }
 func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.Rows) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return err
+		return s.usedUp(err)
 	}
 	defer conn.Release()
 	for again := false; ; again = true {

@@ -3,11 +3,13 @@ package idempotency
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 const (
@@ -50,7 +52,7 @@ func (s *Store) begin(ctx context.Context, key Key) (x *session, f finding, err 
 func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return nil, finding{}, explain("acquire a connection", err)
+		return nil, finding{}, explain("acquire a connection", s.usedUp(err))
 	}
 	sql, err := s.table.statements(ctx, conn)
 	if err != nil {
@@ -114,6 +116,29 @@ func closeResults(results pgx.BatchResults, err *error) {
 	if closeErr := results.Close(); *err == nil {
 		*err = closeErr
 	}
+}
+
+// usedUp adds to a deadline that every connection of the pool is in use.
+func (s *Store) usedUp(err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if pool := s.pool.Stat(); pool.AcquiredConns() >= pool.MaxConns() {
+		return fmt.Errorf("all connections of the pool are in use (MaxConns is %d): a function that sends a statement through the pool, and not through its tx, holds one and waits for another: %w", pool.MaxConns(), err)
+	}
+	return err
+}
+
+// waitedForThePool is usedUp for the error of a function. If a statement on tx itself
+// had met the deadline, pgx would have closed its connection.
+func (s *Store) waitedForThePool(tx pgx.Tx, err error) error {
+	if _, ok := tx.(sqltx.Tx); ok || tx.Conn().IsClosed() {
+		return err
+	}
+	if explained := s.usedUp(err); explained != err {
+		return explain("run the function", explained)
+	}
+	return err
 }
 
 // A failure is an attempt that did not end with an acknowledged COMMIT.
