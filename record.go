@@ -50,7 +50,7 @@ func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 		return Record{}, ErrNotFound
 	case err != nil:
 		return Record{}, explain("get the record", err)
-	case rec.CompletedAt.IsZero():
+	case rec.ExpiresAt.IsZero(): // CompletedAt can be -infinity
 		return Record{}, ErrAbandoned
 	}
 	return rec, nil
@@ -155,8 +155,12 @@ func scanRecord(row pgx.Row, rec *Record, more ...any) error {
 	rec.Result = json.RawMessage(result)
 	if complete {
 		rec.CompletedAt, rec.ExpiresAt = time.UnixMicro(completed), time.UnixMicro(expires)
-		// purge_after is created + retention, and expires is completed + retention.
-		rec.CreatedAt = time.UnixMicro(min(purgeAfter-(expires-completed), completed))
+		rec.CreatedAt = rec.CompletedAt
+		// purge_after is created + retention, and expires is completed + retention, unless
+		// somebody has changed one of them.
+		if created := time.UnixMicro(purgeAfter - (expires - completed)); created.Before(rec.CompletedAt) && created.Year() > 0 {
+			rec.CreatedAt = created
+		}
 	}
 	return err
 }
