@@ -58,7 +58,8 @@ var (
 	ErrKeyReused = errors.New("idempotency: key was used for another request: use a new key for a new operation")
 
 	// ErrInvalidKey: a field of the [Key] is empty, too long, or no text that
-	// PostgreSQL can store. The error names it.
+	// PostgreSQL can store, which can depend on the encoding of the database. The
+	// error names it.
 	ErrInvalidKey = errors.New("idempotency: invalid key")
 
 	// ErrNotFound: there is no result for the key, or it has expired.
@@ -93,7 +94,10 @@ var (
 	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
 )
 
-// A Key names one operation.
+// A Key names one operation. It is ASCII, or all programs connect with
+// client_encoding=UTF8, unless that is the encoding of the database: pgx sends UTF-8
+// and does not say so, and the same key would be another one to a program that does.
+// The doctor names such connections.
 type Key struct {
 	// Scope separates those who make keys, such as tenants or customers, and
 	// operations that must not meet. The same ID in two scopes is two keys.
@@ -160,7 +164,8 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 }
 
 // Config is the configuration of a Store. The zero value of each field means
-// its default.
+// its default. What a [Key] beyond ASCII needs of the pool's connections, their
+// client_encoding, stands there.
 type Config struct {
 	// Schema of the table. It has to be named where the connections of one pool do
 	// not all find the same table: a Store uses one, and refuses a connection whose
@@ -207,7 +212,8 @@ type Config struct {
 	// which has to be derived from the given one: the function gets it, and
 	// Observe. The text, for example a W3C traceparent, is kept with the result
 	// as its origin; one of more than 255 bytes, or that is not UTF-8 without
-	// NUL, is not. Default: no origin.
+	// NUL, is not, nor is one beyond ASCII unless the database and its client both
+	// use UTF-8. Default: no origin.
 	Trace func(ctx context.Context, operation string) (context.Context, string)
 }
 

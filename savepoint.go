@@ -25,7 +25,7 @@ func (c *invocation) doTx(ctx context.Context, tx pgx.Tx) (*answer, error) {
 	}()
 	result, err := c.run(ctx, tx)
 	if err == nil {
-		err = sp.record(ctx, c.answer(result))
+		err = sp.record(ctx, c.answer(tx, result))
 	}
 	kept = err == nil
 	return nil, err

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 // SQLSTATEs, from appendix A of the PostgreSQL manual.
@@ -97,8 +99,29 @@ func explain(doing string, err error) error {
 	return fmt.Errorf("idempotency: %s: %w", doing, err)
 }
 
-// remedied is an error of a statement on the table with what to do about it.
-func (sql *statements) remedied(err error) error { return remedy.Of(err, sql.schema) }
+// remedied is an error of a statement on the table with what to do about it. The only
+// text with which such a statement is sent is a key's, but for the record.
+func (sql *statements) remedied(err error) error {
+	if remedy.Unholdable(err) {
+		return fmt.Errorf("%w: Key.Scope or Key.ID has a character that the database's encoding does not have: %w", ErrInvalidKey, err)
+	}
+	return remedy.Of(err, sql.schema)
+}
+
+// canHold reports whether a text that is not a key's can be sent in tx. Text beyond
+// ASCII is certain to arrive as it is only where both sides speak UTF-8, or where the
+// database does not mind (SQL_ASCII). A *sql.Tx does not tell.
+func canHold(tx pgx.Tx, text string) bool {
+	if !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII }) {
+		return true
+	}
+	if _, ok := tx.(sqltx.Tx); ok {
+		return false
+	}
+	conn := tx.Conn().PgConn()
+	server, client := conn.ParameterStatus("server_encoding"), conn.ParameterStatus("client_encoding")
+	return server == "SQL_ASCII" && client == server || client == "UTF8" && (server == "UTF8" || server == "SQL_ASCII")
+}
 
 // explainRecord explains an error of recordSQL. role is the one that the function
 // left, if it was asked for.
@@ -125,7 +148,7 @@ func (sql *statements) explainRecord(err error, role string) error {
 	case remedy.Denied(err) && role != "":
 		return fmt.Errorf("%s: the role %q, which the function has left in force, needs select, insert and update on %s: reset the role before the function returns, or grant it: %w", doing, role, sql.table, err)
 	}
-	return explain("record the result", sql.remedied(err))
+	return explain("record the result", remedy.Of(err, sql.schema))
 }
 
 // errTransactionEnded is an ErrOutcomeUnknown for [errors.Is], and says something

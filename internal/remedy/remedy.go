@@ -10,6 +10,7 @@ package remedy
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -26,6 +27,8 @@ const (
 	NotSupported     = "0A000"
 	NoPrivilege      = "42501"
 	InvalidParameter = "22023"
+	Untranslatable   = "22P05"
+	NotInRepertoire  = "22021"
 )
 
 // ToThePrimary is what to do about a server that is a standby.
@@ -133,15 +136,25 @@ func RefusesSetting(err error, setting string) bool {
 	return ok && e.Code == InvalidParameter && strings.Contains(e.Message, `"`+setting+`"`)
 }
 
+// Unholdable reports whether a text of the statement itself has a character that the
+// encoding of the database, or of the client, does not have.
+func Unholdable(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (e.Code == Untranslatable || e.Code == NotInRepertoire) && !nested(e)
+}
+
 // names reports whether the error names the table or its schema.
 func names(e *pgconn.PgError, schema string) bool {
 	return strings.Contains(e.Message, keytable.Name) || schema != "" && strings.Contains(e.Message, schema)
 }
 
 // nested reports whether the error comes from a statement or expression inside of a
-// function, such as a trigger's. With log_parameter_max_length_on_error PostgreSQL
-// adds the parameters of the statement itself to the context.
+// function, such as a trigger's. For the statement itself the context is empty, or
+// PostgreSQL has added its parameters ($1): the one that it could not read, or all of
+// them, with log_parameter_max_length_on_error.
 func nested(e *pgconn.PgError) bool {
 	first, _, _ := strings.Cut(e.Where, "\n")
-	return e.InternalQuery != "" || first != "" && !strings.Contains(first, "$1 = ")
+	return e.InternalQuery != "" || first != "" && !parameters.MatchString(first)
 }
+
+var parameters = regexp.MustCompile(`^[^"']*( "[^"]*" )?[^"']*\$\d+( =|$)`)
