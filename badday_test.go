@@ -135,11 +135,50 @@ func TestExhaustedPoolIsAnErrorAtTheCallersDeadline(t *testing.T) {
 	defer cancel()
 	_, _, err = idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
 	b.wantErr(err, context.DeadlineExceeded)
-	if !strings.Contains(err.Error(), "acquire a connection") {
+	if !strings.Contains(err.Error(), "acquire a connection: all connections of the pool are in use (MaxConns is 1)") {
 		t.Errorf("got %v", err)
 	}
 	conn.Release()
 	b.executes(1)
+}
+
+func TestFunctionThatWaitsForThePoolItHasUsedUpIsToldSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pool := b.anotherPool(pgtest.MaxConns(1))
+	b.store = b.storeOn(pool, idempotency.Config{})
+	const says = "all connections of the pool are in use (MaxConns is 1)"
+	for name, c := range map[string]struct {
+		said bool
+		fn   func(context.Context, pgx.Tx) error
+	}{
+		"through the pool": {true, func(ctx context.Context, _ pgx.Tx) error {
+			_, err := pool.Exec(ctx, "select 1")
+			return err
+		}},
+		"through its tx": {false, func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "select pg_sleep(10)")
+			return err
+		}},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		_, _, err := idempotency.Do(ctx, b.store, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) { return 0, c.fn(ctx, tx) })
+		cancel()
+		b.wantErr(err, context.DeadlineExceeded)
+		if strings.Contains(err.Error(), says) != c.said {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b.store = b.storeOn(b.pool, idempotency.Config{}) // of eight, of which one is in use
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, _, err := idempotency.Do(ctx, b.store, b.key, func(ctx context.Context, _ pgx.Tx) (int, error) {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	})
+	if err != context.DeadlineExceeded {
+		t.Errorf("a deadline of something else: %v", err)
+	}
 }
 
 func TestTableThatIsLockedAwayIsNamedBehindErrInProgress(t *testing.T) {

@@ -244,7 +244,7 @@ func (c *invocation) attempt(ctx context.Context, x *session) *failure {
 	if err != nil {
 		return x.failed(err)
 	}
-	out := c.answer(result)
+	out := c.answer(x.tx, result)
 	x.askRole = c.askRole
 	c.lead.seal()
 	if failed := x.commit(out); failed != nil {
@@ -266,14 +266,18 @@ func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	defer guard.end()
 	result, err := c.work.execute(ctx, guard)
 	if c.failed = err != nil; c.failed {
-		return nil, err
+		return nil, c.store.waitedForThePool(tx, err)
 	}
 	return result, checkOpen(tx)
 }
 
-// answer is what this call records.
-func (c *invocation) answer(result []byte) *answer {
-	return &answer{fingerprint: c.key.Fingerprint, result: result, origin: c.origin}
+// answer is what this call records in tx. An origin that cannot be stored is left out.
+func (c *invocation) answer(tx pgx.Tx, result []byte) *answer {
+	a := &answer{fingerprint: c.key.Fingerprint, result: result}
+	if canHold(tx, c.origin) {
+		a.origin = c.origin
+	}
+	return a
 }
 
 // resolve finds out what became of a COMMIT whose answer was lost, by claiming

@@ -271,8 +271,8 @@ func TestCommitAndRollbackInsideTheFunctionAreRefusedWithoutEffect(t *testing.T)
 	b := setup(t, idempotency.Config{})
 	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		defer tx.Rollback(ctx)
-		if err := tx.Commit(ctx); err == nil {
-			t.Error("Commit was not refused")
+		if err := tx.Commit(ctx); err == nil || !strings.Contains(err.Error(), "the caller of DoTx") {
+			t.Errorf("Commit: %v", err)
 		}
 		if err := tx.Rollback(ctx); err == nil {
 			t.Error("Rollback was not refused")
@@ -297,6 +297,9 @@ func TestCommitSentAsSQLNeverLeadsToASecondExecution(t *testing.T) {
 	b.wantErr(err, idempotency.ErrOutcomeUnknown)
 	_, _, err = b.do(charge(b.key.ID, 1))
 	b.wantErr(err, idempotency.ErrAbandoned)
+	if !strings.Contains(err.Error(), "free the key with Store.Delete") || !strings.Contains(err.Error(), "calling again does not help") {
+		t.Error(err)
+	}
 	_, err = b.store.Get(t.Context(), b.key)
 	b.wantErr(err, idempotency.ErrAbandoned)
 	b.effects(1)

@@ -11,7 +11,7 @@ import (
 	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
-var errNotYours = errors.New("idempotency: the function does not end its transaction: it returns nil for it to be kept, an error to undo it")
+var errNotYours = errors.New("idempotency: the function does not end its transaction: Do does, or the caller of DoTx. It returns nil for its writes to be kept, an error to undo them")
 
 // A guardedTx is the transaction as the caller's function sees it. Commit and
 // Rollback are refused without any effect, so that a habitual

@@ -59,7 +59,8 @@ var (
 	ErrKeyReused = errors.New("idempotency: key was used for another request: use a new key for a new operation")
 
 	// ErrInvalidKey: a field of the [Key] is empty, too long, or no text that
-	// PostgreSQL can store. The error names it.
+	// PostgreSQL can store, which can depend on the encoding of the database. The
+	// error names it.
 	ErrInvalidKey = errors.New("idempotency: invalid key")
 
 	// ErrNotFound: there is no result for the key, or it has expired.
@@ -79,19 +80,25 @@ var (
 	// itself, by sending COMMIT as SQL, so that its writes are there and its
 	// result is not. Nothing was executed by this call. Calling again does not
 	// help: look at what the function has written, then use [Store.Delete].
-	ErrAbandoned = errors.New("idempotency: the key was committed without a result: look at what its function has written, then free the key with Store.Delete")
+	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: look at what it has written, then free the key with Store.Delete or the command \"idempotency delete\"")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
 	// Everything was rolled back.
 	ErrTooLarge = errors.New("idempotency: result too large to record")
 
 	// ErrUndecodable: the result does not survive storage as JSON in the
-	// caller's type. When the function has just run, everything was rolled
-	// back; when a record is replayed, nothing was executed.
+	// caller's type. The error says which of two it is, and names the field. The
+	// function has just run: nothing of this call was kept, and calling again does
+	// not help before the type is changed. Or a record is replayed, which another
+	// release of the program may have written: the operation took effect earlier,
+	// and nothing was executed now.
 	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
 )
 
-// A Key names one operation.
+// A Key names one operation. It is ASCII, or all programs connect with
+// client_encoding=UTF8, unless that is the encoding of the database: pgx sends UTF-8
+// and does not say so, and the same key would be another one to a program that does.
+// The doctor names such connections.
 type Key struct {
 	// Scope separates those who make keys, such as tenants or customers, and
 	// operations that must not meet. The same ID in two scopes is two keys.
@@ -158,7 +165,8 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 }
 
 // Config is the configuration of a Store. The zero value of each field means
-// its default.
+// its default. What a [Key] beyond ASCII needs of the pool's connections, their
+// client_encoding, stands there.
 type Config struct {
 	// Schema of the table. It has to be named where the connections of one pool do
 	// not all find the same table: a Store uses one, and refuses a connection whose
@@ -206,7 +214,8 @@ type Config struct {
 	// which has to be derived from the given one: the function gets it, and
 	// Observe. The text, for example a W3C traceparent, is kept with the result
 	// as its origin; one of more than 255 bytes, or that is not UTF-8 without
-	// NUL, is not. Default: no origin.
+	// NUL, is not, nor is one beyond ASCII unless the database and its client both
+	// use UTF-8. Default: no origin.
 	Trace func(ctx context.Context, operation string) (context.Context, string)
 }
 
@@ -295,15 +304,18 @@ func (s *Store) Config() Config { return s.cfg }
 // this call's own acknowledged COMMIT.
 //
 // The value is stored as JSON and decoded again before COMMIT, and that decoded
-// value is what the first call returns: what JSON does not keep is missing at
-// once, not only in the first replay.
+// value is what the first call returns. What JSON would lose without an error, such
+// as a struct that has only unexported fields or a large integer in an interface, is
+// an [ErrUndecodable] of the first call. See docs/guarantees.md on what a value's type
+// may be, and how it may change between releases.
 //
 // What Do does, by what happens:
 //   - fn returns a nil error: the value is recorded and everything commits, also
 //     when ctx has ended meanwhile.
 //   - fn returns an error, panics or calls [runtime.Goexit]: everything is rolled
 //     back, the key included, and the error comes back unchanged. The next
-//     call runs fn.
+//     call runs fn. (To a deadline that ended while every connection of the pool was
+//     in use, Do adds that, for [errors.Is] to see through.)
 //   - a duplicate runs at the same time, in any process: this call waits for it,
 //     then returns its value, or takes over if it failed. After [Config.Wait]
 //     it fails with [ErrInProgress]; when ctx ends, with its error.

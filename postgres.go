@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency/internal/bytea"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // Every statement of a call is a constant of this file, so that it can be read
@@ -376,10 +377,10 @@ func (s *Store) checkInterval() any {
 // once more, because the table may have moved, or without a setting that some servers
 // refuse. again: this is the second failure, so what was changed did not help.
 func (s *Store) adapt(err error, again bool) bool {
-	switch sqlState(err) {
-	case codeUndefinedTable:
+	switch {
+	case remedy.Missing(err, "idempotency_keys"):
 		return !again && s.table.missed()
-	case codeInvalidParameter:
+	case remedy.RefusesSetting(err, "client_connection_check_interval"):
 		return s.unwatched.CompareAndSwap(again, !again) && !again
 	}
 	return false

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 const (
@@ -56,14 +57,12 @@ func (s *Store) PurgeEvery(ctx context.Context, interval time.Duration) error {
 	return ctx.Err()
 }
 
-// misconfigured: only these codes of class 42. Behind a pooler, 42P05 (a prepared
+// misconfigured: the table or the grants on it are not as they have to be, whatever
+// else PostgreSQL's code for that can mean. Behind a pooler, 42P05 (a prepared
 // statement that exists already) goes away with the next session.
 func misconfigured(err error) bool {
-	switch sqlState(err) {
-	case codeUndefinedTable, codeInvalidSchema, codeUndefinedColumn, codeNoPrivilege:
-		return true
-	}
-	return false
+	e, ok := errors.AsType[*remedy.Error](err)
+	return ok && e.Lasting
 }
 
 // A purgeStep waits, and then deletes one batch, from where the one before it ended.

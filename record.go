@@ -47,7 +47,7 @@ func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 		return Record{}, ErrNotFound
 	case err != nil:
 		return Record{}, explain("get the record", err)
-	case rec.CompletedAt.IsZero():
+	case rec.ExpiresAt.IsZero(): // CompletedAt can be -infinity
 		return Record{}, ErrAbandoned
 	}
 	return rec, nil
@@ -121,7 +121,7 @@ func knownOf(sql *statements) string { return sql.known }
 func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return err
+		return s.usedUp(err)
 	}
 	defer conn.Release()
 	for again := false; ; again = true {
@@ -130,7 +130,7 @@ func (s *Store) query(ctx context.Context, statement func(*statements) string, a
 			if err != nil {
 				return err
 			}
-			return sql.query(ctx, conn.Conn(), statement(sql), args, read)
+			return sql.remedied(sql.query(ctx, conn.Conn(), statement(sql), args, read))
 		})
 		if err == nil || !s.adapt(err, again) {
 			return err
@@ -171,8 +171,12 @@ func scanRecord(row pgx.Row, rec *Record, more ...any) error {
 	rec.Result = json.RawMessage(result)
 	if complete {
 		rec.CompletedAt, rec.ExpiresAt = time.UnixMicro(completed), time.UnixMicro(expires)
-		// purge_after is created + retention, and expires is completed + retention.
-		rec.CreatedAt = time.UnixMicro(min(purgeAfter-(expires-completed), completed))
+		rec.CreatedAt = rec.CompletedAt
+		// purge_after is created + retention, and expires is completed + retention, unless
+		// somebody has changed one of them.
+		if created := time.UnixMicro(purgeAfter - (expires - completed)); created.Before(rec.CompletedAt) && created.Year() > 0 {
+			rec.CreatedAt = created
+		}
 	}
 	return err
 }
@@ -235,15 +239,14 @@ func (s *Store) change(ctx context.Context, maxIdle time.Duration, do func(pgx.T
 				return err
 			}
 			var same bool
-			if err := tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same); err != nil {
-				return err
+			err = tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same)
+			if err == nil && !same {
+				err = sql.refuse(ctx, tx)
 			}
-			if !same {
-				if err := sql.refuse(ctx, tx); err != nil {
-					return err
-				}
+			if err == nil {
+				err = do(tx, sql)
 			}
-			return do(tx, sql)
+			return sql.remedied(err)
 		})
 		if err == nil || !s.adapt(err, again) {
 			return err

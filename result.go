@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -22,31 +23,45 @@ type result[T any] struct {
 	value T // as decoded from what was stored
 }
 
-// execute runs the function and encodes its value. It decodes the value again while
-// everything can still be rolled back: one that does not survive storage must fail
-// its first call.
+// execute runs the function and encodes its value, in place, so that methods on the
+// pointer of its type count. It decodes the value again while everything can still be
+// rolled back: one that does not survive storage must fail its first call.
 func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	value, err := r.fn(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := json.Marshal(value)
+	stored, err := json.Marshal(&value)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUndecodable, err)
+		return nil, unkept(&value, cannotBeWritten, err)
 	}
 	if len(stored) > r.limit {
 		return nil, fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), r.limit)
 	}
-	return stored, r.decode(stored)
+	if err := r.read(stored); err != nil {
+		return nil, unkept(&value, cannotBeRead, err)
+	}
+	if err := checkKept(&value, &r.value, stored); err != nil {
+		return nil, fmt.Errorf("%w, and nothing of this call was kept: %w", ErrUndecodable, err)
+	}
+	return stored, nil
 }
 
+// decode reads the record of an operation that has taken effect before.
 func (r *result[T]) decode(stored []byte) error {
-	var value T
-	if err := json.Unmarshal(stored, &value); err != nil {
-		return fmt.Errorf("%w: %w", ErrUndecodable, err)
+	if err := r.read(stored); err != nil {
+		return fmt.Errorf("%w: the operation took effect earlier, and its record cannot be read as %v: %s%w", ErrUndecodable, reflect.TypeFor[T](), concreteType(err), err)
 	}
-	r.value = value
 	return nil
+}
+
+func (r *result[T]) read(stored []byte) error {
+	var value T // a former one would show through what is not in stored
+	err := json.Unmarshal(stored, &value)
+	if err == nil {
+		r.value = value
+	}
+	return err
 }
 
 func (r *result[T]) values(replayed bool, err error) (T, bool, error) {

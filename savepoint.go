@@ -25,7 +25,7 @@ func (c *invocation) doTx(ctx context.Context, tx pgx.Tx) (*answer, error) {
 	}()
 	result, err := c.run(ctx, tx)
 	if err == nil {
-		err = sp.record(ctx, c.answer(result))
+		err = sp.record(ctx, c.answer(tx, result))
 	}
 	kept = err == nil
 	return nil, err
@@ -45,7 +45,7 @@ func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answe
 			again = true
 			continue
 		case err != nil:
-			return nil, nil, explain("claim the key", err)
+			return nil, nil, explain("claim the key", sp.sql.remedied(err))
 		case f.state == recorded:
 			return nil, f.answer, nil
 		case f.state == abandoned:
@@ -121,7 +121,7 @@ func (sp *savepoint) set(ctx context.Context) (finding, error) {
 func (sp *savepoint) incomplete(ctx context.Context) error {
 	var own bool
 	if err := sp.tx.QueryRow(ctx, sp.sql.owns, sp.args.owns()...).Scan(&own); err != nil {
-		return explain("claim the key", err)
+		return explain("claim the key", sp.sql.remedied(err))
 	}
 	if own { // with a context, or a Store, that is not the function's
 		return fmt.Errorf("%w: it is a function of the same transaction that made this call", ErrInProgress)

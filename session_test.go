@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -145,6 +146,37 @@ func TestTimesThatGoDoesNotHaveFailNothing(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestNoTimeOfARecordFailsGetOrAll(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	times := []string{"now()", "'infinity'", "'-infinity'", "'4714-11-24 00:00:00+00 BC'", "'294276-12-31 23:59:59.999999+00'", "'0001-01-01 00:00:00+00'"}
+	n := 0
+	for i, completed := range append(times, "null") {
+		for j, expires := range []string{"now() + '1 day'", "'infinity'", "'294276-12-31 23:59:59.999999+00'"} {
+			for k, purge := range times {
+				id := fmt.Sprint(i, j, k)
+				b.exec("insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after) values ($1, 's', '1', "+completed+", "+expires+", "+purge+")", id)
+				n++
+				rec, err := b.store.Get(t.Context(), idempotency.Key{Scope: "s", ID: id})
+				if err != nil || string(rec.Result) != "1" || rec.CreatedAt.After(rec.CompletedAt) {
+					t.Errorf("Get, completed at %s, expires at %s, purged after %s: %+v, %v", completed, expires, purge, rec, err)
+				}
+				if _, err := json.Marshal(rec); err != nil {
+					t.Errorf("completed at %s, expires at %s, purged after %s: %v", completed, expires, purge, err)
+				}
+			}
+		}
+	}
+	for rec, err := range b.store.All(t.Context(), "s") {
+		if n--; err != nil || string(rec.Result) != "1" {
+			t.Errorf("All: %+v, %v", rec, err)
+		}
+	}
+	if n != 0 {
+		t.Errorf("All left out %d records", n)
 	}
 }
 

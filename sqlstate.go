@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 // SQLSTATEs, from appendix A of the PostgreSQL manual.
@@ -17,17 +20,9 @@ const (
 	codeSerializationFailure = "40001"
 	codeDeadlock             = "40P01"
 	codeLockNotAvailable     = "55P03"
-	codeUndefinedTable       = "42P01"
-	codeInvalidSchema        = "3F000"
-	codeUndefinedColumn      = "42703"
-	codeNoSuchConstraint     = "42P10"
-	codeReadOnly             = "25006"
-	codeNotSupported         = "0A000" // serializable on a standby
-	codeNoPrivilege          = "42501"
 	codeIdleInTransaction    = "25P03"
 	codeTransactionTimeout   = "25P04" // since PostgreSQL 17
 	codeInvalidText          = "22P02" // raised by recordSQL
-	codeInvalidParameter     = "22023"
 	classIntegrity           = "23"
 )
 
@@ -45,21 +40,21 @@ func conflicted(err error) bool {
 	return code == codeSerializationFailure || code == codeDeadlock
 }
 
-// lacksGrant and refusedByPolicy tell two causes of SQLSTATE 42501 apart by the
-// function of PostgreSQL that raises it: the text of the message is translated.
-func lacksGrant(err error) bool      { return raisedBy(err, codeNoPrivilege, "aclcheck_error") }
-func refusedByPolicy(err error) bool { return raisedBy(err, codeNoPrivilege, "ExecWithCheckOptions") }
-
-func raisedBy(err error, code, routine string) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pgErr.Code == code && pgErr.Routine == routine
+// refusedByPolicy: of row-level security.
+func refusedByPolicy(err error) bool {
+	return remedy.Raised(err, remedy.NoPrivilege, "ExecWithCheckOptions")
 }
 
 // lostClaim: another transaction was first to the key. Above READ COMMITTED the
 // loser of an insert gets 40001, even with "do nothing"; a lock_timeout of the
-// role can end a wait on the unique index.
+// role can end a wait on the unique index. What a trigger of the table raises by
+// itself does not mean that.
 func lostClaim(err error) bool {
-	return conflicted(err) || sqlState(err) == codeLockNotAvailable
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || pgErr.Routine == "exec_stmt_raise" {
+		return false
+	}
+	return conflicted(err) || pgErr.Code == codeLockNotAvailable && pgErr.Routine == "ProcessInterrupts"
 }
 
 // provesAbort reports whether err, the answer to a COMMIT, proves that nothing
@@ -98,34 +93,37 @@ func lostConnection(err error) bool {
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-const toThePrimary = "connect to the primary, for example with target_session_attrs=read-write"
-
-// explain wraps an error of one of our own statements with what to do about it.
+// explain says in which of our steps err has come. What to do about it stands in the
+// error already, if PostgreSQL's own words do not say enough: see package remedy.
 func explain(doing string, err error) error {
-	remedy := ""
-	switch sqlState(err) {
-	case codeUndefinedTable, codeInvalidSchema:
-		remedy = `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema, or the search_path)`
-	case codeUndefinedColumn, codeNoSuchConstraint:
-		remedy = `the table "idempotency_keys" is not of this version: run migrations.Up, or the command "idempotency migrate up"`
-	case codeReadOnly:
-		remedy = "the server or the transaction is read-only: " + toThePrimary
-	case codeNotSupported:
-		if raisedBy(err, codeNotSupported, "RewriteQuery") {
-			remedy = `a rule on "idempotency_keys" for insert or update keeps calls from writing: drop it`
-			break
-		}
-		remedy = "this server cannot do that, as a standby cannot begin a serializable transaction: " + toThePrimary
-	case codeNoPrivilege:
-		if refusedByPolicy(err) {
-			remedy = `a policy (row-level security) on "idempotency_keys" refuses this role`
-			break
-		}
-		remedy = `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema`
-	default:
-		return fmt.Errorf("idempotency: %s: %w", doing, err)
+	return fmt.Errorf("idempotency: %s: %w", doing, err)
+}
+
+// remedied is an error of a statement on the table with what to do about it. The only
+// text with which such a statement is sent is a key's, but for the record.
+func (sql *statements) remedied(err error) error {
+	if sql == nil { // the table could not be looked up
+		return err
 	}
-	return fmt.Errorf("idempotency: %s: %s: %w", doing, remedy, err)
+	if remedy.Unholdable(err) {
+		return fmt.Errorf("%w: Key.Scope or Key.ID has a character that the database's encoding does not have: %w", ErrInvalidKey, err)
+	}
+	return remedy.Of(err, sql.schema)
+}
+
+// canHold reports whether a text that is not a key's can be sent in tx. Text beyond
+// ASCII is certain to arrive as it is only where both sides speak UTF-8, or where the
+// database does not mind (SQL_ASCII). A *sql.Tx does not tell.
+func canHold(tx pgx.Tx, text string) bool {
+	if !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII }) {
+		return true
+	}
+	if _, ok := tx.(sqltx.Tx); ok {
+		return false
+	}
+	conn := tx.Conn().PgConn()
+	server, client := conn.ParameterStatus("server_encoding"), conn.ParameterStatus("client_encoding")
+	return server == "SQL_ASCII" && client == server || client == "UTF8" && (server == "UTF8" || server == "SQL_ASCII")
 }
 
 // explainRecord explains an error of recordSQL. role is the one that the function
@@ -148,10 +146,12 @@ func (sql *statements) explainRecord(err error, role string) error {
 		return fmt.Errorf("%s: the function removed the row of its own key, or a trigger or rule on %s changed or dropped the record: %w", doing, sql.table, err)
 	case refusedByPolicy(err):
 		return fmt.Errorf("%s: a policy (row-level security) on %s refuses the record of this role: %w", doing, sql.table, err)
-	case lacksGrant(err) && role != "":
+	case remedy.Raised(err, remedy.ReadOnly, "PreventCommandIfReadOnly"):
+		return fmt.Errorf("%s: the function has made its transaction read-only, as \"set transaction read only\" does: the record is a write: %w", doing, err)
+	case remedy.Denied(err) && role != "":
 		return fmt.Errorf("%s: the role %q, which the function has left in force, needs select, insert and update on %s: reset the role before the function returns, or grant it: %w", doing, role, sql.table, err)
 	}
-	return explain("record the result", err)
+	return explain("record the result", remedy.Of(err, sql.schema))
 }
 
 // errTransactionEnded is an ErrOutcomeUnknown for [errors.Is], and says something

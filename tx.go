@@ -2,12 +2,16 @@ package idempotency
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 const (
@@ -51,7 +55,7 @@ func (s *Store) begin(ctx context.Context, key Key) (x *session, f finding, err 
 func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return nil, finding{}, explain("acquire a connection", err)
+		return nil, finding{}, explain("acquire a connection", s.usedUp(err))
 	}
 	x := &session{store: s, conn: conn, args: s.keyArgs(key), began: time.Now()}
 	var f finding
@@ -64,7 +68,7 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 	}
 	if err != nil {
 		x.rollback()
-		return nil, finding{}, explain("claim the key", err)
+		return nil, finding{}, explain("claim the key", x.sql.remedied(err))
 	}
 	x.claim = f.claim
 	return x, f, nil
@@ -125,6 +129,29 @@ func closeResults(results pgx.BatchResults, err *error) {
 	}
 }
 
+// usedUp adds to a deadline that every connection of the pool is in use.
+func (s *Store) usedUp(err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if pool := s.pool.Stat(); pool.AcquiredConns() >= pool.MaxConns() {
+		return fmt.Errorf("all connections of the pool are in use (MaxConns is %d): a function that sends a statement through the pool, and not through its tx, holds one and waits for another: %w", pool.MaxConns(), err)
+	}
+	return err
+}
+
+// waitedForThePool is usedUp for the error of a function. If a statement on tx itself
+// had met the deadline, pgx would have closed its connection.
+func (s *Store) waitedForThePool(tx pgx.Tx, err error) error {
+	if _, ok := tx.(sqltx.Tx); ok || tx.Conn().IsClosed() {
+		return err
+	}
+	if explained := s.usedUp(err); explained != err {
+		return explain("run the function", explained)
+	}
+	return err
+}
+
 // A failure is an attempt that did not end with an acknowledged COMMIT.
 type failure struct {
 	err       error
@@ -158,7 +185,7 @@ func (x *session) commit(out *answer) *failure {
 	failed := &failure{err: err, sent: sent}
 	if !recorded {
 		failed.err = x.sql.explainRecord(err, x.role)
-		failed.forbidden = lacksGrant(err) && !x.askRole
+		failed.forbidden = remedy.Denied(err) && !x.askRole
 	}
 	// A COMMIT or a function that took too long will do so again.
 	tooLong := pgconn.Timeout(err) || endedForItsTime(err) || x.outlastedMaxIdle()

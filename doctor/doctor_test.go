@@ -27,7 +27,12 @@ type database struct {
 
 func setup(t testing.TB) *database {
 	t.Helper()
-	d := &database{TB: t, admin: pgtest.New(t), role: fmt.Sprintf("doctor_%08x", rand.Uint32())}
+	return setupOn(t, pgtest.New(t))
+}
+
+func setupOn(t testing.TB, admin *pgxpool.Pool) *database {
+	t.Helper()
+	d := &database{TB: t, admin: admin, role: fmt.Sprintf("doctor_%08x", rand.Uint32())}
 	d.exec("create role " + d.role + "; revoke create on schema public from public") // which PostgreSQL 14 grants
 	t.Cleanup(func() {
 		if _, err := d.admin.Exec(context.Background(), "drop owned by "+d.role+"; drop role "+d.role, pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -231,6 +236,20 @@ func TestWhatIsWrongWithTheConnectionIsFound(t *testing.T) {
 	}
 	healthy(t, d.check(d.pool("default_transaction_isolation", "repeatable read"), named))
 	healthy(t, d.check(d.pool(), endless))
+}
+
+func TestEncodingThatMakesTwoKeysOfOneIsFound(t *testing.T) {
+	t.Parallel()
+	d := setupOn(t, pgtest.Encoded(t, "UTF8"))
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	healthy(t, d.check(d.pool("client_encoding", "UTF8"), idempotency.Config{}))
+	wants(t, d.check(d.pool("client_encoding", "LATIN1"), idempotency.Config{}), doctor.Warning, "encoding", "says that it sends LATIN1", "client_encoding=UTF8")
+	d = setupOn(t, pgtest.Encoded(t, "LATIN1"))
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "encoding", "has the encoding LATIN1", "client_encoding=UTF8")
+	wants(t, d.check(d.pool("client_encoding", "UTF8"), idempotency.Config{}), doctor.Note, "encoding", "has the encoding LATIN1", "without client_encoding=UTF8")
+	d = setupOn(t, pgtest.Encoded(t, "SQL_ASCII"))
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	healthy(t, d.check(d.pool("client_encoding", "UTF8"), idempotency.Config{}))
 }
 
 func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {

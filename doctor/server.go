@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 const serverSQL = `
@@ -48,7 +50,7 @@ const watchSQL = `select set_config('client_connection_check_interval'::text, '1
 func (p *patient) checkWatch(ctx context.Context) error {
 	var set string
 	err := p.query(ctx, "setting client_connection_check_interval", watchSQL, nil, &set)
-	if sqlState(err) != "22023" {
+	if !remedy.RefusesSetting(err, "client_connection_check_interval") {
 		return err
 	}
 	p.find(Note, "client check", "the server refuses client_connection_check_interval: it notices a client that has died in the middle of a statement only when the statement ends, and the key stays taken until then",
@@ -65,7 +67,8 @@ select current_setting('default_transaction_read_only'::text)::bool,
 	(select setting::bigint from pg_settings where name = 'idle_in_transaction_session_timeout'),
 	inet_client_addr() is not null,
 	current_setting('tcp_keepalives_idle'::text)::bigint,
-	current_setting('tcp_keepalives_interval'::text)::bigint * current_setting('tcp_keepalives_count'::text)::bigint`
+	current_setting('tcp_keepalives_interval'::text)::bigint * current_setting('tcp_keepalives_count'::text)::bigint,
+	current_setting('server_encoding'::text), current_setting('client_encoding'::text)`
 
 // A session is what the program's connections have by default.
 type session struct {
@@ -74,6 +77,7 @@ type session struct {
 	idleMillis                     int64
 	tcp                            bool
 	keepalive, probes              int64 // seconds until the first, and from there to the last
+	encoding, client               string
 }
 
 // checkSession looks at what matters to calls alone.
@@ -83,11 +87,13 @@ func checkSession(ctx context.Context, p *patient) error {
 	}
 	var s session
 	err := p.query(ctx, "asking for the connection's settings", sessionSQL, nil,
-		&s.readOnly, &s.isolation, &s.commit, &s.synchronous, &s.idleMillis, &s.tcp, &s.keepalive, &s.probes)
+		&s.readOnly, &s.isolation, &s.commit, &s.synchronous, &s.idleMillis, &s.tcp, &s.keepalive, &s.probes,
+		&s.encoding, &s.client)
 	if err != nil {
 		return err
 	}
 	p.checkModes(s)
+	p.checkEncoding(s)
 	p.checkDeadClients(s)
 	return p.checkWatch(ctx)
 }
@@ -108,6 +114,21 @@ func (p *patient) checkModes(s session) {
 	case s.commit == "local" && s.synchronous != "":
 		p.find(Warning, "synchronous_commit", "synchronous_commit is local: COMMIT does not wait for the synchronous standby, so a failover can lose calls that were already answered",
 			"set synchronous_commit = on, at least for this role: alter role ... set synchronous_commit = on")
+	}
+}
+
+// checkEncoding: pgx sends UTF-8, and does not say so unless the connection string does.
+// PostgreSQL then takes it for the encoding of the database, or for the one that is set
+// for the role, and stores other characters than for a program that says it. A database
+// of SQL_ASCII keeps the bytes.
+func (p *patient) checkEncoding(s session) {
+	const remedy = "set client_encoding=UTF8 in the connection string of every program that uses the table, all at the same moment; or let keys be ASCII, as UUIDs are"
+	switch {
+	case s.encoding == "SQL_ASCII":
+	case s.client != "UTF8":
+		p.find(Warning, "encoding", fmt.Sprintf("the database has the encoding %s, and this connection says that it sends %s, where pgx sends UTF-8: a key with characters beyond ASCII is another one to a program that connects with client_encoding=UTF8", s.encoding, s.client), remedy)
+	case s.encoding != "UTF8":
+		p.find(Note, "encoding", fmt.Sprintf("the database has the encoding %s: a key with characters beyond ASCII is another one to a program that connects without client_encoding=UTF8, and one with characters that %s does not have is refused", s.encoding, s.encoding), remedy)
 	}
 }
 

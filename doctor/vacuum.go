@@ -2,12 +2,11 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // vacuumSQL has the threshold as autovacuum reckons it. The oldest snapshot is of
@@ -104,7 +103,7 @@ func checkPurge(ctx context.Context, p *patient) error {
 	var seconds []int64
 	query := "select array(" + strings.Replace(purgeSQL, "idempotency_keys", p.table.name, 1) + ")"
 	err := p.query(ctx, "looking for expired records", query, nil, &seconds)
-	if denied(err) {
+	if remedy.Denied(err) {
 		return nil // checkPrivileges has said so
 	}
 	if err != nil {
@@ -129,7 +128,7 @@ func checkMigrations(ctx context.Context, p *patient) error {
 	query := strings.Replace(migrationsSQL, "idempotency_migrations", p.table.sibling("idempotency_migrations"), 1)
 	err := p.query(ctx, "looking at the migrations", query, nil, &dirty)
 	switch {
-	case denied(err), sqlState(err) == "42P01":
+	case remedy.Denied(err), remedy.Missing(err, "idempotency_migrations"):
 		return nil
 	case err != nil:
 		return err
@@ -138,13 +137,4 @@ func checkMigrations(ctx context.Context, p *patient) error {
 		p.find(Warning, "migrations", fmt.Sprintf("migration %d was begun and not ended", dirty[0]), migrate+", which goes on where it stopped")
 	}
 	return nil
-}
-
-func denied(err error) bool { return sqlState(err) == "42501" }
-
-func sqlState(err error) string {
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return e.Code
-	}
-	return ""
 }

@@ -34,7 +34,7 @@ func (x *exchange) problem(err error) *Problem {
 		// 15.6.4).
 		return &outcomeUnknown
 	case errors.Is(err, idempotency.ErrAbandoned):
-		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one.")
+		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one, and sending it again does not help: the service has to look at what was written, and free the key.")
 	case errors.Is(err, idempotency.ErrInvalidKey):
 		return &scopeInvalid // the id was checked
 	case errors.Is(err, idempotency.ErrUndecodable):

@@ -17,7 +17,7 @@ import (
 type notYours struct{ conn *conn }
 
 func (notYours) Error() string {
-	return "idemsql: the function does not end its *sql.Tx: it returns nil for it to be kept, an error to undo it"
+	return "idemsql: the function does not end its *sql.Tx: Do does, or the caller of DoTx. It returns nil for its writes to be kept, an error to undo them"
 }
 
 // A conn is a pgx.Tx as the connection of one *sql.Tx, and as its transaction.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -139,12 +140,24 @@ func asPgx(err error) error {
 		return err
 	}
 	if _, ok := errors.AsType[*pgconn.PgError](err); !ok {
-		err = translated{err, &pgconn.PgError{Code: coded.SQLState(), Message: coded.Error()}}
+		err = translated{err, described(coded, coded.SQLState())}
 	}
 	if coded.SQLState() == codeInFailedTransaction {
 		return fmt.Errorf("a statement before it failed: %w: %w", pgx.ErrTxCommitRollback, err)
 	}
 	return err
+}
+
+// described has of an error of another driver what tells its causes apart: lib/pq has
+// all fields of the message of PostgreSQL, by their letters in its protocol.
+func described(err error, code string) *pgconn.PgError {
+	e := &pgconn.PgError{Code: code, Message: err.Error()}
+	if fields, ok := err.(interface{ Get(field byte) string }); ok {
+		position, _ := strconv.ParseInt(fields.Get('P'), 10, 32)
+		e.Position = int32(position)
+		e.InternalQuery, e.Where, e.Routine = fields.Get('q'), fields.Get('W'), fields.Get('R')
+	}
+	return e
 }
 
 // translated is an error of another driver that is also pgx's.

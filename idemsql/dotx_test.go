@@ -100,3 +100,25 @@ func TestRowsLeftOpenInsideDoTxAreNotCommittedByTheOuterFunction(t *testing.T) {
 	b.charges(0)
 	b.records(0)
 }
+
+func TestValueThatJSONWouldLoseFailsTheFirstCallHereToo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	type secret struct{ n int }
+	b.fails(func(ctx context.Context, tx *sql.Tx) (int64, error) {
+		if _, err := charge(ctx, tx); err != nil {
+			return 0, err
+		}
+		inner := b.key
+		inner.ID = "inner"
+		_, _, err := idemsql.DoTx(ctx, b.store, tx, inner, func(context.Context, *sql.Tx) (secret, error) { return secret{7}, nil })
+		return 0, err
+	}, idempotency.ErrUndecodable)
+	_, _, err := idempotency.Do(t.Context(), b.store, b.key, idemsql.Func(func(ctx context.Context, tx *sql.Tx) (map[string]any, error) {
+		_, err := charge(ctx, tx)
+		return map[string]any{"id": int64(9007199254740993)}, err
+	}))
+	b.wantErr(err, idempotency.ErrUndecodable)
+	b.charges(0)
+	b.records(0)
+}

@@ -166,17 +166,17 @@ func shorten(file string) string {
 func (at caller) report(key running.Key) string {
 	if at.nested {
 		return problem{
-			what:     at.line + ": a Do inside the function of a Do",
+			what:     at.line + ": a Do inside the function of a Do or DoTx",
 			expected: "one transaction for the function of key " + describe(key),
-			found:    "a second Do, which commits by itself whatever becomes of the outer transaction",
+			found:    "a Do, which commits by itself whatever becomes of the outer transaction",
 			likely:   "join the outer transaction: idempotency.DoTx(ctx, store, tx, key, ...) with the tx of the outer function",
 		}.String()
 	}
 	return problem{
-		what:     at.line + ": a connection of the pool inside the function of a Do",
+		what:     at.line + ": a connection of the pool inside the function of a Do or DoTx",
 		expected: "every statement of the function of key " + describe(key) + " through its tx",
 		found:    "a connection acquired from the pool with the function's context",
-		likely:   "the statement was sent through the pool: use tx.Exec, tx.Query or tx.Begin. Through the pool it commits by itself: it stays when the function fails, happens again when it runs again, and takes a second connection",
+		likely:   "the statement was sent through the pool: use tx.Exec, tx.Query or tx.Begin. Through the pool it commits by itself: it stays when the transaction of Do, or of the caller of DoTx, is rolled back, and happens again when the function runs again; and it takes a second connection",
 	}.String()
 }
 

@@ -40,6 +40,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/remedy"
 	"github.com/pgidem/idempotency/migrations"
 )
 
@@ -136,7 +137,7 @@ func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
 func explainCreate(ctx context.Context, conn *pgx.Conn, err error) error {
 	var role, database string
 	_ = conn.QueryRow(ctx, `select current_user, current_database()`).Scan(&role, &database) // else they are empty
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "42501" {
+	if remedy.Denied(err) {
 		return fmt.Errorf("the role %q may not create schemas in the test database %q: as its owner, grant create on database %s to %s: %w",
 			role, database, pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize(), err)
 	}

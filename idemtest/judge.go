@@ -70,6 +70,8 @@ func (r *round) checkErrors() (problem, bool) {
 		p.likely = "the Fingerprint covers something that differs between duplicates, such as a time, a request id or an unordered map"
 	case strings.Contains(text, "a call with this key is in progress"):
 		p.likely = "the function takes longer than Config.Wait, or its transaction is not ended; with a negative Wait, make the Call ask again"
+	case strings.Contains(text, "result cannot be stored and read back"):
+		p.likely = "the function returns a value of which JSON loses a part: give the field that the error names another type, or methods for JSON"
 	case strings.Contains(text, "refused by Guard"):
 		p.likely = "the other report, on the line of the statement"
 	case strings.Contains(text, "23505"):
@@ -104,7 +106,7 @@ func (r *round) checkEffects() (problem, bool) {
 		p.likely = "Program.Effects counts something else than the program writes, or the function ends without its effect, and its nil error is recorded\nthe answers: " + tally(r.values())
 	case r.keys == 0:
 		p.likely = "the program does not call Do or DoTx; or its Store is not on the pool that Start gives it, or has a Schema of its own"
-	case r.keys > 1:
+	case r.keys > r.maxKeys():
 		p.likely = "the duplicates do not have the same key: something in Key.Scope or Key.ID differs from call to call, such as a time or a random id"
 	case r.cut != "":
 		p.likely = "the effect and the key do not commit together: the effect is written in a transaction of its own (or through the pool) and the key in another, and the connection was lost in between"
@@ -117,14 +119,17 @@ func (r *round) checkEffects() (problem, bool) {
 func (r *round) checkKeys() (problem, bool) {
 	p := problem{
 		what:     "wrong number of keys",
-		expected: "1 key in the table of the Store",
+		expected: plural(r.maxKeys(), "key") + " in the table of the Store",
 		found:    plural(r.keys, "key"),
-		likely:   "one request uses several keys, or the duplicates do not have the same one",
+		likely:   "the duplicates do not have the same key: something in Key.Scope or Key.ID differs from call to call, such as a time or a random id",
+	}
+	if r.maxKeys() > 1 {
+		p.expected = fmt.Sprintf("1 to %d keys in the table of the Store, as one call alone leaves %d", r.maxKeys(), r.maxKeys())
 	}
 	if r.keys == 0 {
 		p.likely = "the program does not call Do or DoTx; or its Store is not on the pool that Start gives it, or has a Schema of its own; or the transaction of DoTx was not committed"
 	}
-	return p, r.counted() && r.effects == 1 && r.keys != 1
+	return p, r.counted() && r.effects == 1 && (r.keys < 1 || r.keys > r.maxKeys())
 }
 
 func (r *round) checkAnswers() (problem, bool) {

@@ -38,7 +38,9 @@ type round struct {
 	effects  int
 	keys     int
 	acquired int
-	open     []string // sessions in a transaction
+
+	keysOfFirst int      // in a round alone: after the first call
+	open        []string // sessions in a transaction
 }
 
 type answer struct {
@@ -49,13 +51,18 @@ type answer struct {
 
 // run makes the calls and looks at what they leave.
 func (r *round) run() error {
+	if err := r.prepare(); err != nil {
+		return err
+	}
 	effects, keys, err := r.count()
 	if err != nil {
 		return err
 	}
 	held := int(r.pool.Stat().AcquiredConns()) // by the program, from its start
 	r.proxy.SetRule(r.rule())
-	r.fire()
+	if err := r.fire(keys); err != nil {
+		return err
+	}
 	r.proxy.SetRule(nil)
 	if err := r.lookForLeftovers(held); err != nil {
 		return err
@@ -81,19 +88,48 @@ func (r *round) count() (effects, keys int, err error) {
 	return effects, keys, nil
 }
 
-// fire makes the calls.
-func (r *round) fire() {
+func (r *round) prepare() error {
+	if r.Prepare == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := r.Prepare(ctx, r.pool, r.id); err != nil {
+		return fmt.Errorf("Program.Prepare: %w", err)
+	}
+	return nil
+}
+
+// fire makes the calls. There were so many keys before.
+func (r *round) fire(keys int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), r.Timeout)
 	defer cancel()
 	if !r.alone {
 		r.together(ctx, r.n)
-		return
+		return nil
 	}
 	r.together(ctx, 1)
 	r.proxy.SetRule(nil)
-	if r.missing == 0 {
-		r.together(ctx, 1)
+	if r.missing > 0 {
+		return nil
 	}
+	look, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	now, err := r.schema.keys(look)
+	if err != nil {
+		return fmt.Errorf("counting the keys: %w", err)
+	}
+	r.keysOfFirst = now - keys
+	r.together(ctx, 1)
+	return nil
+}
+
+// maxKeys is how many keys the round may leave.
+func (r *round) maxKeys() int {
+	if r.alone {
+		return max(r.keysOfFirst, 1)
+	}
+	return max(r.keysOfOne, 1)
 }
 
 // together makes n calls at once and waits for them, for a while longer than

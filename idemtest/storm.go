@@ -26,6 +26,11 @@ type Program struct {
 	// rows that they have written. It is asked before the calls and after them.
 	Effects func(ctx context.Context, pool *pgxpool.Pool, id string) (int, error)
 
+	// Prepare makes what the calls with id need, for example a customer to charge. It
+	// is called once for each round, before Effects is asked and the calls are made. An
+	// error fails the test. Default: nothing is prepared.
+	Prepare func(ctx context.Context, pool *pgxpool.Pool, id string) error
+
 	// Config of store; its Schema must be empty. Default: as idempotency.New.
 	Config idempotency.Config
 
@@ -50,8 +55,8 @@ type Call func(ctx context.Context, id string) (answer any, replayed bool, err e
 //     it cut before its answer does; and so on for each COMMIT of one call, up to
 //     the third. A call that fails is made again, as a client would, 3 times at most.
 //
-// Each round has to leave exactly one effect and one key, with equal answers of
-// which exactly one is no replay (none, where the answer to a COMMIT was lost and
+// Each round has to leave exactly one effect and the keys of one call (one, unless the
+// first call of all has left more), with equal answers of which exactly one is no replay (none, where the answer to a COMMIT was lost and
 // the call found out by itself), no connection that was not released and no open
 // transaction. Storm fails the test with a report on the first round that does
 // not, and ends there.
@@ -66,6 +71,7 @@ func Storm(t testing.TB, pool *pgxpool.Pool, n int, p Program) {
 	if !s.play(t, alone) {
 		return
 	}
+	s.keysOfOne = alone.keysOfFirst
 	for _, r := range s.storms(int(alone.commits.Load())) {
 		if !s.play(t, r) {
 			return
@@ -89,6 +95,8 @@ type storm struct {
 	pool   *pgxpool.Pool // through the proxy
 	app    string        // application_name of the pool
 	call   Call
+
+	keysOfOne int // that one call leaves, once it is known
 }
 
 func newStorm(t testing.TB, pool *pgxpool.Pool, n int, p Program) *storm {

@@ -103,6 +103,100 @@ func TestCorrectFunctionInATransactionOfItsOwnPassesTheStorm(t *testing.T) {
 	}))
 }
 
+// A request that charges, and sends a receipt under a key of its own.
+func TestCorrectFunctionWithTwoKeysForOneRequestPassesTheStorm(t *testing.T) {
+	t.Parallel()
+	wantNone(t, storm(t, func(_ *pgxpool.Pool, store *idempotency.Store) idemtest.Call {
+		return func(ctx context.Context, id string) (any, bool, error) {
+			return idempotency.Do(ctx, store, keyOf(id), func(ctx context.Context, tx pgx.Tx) (int, error) {
+				receipt := idempotency.Key{Scope: "receipts", ID: id}
+				if _, _, err := idempotency.DoTx(ctx, store, tx, receipt, func(context.Context, pgx.Tx) (bool, error) { return true, nil }); err != nil {
+					return 0, err
+				}
+				return charge(id)(ctx, tx)
+			})
+		}
+	}))
+}
+
+func TestCorrectFunctionWhoseFirstRequestMakesOneMoreKeyPassesTheStorm(t *testing.T) {
+	t.Parallel()
+	wantNone(t, storm(t, func(_ *pgxpool.Pool, store *idempotency.Store) idemtest.Call {
+		return func(ctx context.Context, id string) (any, bool, error) {
+			if _, _, err := idempotency.Do(ctx, store, keyOf("the shop is open"), func(context.Context, pgx.Tx) (bool, error) { return true, nil }); err != nil {
+				return nil, false, err
+			}
+			return idempotency.Do(ctx, store, keyOf(id), charge(id))
+		}
+	}))
+}
+
+// The unique constraint hides from Effects that the second key differs.
+func TestReportsASecondKeyThatDiffersFromCallToCall(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int64
+	report := storm(t, func(_ *pgxpool.Pool, store *idempotency.Store) idemtest.Call {
+		return func(ctx context.Context, id string) (any, bool, error) {
+			other := fmt.Sprint(id, " again ", calls.Add(1))
+			if _, _, err := idempotency.Do(ctx, store, keyOf(other), func(context.Context, pgx.Tx) (bool, error) { return true, nil }); err != nil {
+				return nil, false, err
+			}
+			return idempotency.Do(ctx, store, keyOf(id), charge(id))
+		}
+	})
+	want(t, report, "wrong number of keys", "1 to 2 keys", "3 keys", "differs from call to call")
+}
+
+func TestEachRoundIsPreparedBeforeItsCalls(t *testing.T) {
+	t.Parallel()
+	prepared := make(map[string]int)
+	p := program(func(pool *pgxpool.Pool, store *idempotency.Store) idemtest.Call {
+		return func(ctx context.Context, id string) (any, bool, error) {
+			return idempotency.Do(ctx, store, keyOf(id), func(ctx context.Context, tx pgx.Tx) (int, error) {
+				var customer int
+				if err := tx.QueryRow(ctx, "select n from charges where request = $1 for update", "customer of "+id).Scan(&customer); err != nil {
+					return 0, err
+				}
+				return charge(id)(ctx, tx)
+			})
+		}
+	})
+	p.Prepare = func(ctx context.Context, pool *pgxpool.Pool, id string) error {
+		prepared[id]++
+		_, err := pool.Exec(ctx, "insert into charges (request) values ($1)", "customer of "+id)
+		return err
+	}
+	wantNone(t, stormOf(t, p))
+	if len(prepared) != 6 {
+		t.Errorf("%d rounds were prepared, want 6", len(prepared))
+	}
+	for id, n := range prepared {
+		if n != 1 {
+			t.Errorf("%s was prepared %d times", id, n)
+		}
+	}
+	p.Prepare = func(context.Context, *pgxpool.Pool, string) error { return errors.New("no such customer") }
+	want(t, stormOf(t, p), "Program.Prepare: no such customer")
+}
+
+func TestReportsAValueOfWhichJSONLosesAPart(t *testing.T) {
+	t.Parallel()
+	type receipt struct {
+		ID   int
+		Paid struct{ cents int }
+	}
+	report := storm(t, func(_ *pgxpool.Pool, store *idempotency.Store) idemtest.Call {
+		return func(ctx context.Context, id string) (any, bool, error) {
+			return idempotency.Do(ctx, store, keyOf(id), func(ctx context.Context, tx pgx.Tx) (r receipt, err error) {
+				r.Paid.cents = 1000
+				r.ID, err = charge(id)(ctx, tx)
+				return r, err
+			})
+		}
+	})
+	want(t, report, "calls failed", "receipt.Paid", "another type, or methods for JSON")
+}
+
 func TestCorrectHandlerPassesTheStorm(t *testing.T) {
 	t.Parallel()
 	wantNone(t, storm(t, func(_ *pgxpool.Pool, store *idempotency.Store) idemtest.Call {

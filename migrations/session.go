@@ -10,10 +10,10 @@ import (
 
 	"github.com/golang-migrate/migrate/v4/database"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pgidem/idempotency/internal/keytable"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // versionTable is ours alone: golang-migrate's default name, schema_migrations,
@@ -153,7 +153,7 @@ func (s *session) lock(ctx context.Context) error {
 // needs the right to create schemas even when there is nothing to create.
 func (s *session) createSchema(ctx context.Context) error {
 	var exists bool
-	err := s.pgx().QueryRow(ctx, `select exists (select from pg_namespace where nspname = $1::text)`, s.schema).Scan(&exists)
+	err := s.pgx().QueryRow(ctx, existsSQL, s.schema).Scan(&exists)
 	if err != nil {
 		return fmt.Errorf("looking up schema %q: %w", s.schema, err)
 	}
@@ -161,17 +161,19 @@ func (s *session) createSchema(ctx context.Context) error {
 		return nil
 	}
 	_, err = s.pgx().Exec(ctx, `create schema if not exists `+quoted(s.schema))
-	if err != nil && !createdMeanwhile(err) {
-		return fmt.Errorf("schema %q does not exist, and creating it failed: %w", s.schema, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// Somebody who does not take our lock can have made it at this moment, which "if
+	// not exists" does not see.
+	lookErr := s.pgx().QueryRow(ctx, existsSQL, s.schema).Scan(&exists)
+	if lookErr == nil && exists {
+		return nil
+	}
+	return fmt.Errorf("schema %q does not exist, and creating it failed: %w", s.schema, err)
 }
 
-// createdMeanwhile reports whether somebody who does not take our lock has made
-// the same schema at this moment: "if not exists" does not see that.
-func createdMeanwhile(err error) bool {
-	return sqlState(err) == "23505" || sqlState(err) == "42P06"
-}
+const existsSQL = `select exists (select from pg_namespace where nspname = $1::text)`
 
 // table returns the qualified, quoted name of a table in the session's schema.
 func (s *session) table(name string) string {
@@ -198,7 +200,7 @@ func (at state) applied() uint {
 // would lock, and create the table.
 func (s *session) state(ctx context.Context) (at state, err error) {
 	defer func() {
-		if denied(err) {
+		if remedy.Denied(err) {
 			err = fmt.Errorf("%w; to let the role read it: grant usage on schema %s to %s; grant select on %s to %[3]s",
 				err, quoted(s.schema), quoted(s.role), s.table(versionTable))
 		}
@@ -219,27 +221,16 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // made, and nothing applied yet
 		err = nil
-	case undefinedTable(err): // removed just now
+	case remedy.Missing(err, versionTable): // removed just now
 		return state{}, nil
 	}
 	at.version = uint(max(version, 0))
 	return at, err
 }
 
-func undefinedTable(err error) bool { return sqlState(err) == "42P01" }
-
-func denied(err error) bool { return sqlState(err) == "42501" }
-
-func sqlState(err error) string {
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return e.Code
-	}
-	return ""
-}
-
 // byOwner says who can do it, where the role may not change what is there.
 func (s *session) byOwner(err error) error {
-	if !denied(err) {
+	if !remedy.Denied(err) {
 		return err
 	}
 	return fmt.Errorf("%w; role %s may not: let the owner of the tables do it, who needs usage and create on schema %s",

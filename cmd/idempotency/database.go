@@ -89,22 +89,6 @@ func (d *database) on(sql string) string {
 	).Replace(sql)
 }
 
-// remedied says what to do about an error of one of those statements.
-func remedied(err error) error {
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	switch {
-	case !ok:
-		return err
-	case e.Code == "42P01" || e.Code == "3F000":
-		return fmt.Errorf("the table is missing: run 'idempotency migrate up', or name its schema with -schema: %w", err)
-	case e.Code == "42703":
-		return fmt.Errorf("the table is of another version: run 'idempotency migrate up': %w", err)
-	case e.Code == "42501":
-		return fmt.Errorf("the role needs usage of the table's schema, and select on the table: %w", err)
-	}
-	return err
-}
-
 func (d *database) config() (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(cmp.Or(d.url, os.Getenv("DATABASE_URL")))
 	if err != nil {

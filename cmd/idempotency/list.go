@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 var list = &command{
@@ -188,7 +189,7 @@ func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, rea
 	rows, _ := pool.Query(ctx, d.on(listSQL(readable)), q.scope, q.state, q.newer.micros(), q.older.micros(),
 		after.purgeAfter(), after.ID, after.Scope, limit, q.show)
 	page, err := pgx.CollectRows(rows, scanRecord)
-	return page, remedied(err)
+	return page, remedy.Of(err, d.schema)
 }
 
 // micros is null for no age.

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 var purge = &command{
@@ -76,7 +77,7 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 	stopped := ctx
 	err := p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 		if _, err := pool.Exec(ctx, p.on(readableSQL)); err != nil {
-			return remedied(err)
+			return remedy.Of(err, p.schema)
 		}
 		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) { p.report(ctx, e) })
 		if err != nil {

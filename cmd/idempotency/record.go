@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
 	"github.com/pgidem/idempotency/internal/keytable"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // A record is a row of the table, also one that a Store passes over since it has
@@ -80,7 +81,7 @@ select current_user::text, has_column_privilege('idempotency_keys'::regclass::oi
 func (d *database) mayRead(ctx context.Context, pool *pgxpool.Pool, show bool) (readable bool, err error) {
 	var role string
 	if err := pool.QueryRow(ctx, d.on(mayReadSQL)).Scan(&role, &readable); err != nil {
-		return false, remedied(err)
+		return false, remedy.Of(err, d.schema)
 	}
 	if show && !readable {
 		return false, fmt.Errorf("-show-result: role %s may not read the column result: grant select (result) on %s to %s, or leave the flag out",
@@ -189,7 +190,7 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	if err == nil && rec.State == notFound {
 		err = provesAbsence(ctx, pool, rec)
 	}
-	return rec, remedied(err)
+	return rec, remedy.Of(err, d.schema)
 }
 
 const standbySQL = `select pg_is_in_recovery()`
@@ -211,7 +212,7 @@ func (rec record) key() string {
 func (d *database) holders(ctx context.Context, pool *pgxpool.Pool, scope, id string) ([]holder, error) {
 	rows, _ := pool.Query(ctx, d.on(holderSQL), keylock.ID(scope, id))
 	holders, err := pgx.CollectRows(rows, pgx.RowToStructByPos[holder])
-	return holders, remedied(err)
+	return holders, remedy.Of(err, d.schema)
 }
 
 // absence is the error that says why there is no record.

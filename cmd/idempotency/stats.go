@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 var stats = &command{
@@ -39,7 +40,7 @@ far as they are not purged yet.`,
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				s, err := db.statistics(ctx, pool, *sample, *scopes)
 				if err != nil {
-					return remedied(err)
+					return remedy.Of(err, db.schema)
 				}
 				if *asJSON {
 					return jsonLine(std.out, s)

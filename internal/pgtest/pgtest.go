@@ -24,6 +24,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/migrations"
 )
 
 // An Option changes the configuration of a pool before it is opened.
@@ -61,6 +62,17 @@ func Empty(t testing.TB, opts ...Option) *pgxpool.Pool {
 	t.Helper()
 	s := connected(t)
 	return s.open(t, s.create(t, pristine), opts)
+}
+
+// Encoded is New on a database of another encoding than the server's others.
+func Encoded(t testing.TB, encoding string, opts ...Option) *pgxpool.Pool {
+	t.Helper()
+	s := connected(t)
+	pool := s.open(t, s.create(t, pristine+" encoding '"+encoding+"' lc_collate 'C' lc_ctype 'C'"), opts)
+	if err := migrations.Up(context.Background(), pool, ""); err != nil {
+		t.Fatal("pgtest: ", err)
+	}
+	return pool
 }
 
 // Pool returns one more pool on the database of pool. It does not inherit that
