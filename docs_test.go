@@ -156,3 +156,30 @@ func TestWayOfACallIsAsTheDocsSay(t *testing.T) {
 		t.Errorf("%d functions between Do and its function", len(walked)-1)
 	}
 }
+
+// A tag of an action can be moved to other code, which would run with this repository.
+func TestWorkflowsRunNothingThatCanChangeAndLeaveNoToken(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(".github/workflows/*")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		workflow := read(t, file)
+		steps := strings.Split(workflow, "- uses:")[1:]
+		if len(steps) == 0 {
+			t.Errorf("%s uses nothing: this test shows nothing", file)
+		}
+		if strings.Count(workflow, "uses:") != len(steps) || !strings.Contains(workflow, "permissions:\n  contents: read\n") {
+			t.Errorf("%s has an action in a form that this test does not read, or more rights than to read", file)
+		}
+		for _, step := range steps {
+			if !regexp.MustCompile(`^ \S+@[0-9a-f]{40} # v\d`).MatchString(step) {
+				t.Errorf("%s: not pinned by commit:%s", file, strings.SplitN(step, "\n", 2)[0])
+			}
+			if strings.HasPrefix(step, " actions/checkout@") && !strings.Contains(step, "persist-credentials: false") {
+				t.Errorf("%s: the checkout leaves a token in .git/config", file)
+			}
+		}
+	}
+}
