@@ -68,6 +68,18 @@ func TestReadmeIsShort(t *testing.T) {
 	}
 }
 
+func TestSecurityPageIsShortAndFound(t *testing.T) {
+	t.Parallel()
+	if words := len(strings.Fields(read(t, "docs/security.md"))); words > 700 {
+		t.Errorf("%d words", words)
+	}
+	for _, page := range []string{"README.md", "SECURITY.md"} {
+		if !strings.Contains(read(t, page), "(docs/security.md)") {
+			t.Errorf("%s does not lead to it", page)
+		}
+	}
+}
+
 func docs(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("docs/*.md")
