@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +29,10 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 			return err
 		}, context.Canceled},
 		"Do that replays": {claim, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
+		"Do that replays what this process has recorded": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
 			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
 			return err
 		}, nil},
@@ -67,6 +72,11 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 				t.Fatal(err)
 			}
 			for range 10 {
+				proxy.SetRule(nil)
+				b.store = b.storeOn(idempotency.PoolOf(store), idempotency.Config{}) // which knows no key
+				if strings.Contains(name, "this process") {
+					b.replays(1)
+				}
 				ctx, cancel := context.WithCancel(t.Context())
 				asked := bound(c.statement)
 				proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
