@@ -25,7 +25,10 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 		want      error
 	}{
 		"Do of a new key": {claim, false, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
-			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			_, _, err := idempotency.Do(ctx, b.store, b.key, func(context.Context, pgx.Tx) (int, error) {
+				b.Error("the function was run")
+				return 1, nil
+			})
 			return err
 		}, context.Canceled},
 		"Do that replays": {claim, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
@@ -37,7 +40,10 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 			return err
 		}, nil},
 		"DoTx of a new key": {claim, false, func(ctx context.Context, b *bundle, tx pgx.Tx) error {
-			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, charge(b.key.ID, 1))
+			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(context.Context, pgx.Tx) (int, error) {
+				b.Error("the function was run")
+				return 1, nil
+			})
 			return err
 		}, context.Canceled},
 		"DoTx that replays": {claim, true, func(ctx context.Context, b *bundle, tx pgx.Tx) error {
