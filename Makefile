@@ -15,10 +15,11 @@ MODES ?= cache_statement cache_describe describe_exec exec simple_protocol
 POOLER_MODES ?= cache_describe exec simple_protocol
 
 MODULES := $(patsubst ./%/go.mod,%,$(shell find . -mindepth 2 -name go.mod | sort))
+GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps vulncheck ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +105,10 @@ release: ## commit and tag a version, and push nothing: make release VERSION=v0.
 
 deps: ## check that the root package needs pgx only
 	.ci/deps
+
+# Not part of ci: it asks vuln.go.dev, which is not reachable everywhere.
+vulncheck: ## look for known vulnerabilities in what each module calls
+	set -e; for m in . $(MODULES); do (cd $$m && echo "$$m" && $(GOVULNCHECK) ./...); done
 
 # The oldest version (.ci/fresh tests on the newest, too), and each of the modes once, with
 # an isolation level or behind a pooler. There, exec differs little from cache_describe.

@@ -68,6 +68,18 @@ func TestReadmeIsShort(t *testing.T) {
 	}
 }
 
+func TestSecurityPageIsShortAndFound(t *testing.T) {
+	t.Parallel()
+	if words := len(strings.Fields(read(t, "docs/security.md"))); words > 700 {
+		t.Errorf("%d words", words)
+	}
+	for _, page := range []string{"README.md", "SECURITY.md"} {
+		if !strings.Contains(read(t, page), "(docs/security.md)") {
+			t.Errorf("%s does not lead to it", page)
+		}
+	}
+}
+
 func docs(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("docs/*.md")
@@ -154,5 +166,32 @@ func TestWayOfACallIsAsTheDocsSay(t *testing.T) {
 	}
 	if len(walked)-1 > 9 {
 		t.Errorf("%d functions between Do and its function", len(walked)-1)
+	}
+}
+
+// A tag of an action can be moved to other code, which would run with this repository.
+func TestWorkflowsRunNothingThatCanChangeAndLeaveNoToken(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(".github/workflows/*")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		workflow := read(t, file)
+		steps := strings.Split(workflow, "- uses:")[1:]
+		if len(steps) == 0 {
+			t.Errorf("%s uses nothing: this test shows nothing", file)
+		}
+		if strings.Count(workflow, "uses:") != len(steps) || !strings.Contains(workflow, "permissions:\n  contents: read\n") {
+			t.Errorf("%s has an action in a form that this test does not read, or more rights than to read", file)
+		}
+		for _, step := range steps {
+			if !regexp.MustCompile(`^ \S+@[0-9a-f]{40} # v\d`).MatchString(step) {
+				t.Errorf("%s: not pinned by commit:%s", file, strings.SplitN(step, "\n", 2)[0])
+			}
+			if strings.HasPrefix(step, " actions/checkout@") && !strings.Contains(step, "persist-credentials: false") {
+				t.Errorf("%s: the checkout leaves a token in .git/config", file)
+			}
+		}
 	}
 }

@@ -96,6 +96,37 @@ func ExampleDo_refusal() {
 	// declined true <nil>
 }
 
+// A replay does not run the function, so it asks nobody whether the caller still may.
+// Rights are checked before Do, and what they depend on is in the scope.
+func ExampleDo_authorisation() {
+	ctx := context.Background()
+	pool, store := exampleStore()
+	defer pool.Close()
+
+	mayCharge := map[string]bool{"alice": true}
+	charge := func(user string) {
+		if !mayCharge[user] { // before the call, and not in its function
+			fmt.Println(user, "may not charge")
+			return
+		}
+		key := idempotency.Key{Scope: user, ID: "order-5"} // the scope is who was authenticated
+		fmt.Println(idempotency.Do(ctx, store, key, func(context.Context, pgx.Tx) (string, error) {
+			return "charged for " + user, nil
+		}))
+	}
+	charge("alice")
+	charge("bob")
+	charge("alice")
+	mayCharge["alice"] = false
+	charge("alice")
+	store.Delete(ctx, idempotency.Key{Scope: "alice", ID: "order-5"})
+	// Output:
+	// charged for alice false <nil>
+	// bob may not charge
+	// charged for alice true <nil>
+	// alice may not charge
+}
+
 // DoTx joins a transaction that the caller begins and commits.
 func ExampleDoTx() {
 	ctx := context.Background()

@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +25,10 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 		want      error
 	}{
 		"Do of a new key": {claim, false, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
-			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			_, _, err := idempotency.Do(ctx, b.store, b.key, func(context.Context, pgx.Tx) (int, error) {
+				b.Error("the function was run")
+				return 1, nil
+			})
 			return err
 		}, context.Canceled},
 		"Do that replays": {claim, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
@@ -36,8 +40,15 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
 			return err
 		}, nil},
+		"Do that replays what this process has recorded": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
 		"DoTx of a new key": {claim, false, func(ctx context.Context, b *bundle, tx pgx.Tx) error {
-			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, charge(b.key.ID, 1))
+			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(context.Context, pgx.Tx) (int, error) {
+				b.Error("the function was run")
+				return 1, nil
+			})
 			return err
 		}, context.Canceled},
 		"DoTx that replays": {claim, true, func(ctx context.Context, b *bundle, tx pgx.Tx) error {
@@ -72,6 +83,11 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 				t.Fatal(err)
 			}
 			for range 10 {
+				proxy.SetRule(nil)
+				b.store = b.storeOn(idempotency.PoolOf(store), idempotency.Config{}) // which knows no key
+				if strings.Contains(name, "this process") {
+					b.replays(1)
+				}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				asked := bound(c.statement)

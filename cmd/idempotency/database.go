@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -186,15 +185,12 @@ func unreadable(err error) string {
 	if file, ok := errors.AsType[*fs.PathError](err); ok { // of a certificate
 		return oneLine(file.Error())
 	}
-	what := text[strings.LastIndex(text, "`: ")+1:]
-	if !aWhat.MatchString(what) || strings.HasPrefix(what, ": failed to parse as ") {
+	i := strings.LastIndex(text, "`: ")
+	if i < 0 {
 		return form
 	}
-	return strings.TrimPrefix(what, ": ") + ": " + form
+	return text[i+len("`: "):] + ": " + form
 }
-
-// aWhat is what pgx says of a setting: a few plain words, and no value.
-var aWhat = regexp.MustCompile(`^: [a-z_ ]+$`)
 
 // oneLine joins the lines in which pgx reports several hosts.
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

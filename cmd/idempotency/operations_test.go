@@ -220,6 +220,9 @@ func TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore(t *testing.T) {
 		if err != nil || found != (without != "") {
 			t.Errorf("without %q: %v, %v", without, findings, err)
 		}
+		if strings.HasPrefix(without, "select") && strings.Contains(fmt.Sprint(findings), "reader") {
+			t.Errorf("who cannot look is told how to look only: %v", findings)
+		}
 	}
 	app := withRole(t, pgtest.New(t), "shop_app", "select on idempotency_migrations")
 	if err := everything(t.Context(), app); err != nil {

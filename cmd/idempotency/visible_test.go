@@ -52,6 +52,12 @@ func TestTextsOfClientsCannotHarmATerminalInAnyOutput(t *testing.T) {
 	}
 }
 
+func TestKeyWithoutARecordHasNoBytes(t *testing.T) {
+	t.Parallel()
+	r := run(t, on(pgtest.New(t)), "get", "s", "none", "-json")
+	r.wantAll(t, 3, `"result_bytes":0}`)
+}
+
 // Whoever may make a trigger chooses its name, and an administrator reads it.
 func TestNamesInTheDatabaseCannotHarmATerminalThroughTheDoctor(t *testing.T) {
 	t.Parallel()

