@@ -3,6 +3,7 @@ package idempotency
 import (
 	"context"
 	"errors"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -50,6 +51,16 @@ func (s *Store) Resolve(ctx context.Context, key Key, ago time.Duration) (found 
 // Knows reports whether key is in the memory of s, which Forget takes it out of.
 func (s *Store) Knows(key Key) bool { return s.memory.knows(key) }
 func (s *Store) Forget(key Key)     { s.memory.forget(key) }
+
+// ClaimGrace is how long an answer is waited for when the context has ended.
+const ClaimGrace = claimGrace
+
+// EndedGrace is what the end of a context does after the statements.
+func EndedGrace(wire net.Conn) (begin func()) {
+	g := &grace{wire: wire}
+	g.end()
+	return g.begin
+}
 
 // PoolOf is the pool of a Store.
 func PoolOf(s *Store) *pgxpool.Pool { return s.pool }

@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -105,6 +106,7 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 				b.wantErr(err, c.want)
 			}
 			proxy.SetRule(nil)
+			time.Sleep(2 * idempotency.ClaimGrace) // the deadlines have passed
 			if _, err := tx.Exec(t.Context(), "select 1"); err != nil {
 				t.Errorf("the caller's transaction is not usable: %v", err)
 			}
@@ -167,6 +169,18 @@ func TestContextThatEndsWhileAStatementOfOursHangsIsHonoured(t *testing.T) {
 				b.executes(1)
 			})
 		}
+	}
+}
+
+// The end of the context can be noticed when the connection has gone to somebody else.
+func TestGraceThatBeginsTooLateLeavesTheConnectionAlone(t *testing.T) {
+	t.Parallel()
+	wire, far := net.Pipe()
+	idempotency.EndedGrace(wire)()
+	time.Sleep(2 * idempotency.ClaimGrace)
+	go far.Write([]byte("x"))
+	if _, err := wire.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
 	}
 }
 

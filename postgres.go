@@ -284,7 +284,7 @@ with old as materialized (
 		and expires_at <= now()
 	returning purge_after
 )
-select count(*), case when max(purge_after) > '0001-01-01 00:00:00+00'::timestamptz
+select count(*), case when isfinite(max(purge_after))
 	then (extract(epoch from max(purge_after)) * 1000000::numeric)::bigint end
 from deleted`
 
