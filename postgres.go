@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency/internal/bytea"
+	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
@@ -316,7 +317,7 @@ func newStatements(schema string, configured bool) *statements {
 		name = pgx.Identifier{schema, "idempotency_keys"}
 	}
 	table := name.Sanitize()
-	literal := "'" + strings.ReplaceAll(table, "'", "''") + "'"
+	literal := keytable.Literal(table)
 	path := "'idempotency_keys'"
 	if configured {
 		path = literal

@@ -83,7 +83,7 @@ func (d *database) on(sql string) string {
 		name = pgx.Identifier{d.schema, keytable.Name}.Sanitize()
 	}
 	return strings.NewReplacer(
-		"'"+keytable.Name+"'", "'"+strings.ReplaceAll(name, "'", "''")+"'",
+		"'"+keytable.Name+"'", keytable.Literal(name),
 		keytable.Name, name,
 	).Replace(sql)
 }

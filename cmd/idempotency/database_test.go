@@ -109,6 +109,10 @@ func TestPasswordInTheWrongPlaceIsNotPrinted(t *testing.T) {
 		{"list", "-after", "postgres://u:s3cret@127.0.0.1:1/d"},
 		{"stats", "host=127.0.0.1 password='a s3cret' dbname=d"},
 		{"stats", "postgres://127.0.0.1:1/d?user=u&password=s3cret"},
+		{"get", "postgres://u:s3cret@127.0.0.1:1/d", "key"},
+		{"get", "scope", "host=127.0.0.1 user=u password='a s3cret'", "-json"},
+		{"delete", "-yes", "https://u:s3cret@127.0.0.1:1/d", "key"},
+		{"list", "-scope", "postgres://u:s3cret@127.0.0.1:1/d"},
 	} {
 		r := run(t, nil, args...)
 		if r.wantLine(t, 2, "DATABASE_URL"); strings.Contains(r.stderr, "s3cret") {

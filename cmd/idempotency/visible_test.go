@@ -81,3 +81,19 @@ func TestNamesInTheDatabaseCannotHarmATerminalThroughTheDoctor(t *testing.T) {
 		wantVisible(t, "Finding.String", result{stdout: f.String()})
 	}
 }
+
+// In such a session a backslash escapes the quote behind it.
+func TestNameOfASchemaIsNeverSQL(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	for _, schema := range []string{`x\'y`, `x\`, `\' or '1'='1`} {
+		run(t, on(pool), "migrate", "up", "-schema", schema).wantAll(t, 0, "up to date")
+		for _, conforming := range []string{"on", "off"} {
+			env := []string{"DATABASE_URL=" + with(pool, "standard_conforming_strings", conforming)}
+			for _, args := range []string{"list", "stats", "doctor", "purge -once", "migrate version"} {
+				run(t, env, append(strings.Fields(args), "-schema", schema)...).wantAll(t, 0)
+			}
+			run(t, env, "get", "s", "none", "-schema", schema).wantLine(t, 3, "no record")
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -198,4 +199,15 @@ func (t Table) PurgeIndex() *Index {
 		}
 	}
 	return nil
+}
+
+// Literal is text as a constant of SQL. One with a backslash is written as E'...', which
+// means the same whatever standard_conforming_strings says: where that is off, a
+// backslash would escape the quote behind it.
+func Literal(text string) string {
+	quoted := "'" + strings.ReplaceAll(text, "'", "''") + "'"
+	if strings.Contains(text, `\`) {
+		return " E" + strings.ReplaceAll(quoted, `\`, `\\`)
+	}
+	return quoted
 }
