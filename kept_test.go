@@ -309,7 +309,7 @@ func loses[T any](b *bundle, value T, texts ...string) {
 
 type method interface{ Pay() }
 
-func (m counted) Pay() {}
+func (c counted) Pay() {}
 
 func TestErrorOfAValueThatJSONRefusesNamesTheFieldAndWhatToDo(t *testing.T) {
 	t.Parallel()
