@@ -108,7 +108,7 @@ func TestOriginThatTheDatabaseCannotHoldIsLeftOut(t *testing.T) {
 		server, client string
 		kept           bool // also beyond ASCII
 	}{
-		{"UTF8", "UTF8", true}, {"SQL_ASCII", "UTF8", true}, {"LATIN1", "UTF8", false}, {"EUC_JP", "EUC_JP", false}, {"LATIN1", "LATIN1", false},
+		{"UTF8", "UTF8", true}, {"SQL_ASCII", "UTF8", true}, {"SQL_ASCII", "SQL_ASCII", true}, {"UTF8", "LATIN1", false}, {"LATIN1", "UTF8", false}, {"EUC_JP", "EUC_JP", false}, {"LATIN1", "LATIN1", false},
 	} {
 		b := encoded(t, row.server)
 		_, pool := b.speaking(row.client)

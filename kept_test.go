@@ -1,6 +1,7 @@
 package idempotency_test
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -60,6 +61,9 @@ type (
 		At time.Time `json:"at,omitzero"`
 	}
 	keyText struct{ a, b string }
+
+	// bag keeps its numbers as they are written.
+	bag map[string]any
 )
 
 func (c *counted) MarshalJSON() ([]byte, error) { return json.Marshal(map[string]int{"n": c.n}) }
@@ -93,6 +97,13 @@ func (p *pointed) UnmarshalJSON(doc []byte) error {
 func (v *validated) UnmarshalJSON(doc []byte) error {
 	type plain validated
 	return json.Unmarshal(doc, (*plain)(v))
+}
+
+func (b bag) MarshalJSON() ([]byte, error) { return json.Marshal(map[string]any(b)) }
+func (b *bag) UnmarshalJSON(doc []byte) error {
+	d := json.NewDecoder(bytes.NewReader(doc))
+	d.UseNumber()
+	return d.Decode((*map[string]any)(b))
 }
 
 func (d datedOwn) MarshalJSON() ([]byte, error) {
@@ -189,6 +200,24 @@ func TestWhatHasNothingToLoseStaysLegal(t *testing.T) {
 		mu   sync.Mutex
 		Name string
 	}{Name: "a"})
+	replaysEqual(b, "interface with a quote", []any{`"`, 1.5})
+	replaysEqual(b, "interface with quotes", []any{`"`, `\`, `\"`, 1.5})
+	replaysEqual(b, "decoder that keeps numbers by itself", struct {
+		B bag
+		A any
+	}{bag{"id": json.Number("9007199254740993")}, "x"})
+	keptAsIs(b, "hidden value that is left out on purpose", struct {
+		Kept secret `json:"-"`
+		A    any
+	}{secret{7}, 1})
+	keptAsIs(b, "only fields that are left out on purpose", struct {
+		ID int `json:"-"`
+		n  int
+	}{1, 2})
+	keptAsIs(b, "interface beside a type without a method", struct {
+		V validated
+		A []any
+	}{validated{200}, []any{struct{ B, A int }{1, 2}, readOnly{7}}})
 	keptAsIs(b, "interface with a value that is zero", any(struct{ S secret }{}))
 	keptAsIs(b, "integers of an interface", map[string]any{"a": 1, "b": uint64(1 << 60), "c": float32(0.1), "d": json.Number("1.00")})
 	keptAsIs(b, "interface with a type of the program", map[string]any{"a": balance{}, "b": &counted{7}, "c": writeOnly{7}, "d": readOnly{7}})
@@ -280,7 +309,7 @@ func loses[T any](b *bundle, value T, texts ...string) {
 
 type method interface{ Pay() }
 
-func (m counted) Pay() {}
+func (c counted) Pay() {}
 
 func TestErrorOfAValueThatJSONRefusesNamesTheFieldAndWhatToDo(t *testing.T) {
 	t.Parallel()
@@ -397,6 +426,22 @@ func TestRawJSONAndCharactersOfHTMLComeBackAsThePageSays(t *testing.T) {
 		if string(got.Raw) != `{"a":"\u003c\u0026\u003e\u2028"}` || got.Text != given.Text || replayed != (i == 1) || err != nil {
 			t.Errorf("call %d: %s, %q, replayed %v, %v", i, got.Raw, got.Text, replayed, err)
 		}
+	}
+}
+
+func TestValueOfAnEarlierRunDoesNotShowThrough(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec(`create function once() returns trigger language plpgsql as $$ begin if new.amount = 1 then raise 'again' using errcode = '40001'; end if; return null; end $$`)
+	b.exec(`create constraint trigger once after insert on charges deferrable initially deferred for each row execute function once()`)
+	runs := 0
+	got, _, err := idempotency.Do(t.Context(), b.store, b.key, func(ctx context.Context, tx pgx.Tx) (map[string]int, error) {
+		runs++
+		_, err := charge(b.key.ID, runs)(ctx, tx)
+		return map[string]int{fmt.Sprint("run ", runs): runs}, err
+	})
+	if runs != 2 || len(got) != 1 || got["run 2"] != 2 || err != nil {
+		t.Errorf("%d runs, %v, %v", runs, got, err)
 	}
 }
 

@@ -131,6 +131,27 @@ func TestNoRemedyForWhatAPolicyMayNotRead(t *testing.T) {
 	b.noRemedy("Get", err, "42501")
 }
 
+// The function is not run again to find out which role it has left.
+func TestNoRemedyForWhatATriggerMayNotRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := "role_" + b.pool.Config().ConnConfig.Database
+	b.exec("create role " + role)
+	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
+	b.exec("create table tenants (scope text)")
+	b.trigger("update", "perform * from tenants;")
+	store, runs := b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{}), 0
+	_, _, err := idempotency.Do(t.Context(), store, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		return charge(b.key.ID, 1)(ctx, tx)
+	})
+	b.noRemedy("Do", err, "42501")
+	if runs != 1 {
+		t.Errorf("%d runs", runs)
+	}
+}
+
 func TestFunctionThatMakesItsTransactionReadOnlyIsToldSo(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
