@@ -103,6 +103,7 @@ func TestLostCommitAnswerIsFoundOutByTheSameCall(t *testing.T) {
 	d.once(commitAnswered, pgproxy.Drop)
 	value, replayed, err := d.do(d.charge)
 	d.expect(outcome{value, replayed, err}, outcome{1, true, nil}, 1, "committed")
+	d.wantKnown("after a commit in doubt that took effect", true)
 	d.effects(1)
 	d.replays(1)
 }

@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -131,6 +132,34 @@ func TestReplayOfAKnownKeyWaitsForNoLock(t *testing.T) {
 		}
 	}
 	b.replays(1)
+}
+
+// The first call's answer is too old for those that came after its question; the next
+// one's is for all of them.
+func TestCallsThatWaitForAKnownKeyDoNotEachAskForIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{})
+	b.store = store
+	b.replays(1)
+	read, reached, goOn := bound("select fingerprint"), make(chan struct{}), make(chan struct{})
+	var asked atomic.Int64
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if read(m) && asked.Add(1) == 1 {
+			close(reached)
+			<-goOn
+		}
+		return pgproxy.Pass
+	})
+	first := b.start(t.Context(), b.store, charge(b.key.ID, 2))
+	<-reached
+	waiters := b.follow(20)
+	close(goOn)
+	b.want(append(waiters, first), outcome{1, true, nil})
+	if n := asked.Load(); n != 2 {
+		t.Errorf("the key was asked for %d times, want 2", n)
+	}
 }
 
 func TestLostConnectionWhileAKnownKeyIsAskedForIsNoError(t *testing.T) {
