@@ -73,11 +73,3 @@ func (s *Store) PurgeBatch(ctx context.Context) (int64, error) {
 	done, err := s.purgeBatch(ctx, 0, nil)
 	return done.deleted, err
 }
-
-// CheckKept is what a first call checks after its value was stored and read back.
-func CheckKept[T any](value, decoded *T, stored []byte) error {
-	return checkKept(value, decoded, stored)
-}
-
-// FitsFloat reports whether a number in JSON is kept by a float64.
-func FitsFloat(number string) bool { return fitsFloat([]byte(number)) }

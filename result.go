@@ -7,6 +7,7 @@ import (
 	"reflect"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/kept"
 )
 
 // work is what a call is for: the caller's function, with its value as it is
@@ -33,24 +34,29 @@ func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	}
 	stored, err := json.Marshal(&value)
 	if err != nil {
-		return nil, unkept(&value, cannotBeWritten, err)
+		return nil, undecodable(kept.NotWritten(&value, err))
 	}
 	if len(stored) > r.limit {
 		return nil, fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), r.limit)
 	}
 	if err := r.read(stored); err != nil {
-		return nil, unkept(&value, cannotBeRead, err)
+		return nil, undecodable(kept.NotRead(&value, err))
 	}
-	if err := checkKept(&value, &r.value, stored); err != nil {
-		return nil, fmt.Errorf("%w, and nothing of this call was kept: %w", ErrUndecodable, err)
+	if err := kept.Check(&value, &r.value, stored); err != nil {
+		return nil, undecodable(err)
 	}
 	return stored, nil
+}
+
+// undecodable is the error of a first call.
+func undecodable(err error) error {
+	return fmt.Errorf("%w, and nothing of this call was kept: %w", ErrUndecodable, err)
 }
 
 // decode reads the record of an operation that has taken effect before.
 func (r *result[T]) decode(stored []byte) error {
 	if err := r.read(stored); err != nil {
-		return fmt.Errorf("%w: the operation took effect earlier, and its record cannot be read as %v: %s%w", ErrUndecodable, reflect.TypeFor[T](), concreteType(err), err)
+		return fmt.Errorf("%w: the operation took effect earlier, and its record cannot be read as %v: %w", ErrUndecodable, reflect.TypeFor[T](), kept.Advised(err))
 	}
 	return nil
 }

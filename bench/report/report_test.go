@@ -67,7 +67,7 @@ func TestReadmeNamesTheNumbersOfTheRun(t *testing.T) {
 	}
 	for summary, says := range map[string]string{
 		"| first call, 1 ms latency, ":                              "a first call takes %s times as long as the bare transaction",
-		"| replay, 1 ms latency, ":                                  "a replay %s times as long as a bare select",
+		"| replay of a known key, 1 ms latency, ":                   "a replay of a key that the process knows %s times as long as a bare select",
 		"| the hand-written pattern of 5 round trips, 1 ms latency": "the hand-written pattern of five round trips %s times as long as a first call",
 	} {
 		_, line, _ := strings.Cut(string(page), summary)
