@@ -96,4 +96,3 @@ func pathOf(root reflect.Type, steps []step) string {
 	}
 	return b.String()
 }
-

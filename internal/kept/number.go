@@ -126,4 +126,3 @@ func numberIn(v reflect.Value) *loss {
 	}
 	return nil
 }
-

@@ -33,4 +33,3 @@ func brokenText(v reflect.Value) *loss {
 	}
 	return nil
 }
-

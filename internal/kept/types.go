@@ -196,4 +196,3 @@ func inheritsMarshaler(t reflect.Type) bool {
 	}
 	return false
 }
-

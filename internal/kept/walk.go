@@ -189,4 +189,3 @@ func asJSONMeets(v reflect.Value) any {
 	}
 	return v.Interface()
 }
-
