@@ -254,7 +254,8 @@ func (c Config) validate() error {
 // holds no connection and no goroutine between calls, but for the ROLLBACK that
 // follows a replay, for 5 seconds at most. Callers in one process should share one:
 // its in-process gate lets duplicates wait for each other without a connection, and
-// its memory of recent keys (hashes, 128 KiB) makes their replays cheap.
+// its memory of recent keys makes their replays cheap (hashes, in 512 KiB that all
+// Stores of a process share).
 type Store struct {
 	pool  *pgxpool.Pool
 	cfg   Config

@@ -8,26 +8,26 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// memorySize is how many keys a memory holds at most: 128 KiB.
-const memorySize = 1 << 14
+// recent holds hashes of the keys that this process has recorded, or has seen recorded,
+// lately: 512 KiB, for all Stores together, so that a Store for each of a thousand
+// schemas costs no more than one.
+var recent [1 << 16]atomic.Uint64
 
-// A memory holds hashes of keys that this process has recorded, or has seen recorded.
-// Such a key is asked for by one plain select, without a transaction and without the
-// advisory lock.
+// A memory is what a Store finds in recent. A key that it knows is asked for by one
+// plain select, without a transaction and without the advisory lock.
 //
 // It is a hint and never an answer: what the select finds in the table is the answer,
 // and when it finds nothing, the key is claimed like any other. So a hash that is
 // forgotten, or that two keys share, costs a round trip and decides nothing. That is
 // why it has no lock, and no order of its changes matters.
 type memory struct {
-	seed   maphash.Seed // of this process: nobody outside can compute which keys meet
-	hashes [memorySize]atomic.Uint64
+	seed maphash.Seed // of this Store; nobody outside can compute which keys meet
 }
 
 // of returns the hash of key, and its place.
 func (m *memory) of(key Key) (hash uint64, place *atomic.Uint64) {
 	hash = maphash.Comparable(m.seed, gateKey{key.Scope, key.ID})
-	return hash, &m.hashes[hash%memorySize]
+	return hash, &recent[hash%uint64(len(recent))]
 }
 
 func (m *memory) remember(key Key) {

@@ -48,6 +48,9 @@ func TestKeyIsKnownOnceItWasRecordedOrSeenRecordedAndNotWhenItWasTried(t *testin
 
 	b.replays(1)
 	b.wantKnown("when it was seen recorded", true)
+	third := *b
+	third.store = b.storeOn(b.pool, idempotency.Config{})
+	third.wantKnown("by another Store", false) // it can be one of another table
 	neighbour := *b
 	neighbour.key.Scope = "customer-2"
 	neighbour.wantKnown("of another scope", false)
