@@ -161,18 +161,20 @@ func TestFunctionThatWaitsForThePoolItHasUsedUpIsToldSo(t *testing.T) {
 			return err
 		}},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		_, _, err := idempotency.Do(ctx, b.store, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) { return 0, c.fn(ctx, tx) })
-		cancel()
+		_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+			ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+			defer cancel()
+			return 0, c.fn(ctx, tx)
+		})
 		b.wantErr(err, context.DeadlineExceeded)
 		if strings.Contains(err.Error(), says) != c.said {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	b.store = b.storeOn(b.pool, idempotency.Config{}) // of eight, of which one is in use
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, _, err := idempotency.Do(ctx, b.store, b.key, func(ctx context.Context, _ pgx.Tx) (int, error) {
+	_, _, err := b.do(func(ctx context.Context, _ pgx.Tx) (int, error) {
+		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
 		<-ctx.Done()
 		return 0, ctx.Err()
 	})
