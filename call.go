@@ -13,11 +13,6 @@ const (
 	// maxRuns is how often one call runs its function at most.
 	maxRuns = 10
 
-	// leastLostClaims is how many connections one call may lose, at least, before
-	// it has run anything. After a restart of the server, every idle one of the
-	// pool is a dead one: a call may lose as many as the pool can hold.
-	leastLostClaims = 10
-
 	// doubtBound is how long a call tries to find out how its COMMIT ended. pgx
 	// holds the place of a broken connection in the pool for up to 15 seconds.
 	doubtBound = 30 * time.Second
@@ -46,16 +41,17 @@ type invocation struct {
 
 	waitFrom   time.Time // Config.Wait counts from here
 	heldSince  time.Time // since when the key is known to be another call's
+	nobody     bool      // is at work on it, as the last round found: see unreachable
 	waits      backoff
 	retries    backoff
-	lostClaims int
+	reconnects reconnects
 }
 
 // call runs a Do, or in the caller's transaction tx a DoTx, and replays the answer
 // that it finds if it is one to this request.
 func (s *Store) call(ctx context.Context, operation string, tx pgx.Tx, key Key, w work) (replayed bool, err error) {
 	var event Event
-	c := &invocation{store: s, key: key, work: w, event: &event}
+	c := &invocation{store: s, key: key, work: w, event: &event, reconnects: reconnects{pool: s.pool}}
 	err = s.observed(ctx, operation, key, &event, func(ctx context.Context) error {
 		c.origin, c.waitFrom = event.Origin, time.Now()
 		var found *answer
@@ -167,23 +163,20 @@ func (c *invocation) claim(ctx context.Context) (*session, *answer, error) {
 			x.rollback()
 			return nil, nil, ErrAbandoned
 		case err == nil:
+			err = c.unreachable(ctx, x.tx, x.sql, f)
 			x.rollback()
-			err = c.wait(ctx, ErrInProgress)
+			if err == nil {
+				err = c.wait(ctx, ErrInProgress)
+			}
 		case lostClaim(err):
 			err = c.wait(ctx, fmt.Errorf("%w: %w", ErrInProgress, err))
-		case c.mayReconnect(ctx, err):
+		case c.reconnects.worthwhile(ctx, err):
 			err = c.retries.pause(ctx)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
 	}
-}
-
-func (c *invocation) mayReconnect(ctx context.Context, err error) bool {
-	c.lostClaims++
-	return lostConnection(err) && ctx.Err() == nil &&
-		c.lostClaims <= max(leastLostClaims, int(c.store.pool.Stat().MaxConns()))
 }
 
 // replay gives the answer to everyone that waits here for it, and ends the

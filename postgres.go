@@ -251,6 +251,9 @@ select set_config('idle_in_transaction_session_timeout'::text, $1::text, true) i
 // lockSQL is the advisory lock of claimSQL.
 const lockSQL = `select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)`
 
+// lockRowSQL fails where another transaction has locked the row.
+const lockRowSQL = `select from idempotency_keys where id = $1::text and scope = $2::text for update nowait`
+
 // deleteSQL passes over a row that a call has locked to take it over, and
 // existsSQL then tells such a row from none.
 const deleteSQL = `
@@ -303,6 +306,7 @@ type statements struct {
 	takeOver, record            string
 	prepare, known, get, list   string
 	prepareChange, lock, delete string
+	lockRow                     string
 	exists, purge, purgeTurn    string
 
 	// missing: PostgreSQL has said that there is no such table. See table.
@@ -344,6 +348,7 @@ func newStatements(schema string, configured bool) *statements {
 		list:          on(listSQL),
 		prepareChange: on(prepareChangeSQL),
 		lock:          on(lockSQL),
+		lockRow:       on(lockRowSQL),
 		delete:        on(deleteSQL),
 		exists:        on(existsSQL),
 		purge:         on(purgeSQL),
@@ -429,6 +434,7 @@ type finding struct {
 	state  state
 	claim  claim   // claimed
 	answer *answer // recorded
+	seen   bool    // inFlight: there is a row, which has expired
 
 	// elsewhere: the session's search_path leads to another table.
 	elsewhere bool

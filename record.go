@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/bytea"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // A Record is the result of an operation that has taken effect. All times are
@@ -117,25 +118,37 @@ func listOf(sql *statements) string  { return sql.list }
 func knownOf(sql *statements) string { return sql.known }
 
 // query sends one statement that only reads, behind prepareSQL: the two are one
-// implicit transaction, in which the settings of the first are in force.
+// implicit transaction, in which the settings of the first are in force. A connection
+// that is lost meanwhile is replaced.
 func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
+	lost := reconnects{pool: s.pool}
+	var waits backoff
+	for again := false; ; {
+		err := s.queryOn(ctx, statement, args, read)
+		switch {
+		case err == nil:
+			return nil
+		case s.adapt(err, again):
+			again = true
+		case !lost.worthwhile(ctx, err) || waits.pause(ctx) != nil:
+			return err
+		}
+	}
+}
+
+func (s *Store) queryOn(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return s.usedUp(err)
 	}
 	defer conn.Release()
-	for again := false; ; again = true {
-		err := graced(ctx, conn.Conn().PgConn().Conn(), func(ctx context.Context) error {
-			sql, err := s.table.statements(ctx, conn)
-			if err != nil {
-				return err
-			}
-			return sql.remedied(sql.query(ctx, conn.Conn(), statement(sql), args, read))
-		})
-		if err == nil || !s.adapt(err, again) {
+	return graced(ctx, conn.Conn().PgConn().Conn(), func(ctx context.Context) error {
+		sql, err := s.table.statements(ctx, conn)
+		if err != nil {
 			return err
 		}
-	}
+		return sql.remedied(sql.query(ctx, conn.Conn(), statement(sql), args, read))
+	})
 }
 
 func (sql *statements) query(ctx context.Context, conn *pgx.Conn, statement string, args []any, read func(pgx.BatchResults) error) error {
@@ -230,28 +243,50 @@ func (s *Store) delete(ctx context.Context, key Key) error {
 var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 
 // change runs statements that delete records in a transaction of its own, behind
-// prepareChangeSQL. PostgreSQL ends it after a silence of maxIdle.
+// prepareChangeSQL. PostgreSQL ends it after a silence of maxIdle. A connection that was
+// lost before the transaction began, or whose server cannot write, is replaced.
 func (s *Store) change(ctx context.Context, maxIdle time.Duration, do func(pgx.Tx, *statements) error) error {
-	for again := false; ; again = true {
-		err := pgx.BeginTxFunc(ctx, s.pool, readCommitted, func(tx pgx.Tx) error {
-			sql, err := s.table.statements(ctx, tx)
-			if err != nil {
-				return err
-			}
-			var same bool
-			err = tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same)
-			if err == nil && !same {
-				err = sql.refuse(ctx, tx)
-			}
-			if err == nil {
-				err = do(tx, sql)
-			}
-			return sql.remedied(err)
-		})
-		if err == nil || !s.adapt(err, again) {
+	lost := reconnects{pool: s.pool}
+	var waits backoff
+	for again := false; ; {
+		begun, err := s.changeOn(ctx, maxIdle, do)
+		switch {
+		case err == nil:
+			return nil
+		case s.adapt(err, again):
+			again = true
+		case begun && !remedy.CannotWrite(err): // its COMMIT can have taken effect
+			return err
+		case !lost.worthwhile(ctx, err) || waits.pause(ctx) != nil:
 			return err
 		}
 	}
+}
+
+func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx.Tx, *statements) error) (begun bool, err error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return false, s.usedUp(err)
+	}
+	defer conn.Release()
+	err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error {
+		begun = true
+		sql, err := s.table.statements(ctx, tx)
+		if err != nil {
+			return err
+		}
+		var same bool
+		err = tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same)
+		if err == nil && !same {
+			err = sql.refuse(ctx, tx)
+		}
+		if err == nil {
+			err = do(tx, sql)
+		}
+		return sql.remedied(err)
+	})
+	closeReadOnly(conn.Conn(), err)
+	return begun, err
 }
 
 func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {

@@ -39,6 +39,12 @@ func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answe
 		if err == nil && f.state == claimed {
 			return sp, nil, nil
 		}
+		if err == nil && f.state == inFlight {
+			if err := c.unreachable(ctx, tx, sp.sql, f); err != nil {
+				sp.rollback(ctx)
+				return nil, nil, err
+			}
+		}
 		sp.rollback(ctx)
 		switch {
 		case err != nil && c.store.adapt(err, again):
@@ -97,6 +103,7 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 	}
 	if err == nil && f.state == expired {
 		f, err = planned(ctx, sp.tx, readClaim, sp.sql.takeOver, sp.args.takeOver())
+		f.seen = true
 	}
 	if err == nil && f.elsewhere {
 		err = sp.sql.refuse(ctx, sp.tx)

@@ -66,6 +66,12 @@ func provesAbort(err error) bool {
 		strings.HasPrefix(sqlState(err), classIntegrity)
 }
 
+// stalePlan: the function's statement was prepared before its table was altered. pgx has
+// forgotten it by now.
+func stalePlan(err error) bool {
+	return remedy.Raised(err, remedy.NotSupported, "RevalidateCachedQuery")
+}
+
 // endedForItsTime: PostgreSQL ended the transaction because it took, or was
 // silent for, too long. The function's next statement hears of it, or its record.
 func endedForItsTime(err error) bool {

@@ -67,6 +67,7 @@ func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error)
 		err = ctx.Err()
 	}
 	if err != nil {
+		closeReadOnly(conn.Conn(), err)
 		x.rollback()
 		return nil, finding{}, explain("claim the key", x.sql.remedied(err))
 	}
@@ -87,6 +88,7 @@ func (x *session) begin(ctx context.Context) (f finding, err error) {
 	f, err = readBegin(results)
 	if err == nil && f.state == expired {
 		f, err = planned(ctx, x.tx, readClaim, x.sql.takeOver, x.args.takeOver())
+		f.seen = true
 	}
 	if err == nil && f.elsewhere {
 		err = x.sql.refuse(ctx, x.tx)
@@ -166,7 +168,7 @@ func (x *session) failed(err error) *failure {
 	// Run again only if this connection broke: the function may return the error of
 	// a connection of its own, or of a deadline of its own.
 	lost := x.closed() && lostConnection(err) && !x.outlastedMaxIdle()
-	return &failure{err: err, transient: conflicted(err) || lost}
+	return &failure{err: err, transient: conflicted(err) || lost || stalePlan(err)}
 }
 
 // commit stores the result and commits, in one round trip. When recordSQL fails,

@@ -88,7 +88,7 @@ func of(e *pgconn.PgError, schema string) (text string, lasting bool) {
 		case !ours:
 		case e.Routine == "RewriteQuery":
 			return `a rule on "idempotency_keys" for insert or update keeps calls from writing: drop it`, false
-		case e.Routine == "GetSerializableTransactionSnapshot", strings.HasPrefix(e.Routine, "call_") && strings.HasSuffix(e.Routine, "_check_hook"):
+		case onStandby(e):
 			return "a standby cannot begin a serializable transaction: " + ToThePrimary, false
 		}
 	case NoPrivilege:
@@ -101,6 +101,18 @@ func of(e *pgconn.PgError, schema string) (text string, lasting bool) {
 		}
 	}
 	return "", false
+}
+
+// onStandby: a transaction of the mode that was asked for cannot begin there.
+func onStandby(e *pgconn.PgError) bool {
+	return e.Routine == "GetSerializableTransactionSnapshot" || strings.HasPrefix(e.Routine, "call_") && strings.HasSuffix(e.Routine, "_check_hook")
+}
+
+// CannotWrite reports whether err says that the server, or the session, is read-only. A
+// function can make its transaction read-only, too, but not before its first statement.
+func CannotWrite(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && !nested(e) && (e.Code == ReadOnly && e.Routine == "PreventCommandIfReadOnly" || e.Code == NotSupported && onStandby(e))
 }
 
 const otherVersion = `the table "idempotency_keys" is not of this version: run migrations.Up, or the command "idempotency migrate up"`

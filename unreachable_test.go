@@ -1,0 +1,107 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// asRole is b whose Store and pool act as a role that owns nothing.
+func (b *bundle) asRole(cfg idempotency.Config) *bundle {
+	b.Helper()
+	quoted := pgx.Identifier{b.aRole()}.Sanitize()
+	b.exec("grant select, insert, update, delete on idempotency_keys to " + quoted)
+	b.exec("grant usage on schema public to " + quoted)
+	as := *b
+	as.pool = b.anotherPool(pgtest.Direct, func(cfg *pgxpool.Config) {
+		cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "set role "+quoted)
+			return err
+		}
+	})
+	as.store = as.storeOn(as.pool, cfg)
+	return &as
+}
+
+// inDoAndDoTx are the two ways of one call.
+var inDoAndDoTx = map[string]func(b *bundle, fn func(context.Context, pgx.Tx) (int, error)) error{
+	"Do": func(b *bundle, fn func(context.Context, pgx.Tx) (int, error)) error {
+		_, _, err := b.do(fn)
+		return err
+	},
+	"DoTx": func(b *bundle, fn func(context.Context, pgx.Tx) (int, error)) error {
+		tx := b.begin(pgx.TxOptions{})
+		defer tx.Rollback(context.Background())
+		err := b.doTx(tx, fn).err
+		b.usable(tx)
+		return err
+	},
+}
+
+func TestRowThatACallCannotHaveIsAnErrorAndNotACallInProgress(t *testing.T) {
+	t.Parallel()
+	const policies = "alter table idempotency_keys enable row level security; create policy i on idempotency_keys for insert with check (true);"
+	const trigger = `create function drops() returns trigger language plpgsql as $$ begin return null; end $$;
+		create trigger drops before `
+	for name, c := range map[string]struct {
+		sql      string
+		recorded string // when the record expires; empty: there is none
+	}{
+		"a policy hides the record":        {policies + "create policy s on idempotency_keys for select using (completed_at is null)", "now() + interval '1 day'"},
+		"a policy keeps the expired one":   {policies + "create policy s on idempotency_keys for select using (true)", "now()"},
+		"a trigger drops the claim":        {trigger + "insert on idempotency_keys for each row execute function drops()", ""},
+		"a trigger drops the take-over":    {trigger + "update on idempotency_keys for each row execute function drops()", "now()"},
+		"a policy hides the expired one":   {policies + "create policy s on idempotency_keys for select using (completed_at is null)", "now()"},
+		"a policy refuses the claim":       {policies + "create policy s on idempotency_keys for select using (id <> 'key-1')", "now() + interval '1 day'"},
+		"a policy for updates hides one":   {policies + "create policy s on idempotency_keys for select using (true); create policy u on idempotency_keys for update using (false)", "now()"},
+		"a trigger drops what is recorded": {trigger + "insert on idempotency_keys for each row when (new.id = 'key-1') execute function drops()", ""},
+	} {
+		for way, call := range inDoAndDoTx {
+			t.Run(name+", "+way, func(t *testing.T) {
+				t.Parallel()
+				owner := setup(t, idempotency.Config{})
+				if c.recorded != "" {
+					owner.exec("insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at) values ($1, $2, now(), '1', now() - interval '1 hour', "+c.recorded+")", owner.key.ID, owner.key.Scope)
+				}
+				owner.exec(c.sql)
+				b := owner.asRole(idempotency.Config{Wait: time.Minute})
+				start := time.Now()
+				err := call(b, func(context.Context, pgx.Tx) (int, error) {
+					t.Error("the function was run")
+					return 0, nil
+				})
+				if err == nil || errors.Is(err, idempotency.ErrInProgress) || !strings.Contains(err.Error(), "policy") {
+					t.Errorf("got %v", err)
+				}
+				if d := time.Since(start); d > 30*time.Second { // half of Wait
+					t.Errorf("it was found after %v", d)
+				}
+			})
+		}
+	}
+}
+
+// A purge locks what it deletes, for the moment of its transaction.
+func TestExpiredRowThatIsLockedIsACallInProgressForAllOfWait(t *testing.T) {
+	t.Parallel()
+	for way, call := range inDoAndDoTx {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{Wait: 300 * time.Millisecond})
+			b.executes(1)
+			b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+			purge := b.begin(pgx.TxOptions{})
+			if _, err := purge.Exec(t.Context(), "select from idempotency_keys for update"); err != nil {
+				t.Fatal(err)
+			}
+			b.wantErr(call(b, charge(b.key.ID, 2)), idempotency.ErrInProgress)
+		})
+	}
+}
