@@ -292,6 +292,13 @@ select count(*), case when isfinite(max(purge_after))
 	then (extract(epoch from max(purge_after)) * 1000000::numeric)::bigint end
 from deleted`
 
+// expiredSQL and lockExpiredSQL tell why a purge has deleted nothing: there is nothing, or
+// nothing that is not locked, or it was kept from it.
+const (
+	expiredSQL     = `select exists (select from idempotency_keys where purge_after <= now() and expires_at <= now())`
+	lockExpiredSQL = `select from idempotency_keys where purge_after <= now() and expires_at <= now() order by purge_after limit 1::bigint for update nowait`
+)
+
 // purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
 // one, which the keys have.
 const purgeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)`
@@ -307,6 +314,7 @@ type statements struct {
 	prepare, known, get, list   string
 	prepareChange, lock, delete string
 	lockRow                     string
+	expired, lockExpired        string
 	exists, purge, purgeTurn    string
 
 	// missing: PostgreSQL has said that there is no such table. See table.
@@ -352,6 +360,8 @@ func newStatements(schema string, configured bool) *statements {
 		delete:        on(deleteSQL),
 		exists:        on(existsSQL),
 		purge:         on(purgeSQL),
+		expired:       on(expiredSQL),
+		lockExpired:   on(lockExpiredSQL),
 		purgeTurn:     on(purgeTurnSQL),
 	}
 }

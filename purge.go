@@ -147,7 +147,11 @@ func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *i
 		if err := allowed(tx, sql); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, sql.purge, purgeBatch, since).Scan(&done.deleted, &done.to)
+		err := tx.QueryRow(ctx, sql.purge, purgeBatch, since).Scan(&done.deleted, &done.to)
+		if err == nil && done.deleted == 0 && from == nil {
+			err = sql.purgeKeptBack(ctx, tx)
+		}
+		return err
 	})
 	if err != nil {
 		return batch{}, err

@@ -196,7 +196,8 @@ func scanRecord(row pgx.Row, rec *Record, more ...any) error {
 
 // Delete forgets the record of key, so that the next call with it runs again.
 // It is ErrInProgress when a call holds the key for a second or more, and
-// ErrNotFound when there is no record. To delete a key that a client may still
+// ErrNotFound when there is no record, or none that a policy (row-level security)
+// lets the role see. To delete a key that a client may still
 // retry is to give up its protection, also for a call whose commit is in doubt at
 // this moment.
 func (s *Store) Delete(ctx context.Context, key Key) error {
@@ -305,7 +306,7 @@ func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 		return err
 	}
 	if exists {
-		return ErrInProgress
+		return sql.keptBack(ctx, tx, sql.lockRow, key.ID, key.Scope)
 	}
 	return ErrNotFound
 }

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -39,4 +40,36 @@ func (sql *statements) nobodyAtWork(ctx context.Context, tx pgx.Tx, key Key, see
 	}
 	_, err := tx.Exec(ctx, sql.lockRow, key.ID, key.Scope)
 	return err == nil
+}
+
+// keptBack is why a delete has left a row that is there: ErrInProgress if another
+// transaction has locked it. lock is a statement that fails in that case; afterwards the
+// transaction can only be rolled back.
+func (sql *statements) keptBack(ctx context.Context, tx pgx.Tx, lock string, args ...any) error {
+	_, err := tx.Exec(ctx, lock, args...)
+	switch {
+	case sqlState(err) == codeLockNotAvailable:
+		return ErrInProgress
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("a policy (row-level security) or a trigger on %s keeps this role from deleting what it sees: `idempotency doctor` names it", sql.table)
+}
+
+// purgeKeptBack is keptBack for a purge that has deleted nothing. That rows are locked is
+// no error there.
+func (sql *statements) purgeKeptBack(ctx context.Context, tx pgx.Tx) error {
+	var expired bool
+	if err := tx.QueryRow(ctx, sql.expired).Scan(&expired); err != nil || !expired {
+		return err
+	}
+	savepoint, err := tx.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer savepoint.Rollback(ctx)
+	if err := sql.keptBack(ctx, savepoint, sql.lockExpired); !errors.Is(err, ErrInProgress) {
+		return err
+	}
+	return nil
 }
