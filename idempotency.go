@@ -324,8 +324,9 @@ func (s *Store) Config() Config { return s.cfg }
 //     can take 100 ms, in which it still waits for the answer of PostgreSQL: to leave
 //     without it would cost the connection.
 //   - PostgreSQL reports a serialization failure or a deadlock (40001, 40P01), or
-//     the connection is lost before COMMIT: fn is run again in a new transaction,
-//     after a short random pause, 10 times at most; then the last error.
+//     that the plan of a prepared statement is out of date, or the connection is
+//     lost before COMMIT: fn is run again in a new transaction, after a short
+//     random pause, 10 times at most; then the last error.
 //   - the answer to COMMIT is lost, or takes longer than a minute: Do finds out
 //     by claiming the key again, which waits for the old transaction to end. It
 //     returns the recorded value, or runs fn once more. When it cannot find out

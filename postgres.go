@@ -282,22 +282,19 @@ with old as materialized (
 	order by purge_after
 	limit $1::bigint
 	for update skip locked
-), deleted as (
-	delete from idempotency_keys
-	where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)
-		and expires_at <= now()
-	returning purge_after
 )
-select count(*), case when isfinite(max(purge_after))
-	then (extract(epoch from max(purge_after)) * 1000000::numeric)::bigint end
-from deleted`
+delete from idempotency_keys
+where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)
+	and expires_at <= now()
+returning case when isfinite(purge_after) then (extract(epoch from purge_after) * 1000000::numeric)::bigint end`
 
-// expiredSQL and lockExpiredSQL tell why a purge has deleted nothing: there is nothing, or
-// nothing that is not locked, or it was kept from it.
-const (
-	expiredSQL     = `select exists (select from idempotency_keys where purge_after <= now() and expires_at <= now())`
-	lockExpiredSQL = `select from idempotency_keys where purge_after <= now() and expires_at <= now() order by purge_after limit 1::bigint for update nowait`
-)
+// lockExpiredSQL locks one of the rows that purgeSQL would delete.
+const lockExpiredSQL = `
+select from idempotency_keys
+where purge_after <= now() and expires_at <= now()
+order by purge_after
+limit 1::bigint
+for update skip locked`
 
 // purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
 // one, which the keys have.
@@ -314,7 +311,7 @@ type statements struct {
 	prepare, known, get, list   string
 	prepareChange, lock, delete string
 	lockRow                     string
-	expired, lockExpired        string
+	lockExpired                 string
 	exists, purge, purgeTurn    string
 
 	// missing: PostgreSQL has said that there is no such table. See table.
@@ -360,7 +357,6 @@ func newStatements(schema string, configured bool) *statements {
 		delete:        on(deleteSQL),
 		exists:        on(existsSQL),
 		purge:         on(purgeSQL),
-		expired:       on(expiredSQL),
 		lockExpired:   on(lockExpiredSQL),
 		purgeTurn:     on(purgeTurnSQL),
 	}

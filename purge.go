@@ -138,18 +138,14 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration, from 
 }
 
 func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *int64, allowed func(pgx.Tx, *statements) error) (done batch, err error) {
-	var since *pgtype.Interval
-	if from != nil {
-		since = &pgtype.Interval{Microseconds: *from, Valid: true}
-	}
 	// A process that freezes here must not keep the keys it has locked, nor the turn.
 	err = s.change(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
 		if err := allowed(tx, sql); err != nil {
 			return err
 		}
-		err := tx.QueryRow(ctx, sql.purge, purgeBatch, since).Scan(&done.deleted, &done.to)
+		done, err = sql.purgeIn(ctx, tx, from)
 		if err == nil && done.deleted == 0 && from == nil {
-			err = sql.purgeKeptBack(ctx, tx)
+			done, err = sql.purgeAgain(ctx, tx)
 		}
 		return err
 	})
@@ -157,4 +153,25 @@ func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *i
 		return batch{}, err
 	}
 	return done, nil
+}
+
+// purgeIn deletes one batch.
+func (sql *statements) purgeIn(ctx context.Context, tx pgx.Tx, from *int64) (done batch, err error) {
+	var since *pgtype.Interval
+	if from != nil {
+		since = &pgtype.Interval{Microseconds: *from, Valid: true}
+	}
+	rows, err := tx.Query(ctx, sql.purge, purgeBatch, since)
+	if err != nil {
+		return batch{}, err
+	}
+	var due *int64
+	_, err = pgx.ForEachRow(rows, []any{&due}, func() error {
+		if due != nil && (done.to == nil || *due > *done.to) {
+			done.to = due
+		}
+		return nil
+	})
+	done.deleted = rows.CommandTag().RowsAffected()
+	return done, err
 }

@@ -153,13 +153,9 @@ func TestPurgeThatLosesItsTurnHasDoneWhatItHasDeleted(t *testing.T) {
 	other := b.begin(pgx.TxOptions{})
 	events := make(chan idempotency.Event, 100)
 	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { events <- e }})
-	purge, turn := bound("with old as materialized"), make(chan struct{})
-	var sent, deleted atomic.Bool
+	deleted, turn := answered("DELETE 1000", 1), make(chan struct{})
 	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if purge(m) {
-			sent.Store(true)
-		}
-		if sent.Load() && m.FromServer && m.Tag != "" && deleted.CompareAndSwap(false, true) { // the turn is free with the end of this transaction: the other waits for it
+		if deleted(m) { // the turn is free with the end of this transaction: the other waits for it
 			go func() {
 				defer close(turn)
 				if _, err := other.Exec(context.Background(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {

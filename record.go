@@ -306,7 +306,7 @@ func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 		return err
 	}
 	if exists {
-		return sql.keptBack(ctx, tx, sql.lockRow, key.ID, key.Scope)
+		return sql.deleteAgain(ctx, tx, key)
 	}
 	return ErrNotFound
 }

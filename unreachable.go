@@ -2,7 +2,6 @@ package idempotency
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -42,34 +41,46 @@ func (sql *statements) nobodyAtWork(ctx context.Context, tx pgx.Tx, key Key, see
 	return err == nil
 }
 
-// keptBack is why a delete has left a row that is there: ErrInProgress if another
-// transaction has locked it. lock is a statement that fails in that case; afterwards the
-// transaction can only be rolled back.
-func (sql *statements) keptBack(ctx context.Context, tx pgx.Tx, lock string, args ...any) error {
-	_, err := tx.Exec(ctx, lock, args...)
-	switch {
-	case sqlState(err) == codeLockNotAvailable:
-		return ErrInProgress
-	case err != nil:
-		return err
-	}
+// keptBack is the error of a Delete or a Purge that cannot delete what it sees and has
+// locked, or may not lock what it sees.
+func (sql *statements) keptBack() error {
 	return fmt.Errorf("a policy (row-level security) or a trigger on %s keeps this role from deleting what it sees: `idempotency doctor` names it", sql.table)
 }
 
-// purgeKeptBack is keptBack for a purge that has deleted nothing. That rows are locked is
-// no error there.
-func (sql *statements) purgeKeptBack(ctx context.Context, tx pgx.Tx) error {
-	var expired bool
-	if err := tx.QueryRow(ctx, sql.expired).Scan(&expired); err != nil || !expired {
+// deleteAgain is for a key whose row is there and was not deleted: another transaction has
+// locked it, or has ended meanwhile, or this one is kept from it.
+func (sql *statements) deleteAgain(ctx context.Context, tx pgx.Tx, key Key) error {
+	if _, err := tx.Exec(ctx, sql.lockRow, key.ID, key.Scope); err != nil {
+		if sqlState(err) == codeLockNotAvailable {
+			return ErrInProgress
+		}
 		return err
 	}
-	savepoint, err := tx.Begin(ctx)
-	if err != nil {
+	tag, err := tx.Exec(ctx, sql.delete, key.ID, key.Scope)
+	if err != nil || tag.RowsAffected() > 0 {
 		return err
 	}
-	defer savepoint.Rollback(ctx)
-	if err := sql.keptBack(ctx, savepoint, sql.lockExpired); !errors.Is(err, ErrInProgress) {
+	var exists bool
+	if err := tx.QueryRow(ctx, sql.exists, key.ID, key.Scope).Scan(&exists); err != nil {
 		return err
 	}
-	return nil
+	if exists {
+		return sql.keptBack()
+	}
+	return ErrNotFound
+}
+
+// purgeAgain is for a purge that has deleted nothing. Where it can lock an expired row, it
+// must be able to delete it. A row that is locked by another is no error; nor is one that
+// a policy does not let it lock, which looks the same as one that has gone meanwhile.
+func (sql *statements) purgeAgain(ctx context.Context, tx pgx.Tx) (done batch, err error) {
+	tag, err := tx.Exec(ctx, sql.lockExpired)
+	if err != nil || tag.RowsAffected() == 0 {
+		return batch{}, err
+	}
+	done, err = sql.purgeIn(ctx, tx, nil)
+	if err == nil && done.deleted == 0 {
+		err = sql.keptBack()
+	}
+	return done, err
 }

@@ -105,3 +105,67 @@ func TestExpiredRowThatIsLockedIsACallInProgressForAllOfWait(t *testing.T) {
 		})
 	}
 }
+
+func TestDeleteOrPurgeThatAPolicyOrATriggerMakesDoNothingSaysSo(t *testing.T) {
+	t.Parallel()
+	const seen = "alter table idempotency_keys enable row level security; create policy s on idempotency_keys for select using (true);"
+	for name, sql := range map[string]string{
+		"a policy for deletes":  seen + "create policy u on idempotency_keys for update using (true); create policy d on idempotency_keys for delete using (false)",
+		"no policy for updates": seen + "create policy d on idempotency_keys for delete using (true)",
+		"a trigger":             "create function drops() returns trigger language plpgsql as $$ begin return null; end $$; create trigger drops before delete on idempotency_keys for each row execute function drops()",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			owner := setup(t, idempotency.Config{})
+			owner.executes(1)
+			owner.exec(sql)
+			owner.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+			b := owner.asRole(idempotency.Config{})
+			_, purged := b.store.Purge(t.Context())
+			if name == "no policy for updates" { // the row looks as one that is locked: the doctor names the policy
+				purged = errors.New("policy")
+			}
+			for what, err := range map[string]error{"Delete": b.store.Delete(t.Context(), b.key), "Purge": purged} {
+				if err == nil || errors.Is(err, idempotency.ErrInProgress) || errors.Is(err, idempotency.ErrNotFound) || !strings.Contains(err.Error(), "policy") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if n := owner.rows(); n != 1 {
+				t.Errorf("%d rows", n)
+			}
+		})
+	}
+}
+
+// What a policy hides from a role is not there for it, as for a purge of one tenant.
+func TestPurgeOfWhatAPolicyShowsIsDone(t *testing.T) {
+	t.Parallel()
+	owner := setup(t, idempotency.Config{})
+	for _, scope := range []string{"tenant-1", "tenant-2"} {
+		owner.key.Scope = scope
+		owner.executes(1)
+	}
+	owner.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	owner.exec("alter table idempotency_keys enable row level security; create policy t on idempotency_keys using (scope = 'tenant-1')")
+	b := owner.asRole(idempotency.Config{})
+	for want := int64(1); want >= 0; want-- {
+		if n, err := b.store.Purge(t.Context()); n != want || err != nil {
+			t.Errorf("purged %d, %v; want %d", n, err, want)
+		}
+	}
+}
+
+func TestPurgePassesOverRowsThatAreAllLocked(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	tx := b.begin(pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), "select from idempotency_keys for update"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+		t.Errorf("purged %d, %v", n, err)
+	}
+	b.commit(tx)
+}

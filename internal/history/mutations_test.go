@@ -33,8 +33,8 @@ var (
 		"	limit $1::bigint\n	for update skip locked\n)",
 		"	limit $1::bigint\n)"}
 	purgeWithoutSecondLook = edit{"postgres.go",
-		"in (select part, place from old)\n	and expires_at <= now()`",
-		"in (select part, place from old)`"}
+		"in (select part, place from old)\n	and expires_at <= now()\nreturning case",
+		"in (select part, place from old)\nreturning case"}
 )
 
 // mutations have to be caught. Each is as small as it can be: what remains of
@@ -67,8 +67,8 @@ var mutations = []mutation{
 			"select tableoid as part, ctid as place from",
 			"select id as part, scope as place from"},
 		{"postgres.go",
-			"where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)\n	and expires_at <= now()`",
-			"where (id, scope) in (select part, place from old)`"},
+			"where ctid = any(array(select place from old)) and (tableoid, ctid) in (select part, place from old)\n	and expires_at <= now()\nreturning case",
+			"where (id, scope) in (select part, place from old)\nreturning case"},
 		purgeWithoutRowLock,
 	}},
 
