@@ -67,20 +67,19 @@ var (
 	ErrNotFound = errors.New("idempotency: no result for this key")
 
 	// ErrOutcomeUnknown: the connection was lost during COMMIT, and PostgreSQL
-	// could not be asked within 30 seconds which way it went. The effect and
-	// the record are there, both, or neither. Calling again with the same key
-	// finds out, and is safe.
+	// could not be asked within 30 seconds which way it went. Either
+	// both the effect and the record are there, or neither is. Calling again with the
+	// same key finds out, and is safe.
 	//
-	// The error of a function that has itself ended its transaction, by COMMIT or
-	// ROLLBACK sent as SQL, is one too, with another text: if it was a COMMIT, the
-	// next call gets ErrAbandoned.
+	// Do also returns it, with another text, when the function sent COMMIT or ROLLBACK
+	// as SQL. After a COMMIT, the next call gets ErrAbandoned.
 	ErrOutcomeUnknown = errors.New("idempotency: the outcome is unknown: call again with the same key")
 
 	// ErrAbandoned: an earlier function with this key ended its transaction
 	// itself, by sending COMMIT as SQL, so that its writes are there and its
 	// result is not. Nothing was executed by this call. Calling again does not
 	// help: look at what the function has written, then use [Store.Delete].
-	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: look at what it has written, then free the key with Store.Delete or the command \"idempotency delete\"")
+	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: the operation may have taken effect: free the key with Store.Delete, or the command \"idempotency delete\", only if it is to run again")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
 	// Everything was rolled back.
@@ -95,10 +94,10 @@ var (
 	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
 )
 
-// A Key names one operation. It is ASCII, or all programs connect with
-// client_encoding=UTF8, unless that is the encoding of the database: pgx sends UTF-8
-// and does not say so, and the same key would be another one to a program that does.
-// The doctor names such connections.
+// A Key names one operation. Keys beyond ASCII need client_encoding=UTF8 in every
+// program, unless the database itself is UTF8: pgx sends UTF-8 without telling the
+// server, which then takes the bytes for its own encoding, and for another key than the
+// same text of a program that tells it. The doctor names such connections.
 type Key struct {
 	// Scope separates those who make keys, such as tenants or customers, and
 	// operations that must not meet. The same ID in two scopes is two keys.
@@ -165,8 +164,7 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 }
 
 // Config is the configuration of a Store. The zero value of each field means
-// its default. What a [Key] beyond ASCII needs of the pool's connections, their
-// client_encoding, stands there.
+// its default. [Key] says which client_encoding other keys than ASCII need.
 type Config struct {
 	// Schema of the table. It has to be named where the connections of one pool do
 	// not all find the same table: a Store uses one, and refuses a connection whose
@@ -213,9 +211,9 @@ type Config struct {
 	// Event.Operation. The operation goes on with the context that it returns,
 	// which has to be derived from the given one: the function gets it, and
 	// Observe. The text, for example a W3C traceparent, is kept with the result
-	// as its origin; one of more than 255 bytes, or that is not UTF-8 without
-	// NUL, is not, nor is one beyond ASCII unless the database and its client both
-	// use UTF-8. Default: no origin.
+	// as its origin. It is left out if it has more than 255 bytes, is not UTF-8, has
+	// a NUL, or is beyond ASCII while the database or the client does not use UTF-8.
+	// Default: no origin.
 	Trace func(ctx context.Context, operation string) (context.Context, string)
 }
 
@@ -315,8 +313,8 @@ func (s *Store) Config() Config { return s.cfg }
 //     when ctx has ended meanwhile.
 //   - fn returns an error, panics or calls [runtime.Goexit]: everything is rolled
 //     back, the key included, and the error comes back unchanged. The next
-//     call runs fn. (To a deadline that ended while every connection of the pool was
-//     in use, Do adds that, for [errors.Is] to see through.)
+//     call runs fn. (Exception: when fn fails by a deadline and every connection of the
+//     pool was in use, Do wraps the error to say so; [errors.Is] finds it.)
 //   - a duplicate runs at the same time, in any process: this call waits for it,
 //     then returns its value, or takes over if it failed. After [Config.Wait]
 //     it fails with [ErrInProgress]; when ctx ends, with its error.

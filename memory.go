@@ -46,8 +46,8 @@ func (m *memory) knows(key Key) bool {
 }
 
 // recall returns the answer to a key that the memory knows, or nil when the key has to
-// be claimed: it is not known, its record is gone, or the select has failed, which the
-// claim will also do, with the error for the caller.
+// be claimed: it is not known, its record is gone, or the select failed; then the claim
+// fails too, and reports it.
 func (c *invocation) recall(ctx context.Context) *answer {
 	if !c.store.memory.knows(c.key) {
 		return nil

@@ -83,7 +83,7 @@ func endedForItsTime(err error) bool {
 // COMMIT was sent, nothing of its transaction remains.
 func lostConnection(err error) bool {
 	// pgx closes the connection of a context that ends, and context errors are
-	// net.Errors, but the caller has wanted that.
+	// net.Errors, but here the caller wanted the end.
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return false
 	}
@@ -105,14 +105,14 @@ func explain(doing string, err error) error {
 	return fmt.Errorf("idempotency: %s: %w", doing, err)
 }
 
-// remedied is an error of a statement on the table with what to do about it. The only
-// text with which such a statement is sent is a key's, but for the record.
+// remedied is an error of a statement on the table with what to do about it. Except
+// in the record, a key is the only text with which such a statement is sent.
 func (sql *statements) remedied(err error) error {
 	if sql == nil { // the table could not be looked up
 		return err
 	}
 	if remedy.Unholdable(err) {
-		return fmt.Errorf("%w: Key.Scope or Key.ID has a character that the database's encoding does not have: %w", ErrInvalidKey, err)
+		return fmt.Errorf("%w: Key.Scope or Key.ID has a character that the encoding of the database, or of the connection, does not have: %w", ErrInvalidKey, err)
 	}
 	return remedy.Of(err, sql.schema)
 }
@@ -155,7 +155,7 @@ func (sql *statements) explainRecord(err error, role string) error {
 	case remedy.Raised(err, remedy.ReadOnly, "PreventCommandIfReadOnly"):
 		return fmt.Errorf("%s: the function has made its transaction read-only, as \"set transaction read only\" does: the record is a write: %w", doing, err)
 	case remedy.Denied(err) && role != "":
-		return fmt.Errorf("%s: the role %q, which the function has left in force, needs select, insert and update on %s: reset the role before the function returns, or grant it: %w", doing, role, sql.table, err)
+		return fmt.Errorf("%s: the role of the transaction, %q, needs select, insert and update on %s: grant them, or, if the function has changed the role, reset it before the function returns: %w", doing, role, sql.table, err)
 	}
 	return explain("record the result", remedy.Of(err, sql.schema))
 }
@@ -167,7 +167,7 @@ var errTransactionEnded error = transactionEndedError{}
 type transactionEndedError struct{}
 
 func (transactionEndedError) Error() string {
-	return "idempotency: the function ended the transaction itself, by COMMIT or ROLLBACK sent as SQL, so its result is not recorded: look at its writes, and if they were committed, free the key with Store.Delete"
+	return "idempotency: the function ended the transaction itself, by COMMIT or ROLLBACK sent as SQL, so its result is not recorded: look at its writes. If they were committed, free the key with Store.Delete only if the operation is to run again"
 }
 
 func (transactionEndedError) Is(target error) bool { return target == ErrOutcomeUnknown }

@@ -35,7 +35,7 @@ func Check[T any](value, decoded *T, stored []byte) error {
 			}
 		}
 	}
-	// encoding/json writes this escape only for bytes that are not UTF-8; a
+	// encoding/json itself writes this escape only for bytes that are not UTF-8; a
 	// MarshalJSON may write it too.
 	if bytes.Contains(stored, []byte(`\ufffd`)) {
 		if lost := brokenText(v); lost != nil {

@@ -38,8 +38,8 @@ const ToThePrimary = "connect to the primary, for example with target_session_at
 type Error struct {
 	Remedy string
 
-	// Lasting: to send the statement again does not help, before somebody has done
-	// something about the table or the grants on it.
+	// Lasting: sending the statement again fails until somebody changes the table or
+	// its grants.
 	Lasting bool
 
 	err error
@@ -48,8 +48,8 @@ type Error struct {
 func (e *Error) Error() string { return e.Remedy + ": " + e.err.Error() }
 func (e *Error) Unwrap() error { return e.err }
 
-// Of returns err with a remedy, if it is an error of a statement on the table that has
-// one, and else err as it is. Schema is the one of the table, where it is known.
+// Of adds a remedy to err where it knows one; else it returns err. Schema is the one of
+// the table, where it is known.
 func Of(err error, schema string) error {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || errors.As(err, new(*Error)) {
