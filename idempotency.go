@@ -86,11 +86,11 @@ var (
 	ErrTooLarge = errors.New("idempotency: result too large to record")
 
 	// ErrUndecodable: the result does not survive storage as JSON in the
-	// caller's type. The error says which of two it is, and names the field. The
-	// function has just run: nothing of this call was kept, and calling again does
-	// not help before the type is changed. Or a record is replayed, which another
-	// release of the program may have written: the operation took effect earlier,
-	// and nothing was executed now.
+	// caller's type. There are two cases, and the error says which. First call: the
+	// function has run, nothing of this call was kept, the error names the field, and
+	// calling again does not help before the type is changed. Replay: the operation
+	// took effect earlier, perhaps in another release of the program, and nothing was
+	// executed now.
 	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
 )
 

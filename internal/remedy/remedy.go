@@ -81,7 +81,7 @@ func of(e *pgconn.PgError, schema string) (text string, lasting bool) {
 		}
 	case ReadOnly:
 		if ours {
-			return "the server is a standby, or the session or the transaction is read-only: " + ToThePrimary, false
+			return "the server is a standby, or the session or the transaction is read-only: " + ToThePrimary + ", or turn default_transaction_read_only off", false
 		}
 	case NotSupported:
 		switch {
