@@ -77,7 +77,7 @@ func TestCommitIsRefused(t *testing.T) {
 		}
 		return id, tx.Commit()
 	})
-	if err == nil || !strings.Contains(err.Error(), "returns nil for it to be kept") {
+	if err == nil || !strings.Contains(err.Error(), "returns nil for its writes to be kept") {
 		t.Errorf("got %v", err)
 	}
 	b.charges(0)
