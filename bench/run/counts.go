@@ -112,7 +112,7 @@ func (b *bench) through(ctx context.Context, e *entrant, delay time.Duration, do
 		return err
 	}
 	defer client.Close()
-	if err := b.seed(ctx, e, client); err != nil {
+	if err := errors.Join(b.seed(ctx, e, client), e.know(ctx, client)); err != nil {
 		return err
 	}
 	return do(client, trips)
@@ -217,6 +217,9 @@ func (b *bench) countAllocations(ctx context.Context, e *entrant, c *results.Cou
 		return err
 	}
 	defer client.Close()
+	if err := e.know(ctx, client); err != nil {
+		return err
+	}
 	return b.both(e, client, c, func(op measure.Operation, cost *results.Cost) error {
 		return countAllocations(ctx, b.Calls, op, cost)
 	})

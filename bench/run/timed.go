@@ -73,10 +73,8 @@ func (b *bench) timed(ctx context.Context, section, linkName string, concurrenci
 		if section == results.First {
 			continue
 		}
-		// A client is to know every key, from the first round on.
-		do := replayOf(client)
-		if err := inParallel(len(e.seeds), func(i int) error { return e.seeds[i].replay(ctx, do) }); err != nil {
-			return fmt.Errorf("%s: replay: %w", e.Name, err)
+		if err := e.know(ctx, client); err != nil {
+			return err
 		}
 		if stranger, ok := client.(peers.Stranger); ok && section == results.Replay {
 			lanes = append(lanes, &lane{entrant: e, name: e.Name + results.Unknown, client: unknown{stranger}})
@@ -220,6 +218,15 @@ func (b *bench) seed(ctx context.Context, e *entrant, client peers.Client) error
 	})
 	if err != nil {
 		return fmt.Errorf("%s: seed: %w", e.Name, err)
+	}
+	return nil
+}
+
+// know replays every seed once: a client is to know each from the first round on.
+func (e *entrant) know(ctx context.Context, client peers.Client) error {
+	do := replayOf(client)
+	if err := inParallel(len(e.seeds), func(i int) error { return e.seeds[i].replay(ctx, do) }); err != nil {
+		return fmt.Errorf("%s: replay: %w", e.Name, err)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // retention is the package's default.
-const retention = 24 * time.Hour
+var retention = pgtype.Interval{Microseconds: (24 * time.Hour).Microseconds(), Valid: true}
 
 // maxIdle is the time after which a silent transaction is ended, in milliseconds.
 const maxIdle = "60000"
