@@ -103,7 +103,7 @@ var mutations = []mutation{
 		"if w.arrival > 0 {"}}},
 	{"an answer shared before its commit", []edit{{"call.go",
 		"	c.lead.seal()\n	if failed := x.commit(out); failed != nil {",
-		"	c.lead.seal()\n	c.lead.share(&out)\n	if failed := x.commit(out); failed != nil {"}}},
+		"	c.lead.seal()\n	c.lead.share(out)\n	if failed := x.commit(out); failed != nil {"}}},
 	{"an expired record replayed", []edit{{"postgres.go",
 		"	case found.outdated:\n		f.state = expired\n",
 		""}}},
