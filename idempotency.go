@@ -79,7 +79,7 @@ var (
 	// itself, by sending COMMIT as SQL, so that its writes are there and its
 	// result is not. Nothing was executed by this call. Calling again does not
 	// help: look at what the function has written, then use [Store.Delete].
-	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: the operation may have taken effect: free the key with Store.Delete, or the command \"idempotency delete\", only if it is to run again")
+	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: the operation may have taken effect: free the key with Store.Delete, or the command `idempotency delete`, only if it is to run again")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
 	// Everything was rolled back.
