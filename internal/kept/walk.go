@@ -127,7 +127,7 @@ func oneSidedRemedy(p place, writes bool) string {
 	case pointed:
 		return "its MarshalJSON or MarshalText is on the pointer, which JSON does not use for a value in a map: put a pointer there"
 	}
-	return "it has UnmarshalJSON (or UnmarshalText) but no MarshalJSON: add the method that writes what the other reads"
+	return "it has UnmarshalJSON (or UnmarshalText), and needs MarshalJSON (or MarshalText) that writes what the other reads"
 }
 
 // isPlain reports whether v is made of what JSON makes of an object, an array, a string
@@ -159,7 +159,7 @@ func besideInherited(v reflect.Value) *loss {
 	}
 	for _, f := range shapeOf(v.Type()).fields {
 		if !f.writer && !v.Field(f.index).IsZero() {
-			lost := &loss{why: fmt.Sprintf("is lost: %v has inherited its MarshalJSON or MarshalText from an embedded field, which writes only the embedded field: give that field a name", v.Type())}
+			lost := &loss{why: fmt.Sprintf("is lost: %v has inherited its MarshalJSON or MarshalText from an embedded field, which writes only that field: give the embedded field a name", v.Type())}
 			return lost.at(step{field: f.name})
 		}
 	}
