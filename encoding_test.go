@@ -12,10 +12,17 @@ import (
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
+// notSimple: pgx refuses the simple protocol for other encodings than UTF8.
+func notSimple(cfg *pgxpool.Config) {
+	if cfg.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+}
+
 // encoded is a bundle on a database of another encoding.
 func encoded(t *testing.T, encoding string) *bundle {
 	t.Helper()
-	b := &bundle{TB: t, pool: pgtest.Encoded(t, encoding, pgtest.Direct), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
+	b := &bundle{TB: t, pool: pgtest.Encoded(t, encoding, pgtest.Direct, notSimple), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
 	b.exec(`create table charges (id bigint generated always as identity, key text not null, amount int not null)`)
 	b.store = b.storeOn(b.pool, idempotency.Config{})
 	return b
@@ -24,7 +31,7 @@ func encoded(t *testing.T, encoding string) *bundle {
 // speaking is a Store on connections that say which encoding they send.
 func (b *bundle) speaking(encoding string) (*idempotency.Store, *pgxpool.Pool) {
 	b.Helper()
-	pool := b.anotherPool(param("client_encoding", encoding))
+	pool := b.anotherPool(param("client_encoding", encoding), notSimple)
 	return b.storeOn(pool, idempotency.Config{}), pool
 }
 

@@ -175,7 +175,7 @@ func TestLostConnectionWhileAKnownKeyIsAskedForIsNoError(t *testing.T) {
 	b.replays(1)
 	cuts := 0
 	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if !m.FromServer && m.Type == 'S' && cuts == 0 {
+		if !m.FromServer && (m.Type == 'S' || m.Type == 'Q') && cuts == 0 {
 			cuts++
 			return pgproxy.Drop
 		}
