@@ -13,14 +13,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 // A Finding is something that should be otherwise.
@@ -34,15 +32,7 @@ type Finding struct {
 // String is one line. What could do something to a terminal is escaped in it: the
 // names of roles, schemas and triggers are other people's.
 func (f Finding) String() string {
-	var b strings.Builder
-	for _, r := range fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy) {
-		if unicode.IsPrint(r) {
-			b.WriteRune(r)
-		} else {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-	}
-	return b.String()
+	return visible.Text(fmt.Sprintf("%s: %s: %s: %s", f.Severity, f.Check, f.Found, f.Remedy))
 }
 
 // Severity says how much a Finding matters.

@@ -98,7 +98,7 @@ func mistake(path, format string, args ...any) error {
 // A quotingError is a mistake whose text has a part of the command line in it.
 type quotingError struct {
 	error
-	silent error // has none
+	silent error // the same mistake without that part
 }
 
 func (e quotingError) Unwrap() error { return e.error }

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 // confirm returns nil when a human typed yes. Without a terminal it asks nobody
@@ -16,7 +18,7 @@ func confirm(ctx context.Context, std stdio, what string) error {
 	if info, err := std.in.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
 		return unattended(what)
 	}
-	fmt.Fprintf(std.err, "idempotency: %s\nType yes to go on: ", visible(what))
+	fmt.Fprintf(std.err, "idempotency: %s\nType yes to go on: ", visible.Text(what))
 	select {
 	case answer := <-line(std.in):
 		switch strings.TrimSpace(answer) {

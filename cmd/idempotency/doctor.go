@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/doctor"
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 var examine = &command{
@@ -55,7 +56,7 @@ func printFindings(w io.Writer, findings []doctor.Finding, asJSON bool) error {
 		if asJSON {
 			err = jsonLine(w, f)
 		} else {
-			_, err = fmt.Fprintf(w, "%s: %s: %s\n    to do: %s\n", f.Severity, f.Check, visible(f.Found), visible(f.Remedy))
+			_, err = fmt.Fprintf(w, "%s: %s: %s\n    to do: %s\n", f.Severity, f.Check, visible.Text(f.Found), visible.Text(f.Remedy))
 		}
 		if err != nil {
 			return err

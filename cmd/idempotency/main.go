@@ -16,6 +16,8 @@ import (
 	"os/signal"
 	"regexp"
 	"syscall"
+
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 func main() {
@@ -82,6 +84,6 @@ func run(ctx context.Context, std stdio, args []string) int {
 	if e, ok := errors.AsType[quotingError](err); ok && mayHaveSecret(args) {
 		text = e.silent.Error()
 	}
-	fmt.Fprintln(std.err, "idempotency:", visible(withoutPassword(text)))
+	fmt.Fprintln(std.err, "idempotency:", visible.Text(withoutPassword(text)))
 	return exit
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 var purge = &command{
@@ -104,7 +105,7 @@ func (p *purger) report(ctx context.Context, e idempotency.Event) {
 		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, plural(e.Deleted, "expired record"), span(e.Duration))
 	}
 	if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
-		fmt.Fprintf(p.std.err, "%s idempotency: %s\n", now, visible(withoutPassword(p.explain(ctx, e.Err).Error())))
+		fmt.Fprintf(p.std.err, "%s idempotency: %s\n", now, visible.Text(withoutPassword(p.explain(ctx, e.Err).Error())))
 	}
 }
 

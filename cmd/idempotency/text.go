@@ -35,22 +35,6 @@ func plain(text string) string {
 // odd: what can move the cursor, change the direction of writing, or not be seen.
 func odd(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
 
-// visible is a sentence with each odd rune escaped: names in it come from others.
-func visible(text string) string {
-	if !strings.ContainsFunc(text, odd) {
-		return text
-	}
-	var b strings.Builder
-	for _, r := range text {
-		if odd(r) {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
-
 // indented is a result for people.
 func indented(result []byte) string {
 	var b bytes.Buffer
