@@ -92,12 +92,19 @@ func TestReadOnlyServerIsRefusedWithAClearError(t *testing.T) {
 	b.effects(0)
 }
 
+// plainRole makes a role without any privilege, whose name needs no quotes.
+func (b *bundle) plainRole() (name string) {
+	b.Helper()
+	name = "role_" + b.pool.Config().ConnConfig.Database
+	b.exec("create role " + name)
+	b.Cleanup(func() { b.exec("drop owned by " + name + "; drop role " + name) })
+	return name
+}
+
 func TestMissingPrivilegeIsNamed(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	role := "role_" + b.pool.Config().ConnConfig.Database
-	b.exec("create role " + role)
-	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	role := b.plainRole()
 	b.store = b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{})
 	_, _, err := b.do(charge(b.key.ID, 1))
 	if err == nil || !strings.Contains(err.Error(), "the role needs") {

@@ -359,6 +359,16 @@ func TestContextOfAnEndedFunctionDoesNotHoldItsKey(t *testing.T) {
 	}
 }
 
+// locks takes the key's advisory lock in tx, as a call does.
+func (b *bundle) locks(tx pgx.Tx) {
+	b.Helper()
+	var taken bool
+	err := tx.QueryRow(b.Context(), "select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", idempotency.LockID(b.key)).Scan(&taken)
+	if err != nil || !taken {
+		b.Fatalf("the advisory lock: %v, %v", taken, err)
+	}
+}
+
 // A replay holds the advisory lock for a moment. Who takes an expired key over
 // in that moment must not do so without the lock: duplicates would wait on the
 // index, with their connections and beyond Wait.
@@ -368,9 +378,7 @@ func TestExpiredKeyIsTakenOverOnlyWithItsAdvisoryLock(t *testing.T) {
 	b.executes(1)
 	b.exec("update idempotency_keys set expires_at = now()")
 	holder := b.begin(pgx.TxOptions{})
-	if _, err := holder.Exec(t.Context(), "select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", idempotency.LockID(b.key)); err != nil {
-		t.Fatal(err)
-	}
+	b.locks(holder)
 	_, _, err := b.do(charge(b.key.ID, 2))
 	b.wantErr(err, idempotency.ErrInProgress)
 	b.wantOutcome(b.doTx(b.begin(pgx.TxOptions{}), charge(b.key.ID, 2)), outcome{err: idempotency.ErrInProgress})

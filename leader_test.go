@@ -248,9 +248,7 @@ func TestNegativeWaitOutlastsAReplayThatHoldsTheLockOfAnExpiredKey(t *testing.T)
 	b.executes(1)
 	b.exec("update idempotency_keys set expires_at = now()")
 	replay := b.begin(pgx.TxOptions{})
-	if _, err := replay.Exec(t.Context(), "select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", idempotency.LockID(b.key)); err != nil {
-		t.Fatal(err)
-	}
+	b.locks(replay)
 	store, proxy := b.through(idempotency.Config{Wait: -1})
 	b.store = store
 	b.onSecondClaim(proxy, func() {

@@ -126,13 +126,9 @@ func TestReplayOfAKnownKeyWaitsForNoLock(t *testing.T) {
 	b := setup(t, idempotency.Config{Wait: -1})
 	b.executes(1)
 	tx := b.begin(pgx.TxOptions{})
-	for _, lock := range []string{
-		"select pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)",
-		"select from idempotency_keys where $1::bigint is not null for update",
-	} {
-		if _, err := tx.Exec(t.Context(), lock, idempotency.LockID(b.key)); err != nil {
-			t.Fatal(err)
-		}
+	b.locks(tx)
+	if _, err := tx.Exec(t.Context(), "select from idempotency_keys for update"); err != nil {
+		t.Fatal(err)
 	}
 	b.replays(1)
 }

@@ -360,6 +360,23 @@ func (b *bundle) aRole() (name string) {
 	return name
 }
 
+// asRole is b whose Store and pool act as a role that may use the table, and owns nothing.
+func (b *bundle) asRole(cfg idempotency.Config) *bundle {
+	b.Helper()
+	quoted := pgx.Identifier{b.aRole()}.Sanitize()
+	b.exec("grant select, insert, update, delete on idempotency_keys to " + quoted)
+	b.exec("grant usage on schema public to " + quoted)
+	as := *b
+	as.pool = b.anotherPool(pgtest.Direct, func(cfg *pgxpool.Config) {
+		cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "set role "+quoted)
+			return err
+		}
+	})
+	as.store = as.storeOn(as.pool, cfg)
+	return &as
+}
+
 func TestRoleOfTheFunctionWithoutTheGrantsIsNamedAndKeepsNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
@@ -439,20 +456,10 @@ func TestTriggerThatLeavesTheRecordAsItIsMakesNoDifference(t *testing.T) {
 func TestPolicyThatRefusesTheRecordIsNamedForWhatItIs(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	role := b.aRole()
-	quoted := pgx.Identifier{role}.Sanitize()
-	b.exec("grant select, insert, update, delete on idempotency_keys to " + quoted)
-	b.exec("grant usage on schema public to " + quoted)
 	b.exec("alter table idempotency_keys enable row level security")
 	b.exec("create policy claims on idempotency_keys for insert with check (completed_at is null or true)")
 	b.exec("create policy reads on idempotency_keys for select using (true)")
-	pool := b.anotherPool(pgtest.Direct, func(cfg *pgxpool.Config) {
-		cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, "set role "+quoted)
-			return err
-		}
-	})
-	b.store = b.storeOn(pool, idempotency.Config{})
+	b.store = b.asRole(idempotency.Config{}).store
 	runs := 0
 	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		runs++

@@ -117,9 +117,7 @@ func TestNoRemedyForTheMistakeOfAHookOfThePool(t *testing.T) {
 func TestNoRemedyForWhatAPolicyMayNotRead(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	role := "role_" + b.pool.Config().ConnConfig.Database
-	b.exec("create role " + role)
-	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	role := b.plainRole()
 	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
 	b.exec("create table tenants (scope text)")
 	b.exec("alter table idempotency_keys enable row level security")
@@ -135,9 +133,7 @@ func TestNoRemedyForWhatAPolicyMayNotRead(t *testing.T) {
 func TestNoRemedyForWhatATriggerMayNotRead(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	role := "role_" + b.pool.Config().ConnConfig.Database
-	b.exec("create role " + role)
-	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	role := b.plainRole()
 	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
 	b.exec("create table tenants (scope text)")
 	b.trigger("update", "perform * from tenants;")
@@ -179,9 +175,7 @@ func TestFunctionThatMakesItsTransactionReadOnlyIsToldSo(t *testing.T) {
 func TestRemedyIsGivenAlsoWhereTheServerShowsParameters(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	role := "role_" + b.pool.Config().ConnConfig.Database
-	b.exec("create role " + role)
-	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	role := b.plainRole()
 	store := b.storeOn(b.anotherPool(param("role", role), param("log_parameter_max_length_on_error", "-1")), idempotency.Config{})
 	_, _, err := idempotency.Do(t.Context(), store, b.key, charge(b.key.ID, 1))
 	if err == nil || !strings.Contains(err.Error(), "the role needs") {
@@ -218,9 +212,7 @@ func TestPurgeEveryOutlivesTheMistakesOfOthers(t *testing.T) {
 		b.wantErr(<-ended, context.Canceled)
 		b.exec("drop trigger somebodys on idempotency_keys; truncate idempotency_keys")
 	}
-	role := "role_" + b.pool.Config().ConnConfig.Database
-	b.exec("create role " + role)
-	t.Cleanup(func() { b.exec("drop owned by " + role + "; drop role " + role) })
+	role := b.plainRole()
 	b.exec("grant select, insert on idempotency_keys to " + role)
 	store = b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{})
 	if err := store.PurgeEvery(t.Context(), time.Hour); err == nil || !strings.Contains(err.Error(), "the role needs") {

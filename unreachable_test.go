@@ -8,27 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
-	"github.com/pgidem/idempotency/internal/pgtest"
 )
-
-// asRole is b whose Store and pool act as a role that owns nothing.
-func (b *bundle) asRole(cfg idempotency.Config) *bundle {
-	b.Helper()
-	quoted := pgx.Identifier{b.aRole()}.Sanitize()
-	b.exec("grant select, insert, update, delete on idempotency_keys to " + quoted)
-	b.exec("grant usage on schema public to " + quoted)
-	as := *b
-	as.pool = b.anotherPool(pgtest.Direct, func(cfg *pgxpool.Config) {
-		cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, "set role "+quoted)
-			return err
-		}
-	})
-	as.store = as.storeOn(as.pool, cfg)
-	return &as
-}
 
 // inDoAndDoTx are the two ways of one call.
 var inDoAndDoTx = map[string]func(b *bundle, fn func(context.Context, pgx.Tx) (int, error)) error{
