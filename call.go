@@ -41,7 +41,7 @@ type invocation struct {
 
 	waitFrom   time.Time // Config.Wait counts from here
 	heldSince  time.Time // since when the key is known to be another call's
-	nobody     bool      // is at work on it, as the last round found: see unreachable
+	unheld     bool      // the last round found nobody at work on the key: see unreachable
 	waits      backoff
 	retries    backoff
 	reconnects reconnects

@@ -6,7 +6,22 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/sqltx"
 )
+
+// connOf is the connection of tx, or nil in a transaction of database/sql, which does not
+// show it.
+func connOf(tx pgx.Tx) *pgx.Conn {
+	if _, ok := tx.(sqltx.Tx); ok {
+		return nil
+	}
+	return tx.Conn()
+}
+
+func (s *Store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	conn, err := s.pool.Acquire(ctx)
+	return conn, s.usedUp(err)
+}
 
 // leastLost is how many connections one operation may lose, at least, before it has
 // executed anything. After a restart of the server, every idle one of the pool is a dead
@@ -18,7 +33,7 @@ const leastLost = 10
 type reconnects struct {
 	pool *pgxpool.Pool
 	n    int
-	made int64 // by the pool, when one could not write for the first time
+	made int64 // how many the pool had made when one of them could not write; 0: all could
 }
 
 // worthwhile reports whether an operation that failed with err, and has executed nothing,
@@ -40,6 +55,25 @@ func (r *reconnects) worthwhile(ctx context.Context, err error) bool {
 		}
 	}
 	return r.n <= max(leastLost, int(pool.MaxConns()))
+}
+
+// retried makes an operation other than a call, and makes it once more where that is
+// worth while: on another connection, or as adapt has changed it. Executed: what failed
+// can have taken effect.
+func (s *Store) retried(ctx context.Context, operation func() (executed bool, err error)) error {
+	lost := reconnects{pool: s.pool}
+	var waits backoff
+	for again := false; ; {
+		executed, err := operation()
+		switch {
+		case err == nil:
+			return nil
+		case s.adapt(err, again):
+			again = true
+		case executed || !lost.worthwhile(ctx, err) || waits.pause(ctx) != nil:
+			return err
+		}
+	}
 }
 
 // closeReadOnly closes a connection whose server cannot write, so that the pool makes

@@ -25,7 +25,7 @@ type gate struct {
 
 // maxWaiting is how many calls wait here for one key at most. Each keeps what its
 // caller has in its hands, such as the body of a request, and no client repeats a
-// request so often: it is half as much again as the largest storm of duplicates that
+// request so often: it is 1.5 times the largest storm of duplicates that
 // docs/benchmarks.md measures.
 const maxWaiting = 15_000
 

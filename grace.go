@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 // claimGrace is how long the answer to a statement of ours is still waited for when
@@ -19,15 +18,18 @@ import (
 // with its connection.
 const claimGrace = 100 * time.Millisecond
 
-// graced sends statements of ours through wire, with a context that cannot end. The end
+// graced sends statements of ours through conn, with a context that cannot end. The end
 // of ctx gives the connection a deadline, which is taken back when they are done. When
 // the grace was over, the error is that of ctx. (A context that ends later would do as
 // well, but pgx would watch it, at the price of ten allocations a call.)
-func graced(ctx context.Context, wire net.Conn, statements func(context.Context) error) error {
-	if wire == nil || ctx.Done() == nil {
+//
+// Without a conn, in a transaction of database/sql, the driver decides what the end of a
+// context means.
+func graced(ctx context.Context, conn *pgx.Conn, statements func(context.Context) error) error {
+	if conn == nil || ctx.Done() == nil {
 		return statements(ctx)
 	}
-	g := &grace{wire: wire}
+	g := &grace{wire: conn.PgConn().Conn()}
 	stop := context.AfterFunc(ctx, g.begin)
 	err := statements(context.WithoutCancel(ctx))
 	if !stop() {
@@ -39,7 +41,7 @@ func graced(ctx context.Context, wire net.Conn, statements func(context.Context)
 	return err
 }
 
-// A grace has a mutex because it can begin at the moment at which it is over.
+// A grace has a mutex because the context can end just when the statements are done.
 type grace struct {
 	wire net.Conn
 	mu   sync.Mutex
@@ -59,13 +61,4 @@ func (g *grace) end() {
 	defer g.mu.Unlock()
 	g.over = true
 	_ = g.wire.SetDeadline(time.Time{})
-}
-
-// wireOf is what tx is sent through, or nil in a transaction of database/sql, whose
-// driver decides what the end of a context means.
-func wireOf(tx pgx.Tx) net.Conn {
-	if _, ok := tx.(sqltx.Tx); ok {
-		return nil
-	}
-	return tx.Conn().PgConn().Conn()
 }

@@ -121,28 +121,18 @@ func knownOf(sql *statements) string { return sql.known }
 // implicit transaction, in which the settings of the first are in force. A connection
 // that is lost meanwhile is replaced.
 func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
-	lost := reconnects{pool: s.pool}
-	var waits backoff
-	for again := false; ; {
-		err := s.queryOn(ctx, statement, args, read)
-		switch {
-		case err == nil:
-			return nil
-		case s.adapt(err, again):
-			again = true
-		case !lost.worthwhile(ctx, err) || waits.pause(ctx) != nil:
-			return err
-		}
-	}
+	return s.retried(ctx, func() (executed bool, err error) {
+		return false, s.queryOn(ctx, statement, args, read)
+	})
 }
 
 func (s *Store) queryOn(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.acquire(ctx)
 	if err != nil {
-		return s.usedUp(err)
+		return err
 	}
 	defer conn.Release()
-	return graced(ctx, conn.Conn().PgConn().Conn(), func(ctx context.Context) error {
+	return graced(ctx, conn.Conn(), func(ctx context.Context) error {
 		sql, err := s.table.statements(ctx, conn)
 		if err != nil {
 			return err
@@ -247,27 +237,16 @@ var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 // prepareChangeSQL. PostgreSQL ends it after a silence of maxIdle. A connection that was
 // lost before the transaction began, or whose server cannot write, is replaced.
 func (s *Store) change(ctx context.Context, maxIdle time.Duration, do func(pgx.Tx, *statements) error) error {
-	lost := reconnects{pool: s.pool}
-	var waits backoff
-	for again := false; ; {
+	return s.retried(ctx, func() (executed bool, err error) {
 		begun, err := s.changeOn(ctx, maxIdle, do)
-		switch {
-		case err == nil:
-			return nil
-		case s.adapt(err, again):
-			again = true
-		case begun && !remedy.CannotWrite(err): // its COMMIT can have taken effect
-			return err
-		case !lost.worthwhile(ctx, err) || waits.pause(ctx) != nil:
-			return err
-		}
-	}
+		return begun && !remedy.CannotWrite(err), err // its COMMIT can have taken effect
+	})
 }
 
 func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx.Tx, *statements) error) (begun bool, err error) {
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.acquire(ctx)
 	if err != nil {
-		return false, s.usedUp(err)
+		return false, err
 	}
 	defer conn.Release()
 	err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error {
@@ -291,22 +270,47 @@ func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx
 }
 
 func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
-	var free, exists bool
-	if err := tx.QueryRow(ctx, sql.lock, key.lockID()).Scan(&free); err != nil {
+	free, err := sql.tryLock(ctx, tx, key)
+	switch {
+	case err != nil:
 		return err
-	}
-	if !free {
+	case !free:
 		return ErrInProgress
 	}
+	remains, err := sql.deleteRow(ctx, tx, key)
+	if err != nil || !remains {
+		return err
+	}
+	// Another transaction has locked the row, or has ended meanwhile, or this role is
+	// kept from it.
+	if _, err := tx.Exec(ctx, sql.lockRow, key.ID, key.Scope); err != nil {
+		if sqlState(err) == codeLockNotAvailable {
+			return ErrInProgress
+		}
+		return err
+	}
+	if remains, err = sql.deleteRow(ctx, tx, key); remains {
+		return sql.keptBack()
+	}
+	return err
+}
+
+// tryLock tries the advisory lock of key.
+func (sql *statements) tryLock(ctx context.Context, tx pgx.Tx, key Key) (free bool, err error) {
+	err = tx.QueryRow(ctx, sql.lock, key.lockID()).Scan(&free)
+	return free, err
+}
+
+// deleteRow reports whether the row is there and was not deleted. It is ErrNotFound when
+// there was none.
+func (sql *statements) deleteRow(ctx context.Context, tx pgx.Tx, key Key) (remains bool, err error) {
 	tag, err := tx.Exec(ctx, sql.delete, key.ID, key.Scope)
 	if err != nil || tag.RowsAffected() > 0 {
-		return err
+		return false, err
 	}
-	if err := tx.QueryRow(ctx, sql.exists, key.ID, key.Scope).Scan(&exists); err != nil {
-		return err
+	err = tx.QueryRow(ctx, sql.exists, key.ID, key.Scope).Scan(&remains)
+	if err == nil && !remains {
+		err = ErrNotFound
 	}
-	if exists {
-		return sql.deleteAgain(ctx, tx, key)
-	}
-	return ErrNotFound
+	return remains, err
 }

@@ -83,7 +83,7 @@ type savepoint struct {
 // begin looks the table up, sets the savepoint and claims the key. A claim that has
 // succeeded while ctx ended is an error: its function is not run.
 func (sp *savepoint) begin(ctx context.Context, t *table) (f finding, err error) {
-	err = graced(ctx, wireOf(sp.tx), func(ctx context.Context) (err error) {
+	err = graced(ctx, connOf(sp.tx), func(ctx context.Context) (err error) {
 		if sp.sql, err = t.statements(ctx, sp.tx); err == nil {
 			f, err = sp.claim(ctx)
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency/internal/remedy"
-	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 // SQLSTATEs, from appendix A of the PostgreSQL manual.
@@ -124,11 +123,11 @@ func canHold(tx pgx.Tx, text string) bool {
 	if !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII }) {
 		return true
 	}
-	if _, ok := tx.(sqltx.Tx); ok {
+	conn := connOf(tx)
+	if conn == nil {
 		return false
 	}
-	conn := tx.Conn().PgConn()
-	server, client := conn.ParameterStatus("server_encoding"), conn.ParameterStatus("client_encoding")
+	server, client := conn.PgConn().ParameterStatus("server_encoding"), conn.PgConn().ParameterStatus("client_encoding")
 	return server == "SQL_ASCII" && client == server || client == "UTF8" && (server == "UTF8" || server == "SQL_ASCII")
 }
 

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/remedy"
-	"github.com/pgidem/idempotency/internal/sqltx"
 )
 
 const (
@@ -53,13 +52,13 @@ func (s *Store) begin(ctx context.Context, key Key) (x *session, f finding, err 
 }
 
 func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error) {
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.acquire(ctx)
 	if err != nil {
-		return nil, finding{}, explain("acquire a connection", s.usedUp(err))
+		return nil, finding{}, explain("acquire a connection", err)
 	}
 	x := &session{store: s, conn: conn, args: s.keyArgs(key), began: time.Now()}
 	var f finding
-	err = graced(ctx, x.wire(), func(ctx context.Context) (err error) {
+	err = graced(ctx, conn.Conn(), func(ctx context.Context) (err error) {
 		f, err = x.begin(ctx)
 		return err
 	})
@@ -145,7 +144,7 @@ func (s *Store) usedUp(err error) error {
 // waitedForThePool is usedUp for the error of a function. If a statement on tx itself
 // had met the deadline, pgx would have closed its connection.
 func (s *Store) waitedForThePool(tx pgx.Tx, err error) error {
-	if _, ok := tx.(sqltx.Tx); ok || tx.Conn().IsClosed() {
+	if conn := connOf(tx); conn == nil || conn.IsClosed() {
 		return err
 	}
 	if explained := s.usedUp(err); explained != err {

@@ -18,9 +18,9 @@ func (c *invocation) unreachable(ctx context.Context, tx pgx.Tx, sql *statements
 	if c.heldSince.IsZero() {
 		return nil
 	}
-	before := c.nobody
-	c.nobody = sql.nobodyAtWork(ctx, tx, c.key, f.seen)
-	if !before || !c.nobody {
+	before := c.unheld
+	c.unheld = sql.nobodyAtWork(ctx, tx, c.key, f.seen)
+	if !before || !c.unheld {
 		return nil
 	}
 	return fmt.Errorf("idempotency: claim the key: nobody is at work on it, and yet this role cannot have it: a policy (row-level security) on %s hides its row, or a trigger or rule drops what a call writes: `idempotency doctor` names it", sql.table)
@@ -30,44 +30,17 @@ func (c *invocation) unreachable(ctx context.Context, tx pgx.Tx, sql *statements
 // there is a row to be seen, locks it, as a purge does. Its transaction can only be
 // rolled back afterwards.
 func (sql *statements) nobodyAtWork(ctx context.Context, tx pgx.Tx, key Key, seen bool) bool {
-	var free bool
-	if err := tx.QueryRow(ctx, sql.lock, key.lockID()).Scan(&free); err != nil || !free {
-		return false
+	free, err := sql.tryLock(ctx, tx, key)
+	if err == nil && free && seen {
+		_, err = tx.Exec(ctx, sql.lockRow, key.ID, key.Scope)
 	}
-	if !seen {
-		return true
-	}
-	_, err := tx.Exec(ctx, sql.lockRow, key.ID, key.Scope)
-	return err == nil
+	return err == nil && free
 }
 
 // keptBack is the error of a Delete or a Purge that cannot delete what it sees and has
 // locked, or may not lock what it sees.
 func (sql *statements) keptBack() error {
 	return fmt.Errorf("a policy (row-level security) or a trigger on %s keeps this role from deleting what it sees: `idempotency doctor` names it", sql.table)
-}
-
-// deleteAgain is for a key whose row is there and was not deleted: another transaction has
-// locked it, or has ended meanwhile, or this one is kept from it.
-func (sql *statements) deleteAgain(ctx context.Context, tx pgx.Tx, key Key) error {
-	if _, err := tx.Exec(ctx, sql.lockRow, key.ID, key.Scope); err != nil {
-		if sqlState(err) == codeLockNotAvailable {
-			return ErrInProgress
-		}
-		return err
-	}
-	tag, err := tx.Exec(ctx, sql.delete, key.ID, key.Scope)
-	if err != nil || tag.RowsAffected() > 0 {
-		return err
-	}
-	var exists bool
-	if err := tx.QueryRow(ctx, sql.exists, key.ID, key.Scope).Scan(&exists); err != nil {
-		return err
-	}
-	if exists {
-		return sql.keptBack()
-	}
-	return ErrNotFound
 }
 
 // purgeAgain is for a purge that has deleted nothing. Where it can lock an expired row, it
