@@ -38,7 +38,7 @@ test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)
 
 test-race: ## the same under the race detector
-	$(TESTDB) -- $(GOTEST) -race $(ARGS)
+	$(TESTDB) $(if $(VERSION),-version $(VERSION)) -- $(GOTEST) -race $(ARGS)
 
 # The second through a Unix socket, where a server that has hung up is noticed otherwise.
 test-isolation: ## test the root package on the stricter isolation levels (needs PostgreSQL's binaries)
@@ -67,9 +67,9 @@ test-long: ## the tests under faults and storms, at full length (ten minutes)
 test-modules: ## test the nested modules
 	set -e; for m in $(MODULES); do $(TESTDB) -C $$m -- $(GOTEST) -timeout 20m ./...; done
 
-test-docker: ## test internal/testdb's Docker source, and the root package on it
+test-docker: ## test internal/testdb's Docker source, and the examples on it
 	go -C internal/testdb test -count=1 -run TestDocker . -docker
-	$(TESTDB) -source docker -- go test -count=1 .
+	$(TESTDB) -source docker -- go test -count=1 -run '^Example|^TestProgramOfTheReadme' .
 
 bench-once: ## run each benchmark for one iteration, so that none rots
 	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
@@ -110,9 +110,10 @@ deps: ## check that the root package needs pgx only
 vulncheck: ## look for known vulnerabilities in what each module calls
 	set -e; for m in . $(MODULES); do (cd $$m && echo "$$m" && $(GOVULNCHECK) ./...); done
 
-# The oldest version (.ci/fresh tests on the newest, too), and each of the modes once, with
-# an isolation level or behind a pooler. There, exec differs little from cache_describe.
-ci: VERSIONS = 14
+# The oldest version with the race detector (.ci/fresh tests on Debian's and on the newest),
+# and each of the modes once, with an isolation level or behind a pooler. There, exec
+# differs little from cache_describe.
+ci: VERSION = 14
 ci: MODE = describe_exec
 ci: POOLER_MODES = cache_describe simple_protocol
-ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-matrix test-pgbouncer test-race ## all of it, but for what only repeats at greater length
+ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-pgbouncer test-race ## all of it, but for what only repeats at greater length

@@ -32,7 +32,7 @@ func (b *bundle) noRemedy(what string, err error, code string) {
 var mistakes = map[string]string{
 	"42703": "new.updated_at = now();",
 	"42P01": "perform * from tenants;",
-	"3F000": "perform 'nowhere.idempotency_keys'::regclass;",
+	"3F000": "create table nowhere.idempotency_keys ();",
 	"42P10": "insert into tags values ('x') on conflict (name) do nothing;",
 	"25006": "raise 'read only' using errcode = '25006';",
 	"0A000": "raise 'no such thing as idempotency_keys' using errcode = '0A000';",
