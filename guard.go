@@ -16,7 +16,8 @@ var errNotYours = errors.New("idempotency: the function does not end its transac
 // A guardedTx is the transaction as the caller's function sees it. Commit and
 // Rollback are refused without any effect, so that a habitual
 // "defer tx.Rollback(ctx)" is harmless. Once the function has returned
-// everything is refused: the connection may be another call's by then.
+// everything is refused: the connection may be another call's by then. What Conn and
+// LargeObjects return are pgx's own structs, which nothing can be put in front of.
 type guardedTx struct {
 	pgx.Tx
 	ended     *atomic.Bool

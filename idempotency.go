@@ -333,7 +333,9 @@ func (s *Store) Config() Config { return s.cfg }
 //     soon as PostgreSQL notices, after [Config.MaxIdle] at the latest.
 //
 // So fn must have no effects except through tx, and may be run more than once.
-// It must not end tx: Commit and Rollback are refused without any effect.
+// It must not end tx: Commit and Rollback are refused without any effect. Once fn has
+// returned, tx refuses everything; what fn got from tx.Conn and tx.LargeObjects does
+// not, and must not be used any more.
 // Statements sent through the pool instead of tx are not protected. An fn that
 // swallows an SQL error and returns nil has a broken transaction: Do returns an
 // error that wraps [pgx.ErrTxCommitRollback], and nothing is kept.

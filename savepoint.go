@@ -2,7 +2,9 @@ package idempotency
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/sqltx"
@@ -63,12 +65,15 @@ func (c *invocation) claimIn(ctx context.Context, tx pgx.Tx) (*savepoint, *answe
 	}
 }
 
-// The name may be used again by a DoTx inside fn: PostgreSQL then means the
-// innermost, which is released before fn returns.
-const (
-	savepointSQL  = "savepoint idempotency_claim"
-	rollbackToSQL = "rollback to savepoint idempotency_claim"
-	releaseSQL    = "release savepoint idempotency_claim"
+// The name is this process's own: a function that set or released a savepoint of the
+// same name would decide what is undone. A DoTx inside fn may use it again: PostgreSQL
+// then means the innermost, which is released before fn returns. One name for all calls
+// lets pgx prepare each of these once a connection.
+var (
+	savepointName = "idempotency_claim_" + strings.ToLower(rand.Text())
+	savepointSQL  = "savepoint " + savepointName
+	rollbackToSQL = "rollback to savepoint " + savepointName
+	releaseSQL    = "release savepoint " + savepointName
 )
 
 // A savepoint holds a claim inside a transaction that is the caller's.

@@ -87,6 +87,10 @@ func TestDoTxAfterAnErrorLeavesNothingAndTheTransactionUsable(t *testing.T) {
 			_, err := tx.Exec(ctx, "delete from idempotency_keys")
 			return 1, err
 		},
+		"savepoints of nearly the same name": func(ctx context.Context, tx pgx.Tx) (int, error) {
+			_, err := tx.Exec(ctx, "savepoint idempotency_claim; savepoint idempotency_claim_")
+			return 0, errors.Join(failure, err)
+		},
 		"a panic":          func(context.Context, pgx.Tx) (int, error) { panic("boom") },
 		"a runtime.Goexit": func(context.Context, pgx.Tx) (int, error) { runtime.Goexit(); return 0, nil },
 	} {
