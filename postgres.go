@@ -296,6 +296,19 @@ order by purge_after
 limit 1::bigint
 for update skip locked`
 
+// expiredSQL: there is a row that purgeSQL would delete, if it may lock it.
+const expiredSQL = `
+select exists (select from idempotency_keys where purge_after <= now() and expires_at <= now())`
+
+// lockExpiredNowaitSQL is lockExpiredSQL with an error for a row that is locked, which a
+// row that a policy does not let this role lock is not.
+const lockExpiredNowaitSQL = `
+select from idempotency_keys
+where purge_after <= now() and expires_at <= now()
+order by purge_after
+limit 1::bigint
+for update nowait`
+
 // purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
 // one, which the keys have.
 const purgeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)`
@@ -311,7 +324,8 @@ type statements struct {
 	prepare, known, get, list   string
 	prepareChange, lock, delete string
 	lockRow                     string
-	lockExpired                 string
+	expired, lockExpired        string
+	lockExpiredNowait           string
 	exists, purge, purgeTurn    string
 
 	// missing: PostgreSQL has said that there is no such table. See table.
@@ -357,8 +371,11 @@ func newStatements(schema string, configured bool) *statements {
 		delete:        on(deleteSQL),
 		exists:        on(existsSQL),
 		purge:         on(purgeSQL),
+		expired:       on(expiredSQL),
 		lockExpired:   on(lockExpiredSQL),
 		purgeTurn:     on(purgeTurnSQL),
+
+		lockExpiredNowait: on(lockExpiredNowaitSQL),
 	}
 }
 

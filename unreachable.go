@@ -43,17 +43,46 @@ func (sql *statements) keptBack() error {
 	return fmt.Errorf("a policy (row-level security) or a trigger on %s keeps this role from deleting what it sees: `idempotency doctor` names it", sql.table)
 }
 
-// purgeAgain is for a purge that has deleted nothing. Where it can lock an expired row, it
-// must be able to delete it. A row that is locked by another is no error; nor is one that
-// a policy does not let it lock, which looks the same as one that has gone meanwhile.
+// purgeAgain is for a purge that has deleted nothing. What it can lock, it must be able to
+// delete, and what it sees, it must be able to lock. A row that is locked by another is no
+// error.
 func (sql *statements) purgeAgain(ctx context.Context, tx pgx.Tx) (done batch, err error) {
 	tag, err := tx.Exec(ctx, sql.lockExpired)
-	if err != nil || tag.RowsAffected() == 0 {
+	if err != nil {
 		return batch{}, err
+	}
+	if tag.RowsAffected() == 0 {
+		return batch{}, sql.checkLockable(ctx, tx)
 	}
 	done, err = sql.purgeIn(ctx, tx, nil)
 	if err == nil && done.deleted == 0 {
 		err = sql.keptBack()
 	}
 	return done, err
+}
+
+// checkLockable is an error where expired rows can be seen, and not one of them can be
+// locked, although none of them is locked: a policy for updates keeps this role from them.
+func (sql *statements) checkLockable(ctx context.Context, tx pgx.Tx) error {
+	var seen bool
+	if err := tx.QueryRow(ctx, sql.expired).Scan(&seen); err != nil || !seen {
+		return err
+	}
+	lockable := false
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { // a savepoint: the error is expected
+		tag, err := tx.Exec(ctx, sql.lockExpiredNowait)
+		lockable = tag.RowsAffected() > 0
+		return err
+	})
+	switch {
+	case sqlState(err) == codeLockNotAvailable || lockable:
+		return nil
+	case err != nil:
+		return err
+	}
+	// Whoever had locked what was seen can have deleted it meanwhile.
+	if err := tx.QueryRow(ctx, sql.expired).Scan(&seen); err != nil || !seen {
+		return err
+	}
+	return sql.keptBack()
 }

@@ -60,6 +60,18 @@ func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(contex
 			},
 			func(ctx context.Context) error { return store.Delete(ctx, key) },
 			do, expire,
+			func(ctx context.Context) error { // all that is expired is locked
+				tx, err := pool.Begin(ctx)
+				if err != nil {
+					return err
+				}
+				defer tx.Rollback(ctx)
+				if _, err := tx.Exec(ctx, "select from public.idempotency_keys for update"); err != nil {
+					return err
+				}
+				_, err = store.Purge(ctx)
+				return err
+			},
 			func(ctx context.Context) error { _, err := store.Purge(ctx); return err },
 			func(ctx context.Context) error {
 				ctx, cancel := context.WithCancel(ctx)
