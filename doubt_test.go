@@ -212,7 +212,8 @@ func TestCancelledCallerIsNotRunAgainAfterAProvenAbort(t *testing.T) {
 
 func TestCommitAnsweredWithRollbackIsAnError(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{TxOptions: pgx.TxOptions{CommitQuery: "rollback"}})
+	b := setup(t, idempotency.Config{})
+	b.store.CommitBy("rollback")
 	_, _, err := b.do(charge(b.key.ID, 1))
 	b.wantErr(err, pgx.ErrTxCommitRollback)
 	b.effects(0)

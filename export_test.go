@@ -65,6 +65,9 @@ func EndedGrace(wire net.Conn) (begin func()) {
 // PoolOf is the pool of a Store.
 func PoolOf(s *Store) *pgxpool.Pool { return s.pool }
 
+// CommitBy replaces the COMMIT of s by a statement that Config refuses.
+func (s *Store) CommitBy(query string) { s.cfg.TxOptions.CommitQuery = query }
+
 // Unwatched reports whether s does without client_connection_check_interval.
 func Unwatched(s *Store) bool { return s.unwatched.Load() }
 

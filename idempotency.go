@@ -37,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -195,7 +196,8 @@ type Config struct {
 	MaxResult int
 
 	// TxOptions are the isolation level and the other modes of Do's
-	// transaction; it cannot be read-only. Default: those of the connection.
+	// transaction; it cannot be read-only. BeginQuery and CommitQuery are one statement
+	// each. Default: those of the connection.
 	TxOptions pgx.TxOptions
 
 	// Observe is called after every operation on the goroutine of the caller,
@@ -242,10 +244,23 @@ func (c Config) validate() error {
 		problem = fmt.Sprintf("MaxResult is %d: it has to be 1 to %d bytes", c.MaxResult, maxResultLimit)
 	case c.TxOptions.AccessMode == pgx.ReadOnly:
 		problem = "TxOptions.AccessMode is read only: the record could not be written"
+	case !isOne(c.TxOptions.BeginQuery, "begin", "start"):
+		problem = "TxOptions.BeginQuery is not one BEGIN or START TRANSACTION: it shares a round trip with the claim, and a setting has to be made by the connection or inside the function"
+	case !isOne(c.TxOptions.CommitQuery, "commit", "end"):
+		problem = "TxOptions.CommitQuery is not one COMMIT or END"
 	default:
 		return nil
 	}
 	return errors.New("idempotency: Config." + problem)
+}
+
+// isOne reports whether query is empty or one statement that begins with one of words.
+func isOne(query string, words ...string) bool {
+	query = strings.TrimRight(query, "; \t\r\n")
+	if query == "" {
+		return true
+	}
+	return !strings.Contains(query, ";") && slices.Contains(words, strings.ToLower(strings.Fields(query)[0]))
 }
 
 // A Store keeps the results of one table. It is safe for concurrent use, and

@@ -342,6 +342,18 @@ func TestObserveTellsHowEachOperationWent(t *testing.T) {
 	}
 }
 
+func TestTransactionBeginsAndCommitsByTheQueriesOfTheConfig(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{TxOptions: pgx.TxOptions{BeginQuery: "START  TRANSACTION\nisolation level serializable;\n", CommitQuery: "End"}})
+	value, _, err := idempotency.Do(t.Context(), b.store, b.key, func(ctx context.Context, tx pgx.Tx) (level string, err error) {
+		err = tx.QueryRow(ctx, "select current_setting('transaction_isolation')").Scan(&level)
+		return level, err
+	})
+	if value != "serializable" || err != nil {
+		t.Errorf("%q, %v", value, err)
+	}
+}
+
 func TestConfigErrorsNameTheField(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
@@ -354,6 +366,18 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	} {
 		if _, err := idempotency.NewWithConfig(b.pool, cfg); err == nil || !strings.Contains(err.Error(), field+" ") {
 			t.Errorf("%s: got %v", field, err)
+		}
+	}
+	for _, query := range []string{"begin; set local role app", "set local role app", "select 1", ";begin", " ;"} {
+		_, err := idempotency.NewWithConfig(b.pool, idempotency.Config{TxOptions: pgx.TxOptions{BeginQuery: query}})
+		if refused := strings.TrimSpace(query) != ";"; (err != nil) != refused || refused && !strings.Contains(err.Error(), "Config.TxOptions.BeginQuery ") {
+			t.Errorf("BeginQuery %q: %v", query, err)
+		}
+	}
+	for _, query := range []string{"commit; begin", "rollback", "select 1", "prepare transaction 'x'"} {
+		_, err := idempotency.NewWithConfig(b.pool, idempotency.Config{TxOptions: pgx.TxOptions{CommitQuery: query}})
+		if err == nil || !strings.Contains(err.Error(), "Config.TxOptions.CommitQuery ") {
+			t.Errorf("CommitQuery %q: %v", query, err)
 		}
 	}
 	if _, err := idempotency.NewWithConfig(nil, idempotency.Config{}); err == nil {
