@@ -121,6 +121,7 @@ func TestEveryStatementOfTheOperatorsPageIsRunByATest(t *testing.T) {
 		"shop_app":                   TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore,
 		"shop_reader":                TestReaderOfTheOperatorsPageCanLookAndNotTouch,
 		"shop_purger":                TestPurgerOfTheOperatorsPageCanPurge,
+		"tenants_app":                TestTenantsOfTheOperatorsPageAreKeptApart,
 		"shop_owner":                 TestOwnerOfTheOperatorsPageCanMigrate,
 		"update idempotency_keys\n":  TestRetentionLostInARestoreIsGivenBack,
 	}
