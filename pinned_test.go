@@ -439,17 +439,60 @@ func TestTriggerThatChangesOrDropsTheRecordIsAnErrorAtOnce(t *testing.T) {
 	}
 }
 
-func TestTriggerThatLeavesTheRecordAsItIsMakesNoDifference(t *testing.T) {
+func TestWhatHangsOnTheTableAndLeavesTheRecordAsItIsMakesNoDifference(t *testing.T) {
+	t.Parallel()
+	const audit = "create function audit() returns trigger language plpgsql as $$ begin insert into public.seen values (tg_op); return new; end $$; "
+	for name, c := range map[string]struct {
+		sql  string
+		seen string // that it is at work
+	}{
+		"a trigger before each row": {audit + "create trigger a before insert or update on idempotency_keys for each row execute function audit()", "select count(*) from seen"},
+		"an audit of each statement": {"create function audit() returns trigger language plpgsql as $$ begin insert into public.seen select tg_op from gone; return null; end $$; " +
+			"create trigger a after delete on idempotency_keys referencing old table as gone for each statement execute function audit()", "select count(*) from seen"},
+		"the time of the last change": {"alter table idempotency_keys add updated_at timestamptz not null default now(); " +
+			"create function touch() returns trigger language plpgsql as $$ begin new.updated_at := clock_timestamp(); return new; end $$; " +
+			"create trigger touch before update on idempotency_keys for each row execute function touch()", "select count(*) from idempotency_keys where updated_at > completed_at"},
+		"a parent table":            {"create table everything (scope text collate \"C\" not null); alter table idempotency_keys inherit everything", "select count(*) from everything"},
+		"a publication":             {"create publication p for table idempotency_keys", "select count(*) from pg_publication_tables"},
+		"rows that refer to it":     {"create table rides (k text, s text default 'customer-1', foreign key (k, s) references idempotency_keys (id, scope) on delete set null); create function ride() returns trigger language plpgsql as $$ begin insert into public.rides values (new.id); return null; end $$; create trigger ride after update on idempotency_keys for each row execute function ride()", "select count(*) from rides where k is not null"},
+		"a generated column, index": {"alter table idempotency_keys add expired tstzrange generated always as (tstzrange(completed_at, expires_at)) stored; create index on idempotency_keys (expired)", "select count(expired) from idempotency_keys"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.exec("create table seen (what text)")
+			b.exec(c.sql)
+			b.executes(1)
+			b.replays(1)
+			deleted := b.key
+			b.key.ID = "purged"
+			b.executes(2)
+			if err := b.store.Delete(t.Context(), deleted); err != nil {
+				t.Errorf("Delete: %v", err)
+			}
+			if query[int](b, c.seen) == 0 {
+				t.Error("nothing is seen of it, so this shows nothing")
+			}
+			b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+			if n, err := b.store.Purge(t.Context()); n != 1 || err != nil || b.rows() != 0 {
+				t.Errorf("purged %d, %v; %d rows are left", n, err, b.rows())
+			}
+			b.executes(3)
+		})
+	}
+}
+
+func TestForeignKeyThatKeepsARecordIsNamedByDeleteAndPurge(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.exec("create table seen (what text)")
-	b.exec("create function see() returns trigger language plpgsql as $$ begin insert into public.seen values (tg_op); return new; end $$")
-	b.exec("create trigger see before insert or update on idempotency_keys for each row execute function see()")
+	b.exec("create table rides (k text, s text, foreign key (k, s) references idempotency_keys (id, scope))")
 	b.executes(1)
-	b.replays(1)
-	b.effects(1)
-	if n := query[int](b, "select count(*) from seen"); n == 0 {
-		t.Error("the trigger did not run, so this shows nothing")
+	b.exec("insert into rides select id, scope from idempotency_keys; update idempotency_keys set expires_at = now(), purge_after = now()")
+	_, purged := b.store.Purge(t.Context())
+	for operation, err := range map[string]error{"Purge": purged, "Delete": b.store.Delete(t.Context(), b.key)} {
+		if sqlState(err) != "23503" || !strings.Contains(err.Error(), "rides_k_s_fkey") {
+			t.Errorf("%s: %v", operation, err)
+		}
 	}
 }
 
