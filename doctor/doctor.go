@@ -88,6 +88,8 @@ var checks = []func(context.Context, *patient) error{
 	checkIndexes,
 	checkHooks,
 	checkPolicies,
+	checkChildren,
+	checkPublications,
 	checkSearchPath,
 	checkPrivileges,
 	checkAutovacuum,
