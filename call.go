@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -37,6 +38,7 @@ type invocation struct {
 
 	origin  string // of the result, if this call makes it
 	failed  bool   // the function returned an error: the outcome is "failed", whichever error it is
+	late    bool   // something that this call has sent may still arrive, and take effect
 	askRole bool   // before the record: see failure.forbidden
 
 	waitFrom   time.Time // Config.Wait counts from here
@@ -103,7 +105,27 @@ func (c *invocation) do(ctx context.Context) (*answer, error) {
 	if found := c.recall(ctx); found != nil {
 		return found, nil
 	}
-	x, found, err := c.claim(ctx)
+	var x *session
+	switch s := c.shoot(ctx); {
+	case s.executed || s.found != nil:
+		return s.found, nil
+	case s.failed == nil:
+		x, found, err = c.claim(ctx)
+	case s.failed.inDoubt:
+		x, found, err = c.resolve(ctx, s.failed)
+	default:
+		return nil, s.failed.err
+	}
+	found, err = c.attempts(ctx, x, found, err)
+	if err != nil && c.late {
+		err = c.unknown(err)
+	}
+	return found, err
+}
+
+// attempts runs the function in a session that owns the key, and once more in another
+// one where that is worth while.
+func (c *invocation) attempts(ctx context.Context, x *session, found *answer, err error) (*answer, error) {
 	for x != nil {
 		failed := c.attempt(ctx, x)
 		switch {
@@ -121,6 +143,16 @@ func (c *invocation) do(ctx context.Context) (*answer, error) {
 		}
 	}
 	return found, err
+}
+
+// unknown is the error of a call of which something may still arrive: whatever err says
+// of a later attempt, the operation can take effect.
+func (c *invocation) unknown(err error) error {
+	c.event.InDoubt, c.failed = "unknown", false
+	if errors.Is(err, ErrOutcomeUnknown) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 }
 
 // admit refuses a call before anything is acquired for it.
@@ -237,7 +269,7 @@ func (c *invocation) attempt(ctx context.Context, x *session) *failure {
 	if err != nil {
 		return x.failed(err)
 	}
-	out := c.answer(x.tx, result)
+	out := c.answer(x.conn.Conn(), result)
 	x.askRole = c.askRole
 	c.lead.seal()
 	if failed := x.commit(out); failed != nil {
@@ -264,10 +296,11 @@ func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	return result, checkOpen(tx)
 }
 
-// answer is what this call records in tx. An origin that cannot be stored is left out.
-func (c *invocation) answer(tx pgx.Tx, result []byte) *answer {
+// answer is what this call records through conn. An origin that cannot be stored is left
+// out.
+func (c *invocation) answer(conn *pgx.Conn, result []byte) *answer {
 	a := &answer{fingerprint: c.key.Fingerprint, result: result}
-	if canHold(tx, c.origin) {
+	if canHold(conn, c.origin) {
 		a.origin = c.origin
 	}
 	return a
@@ -306,7 +339,7 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 			c.lead.know(owning)
 			return x, nil, nil
 		case f.state == claimed && conclusive:
-			c.event.InDoubt = "aborted"
+			c.event.InDoubt = "aborted" // unless it is late: see unknown
 			x.rollback()
 			return nil, nil, failed.err
 		case f.state == inFlight:

@@ -8,10 +8,10 @@ import (
 
 // An Event says how one operation of a Store went. It holds no result.
 type Event struct {
-	// Operation is "Do", "DoTx", "Get", "All", "Delete" or "Purge".
+	// Operation is "Do", "DoTx", "QueryRow", "Query", "Get", "All", "Delete" or "Purge".
 	Operation string
 
-	// Outcome of a Do or DoTx is "executed", "replayed" (also after a wait, and
+	// Outcome of a call, one of the first four, is "executed", "replayed" (also after a wait, and
 	// when its own commit was in doubt), "in_progress", "key_reused",
 	// "outcome_unknown" or "failed", as it is whenever the function returned an
 	// error. Of the others it is "done", "not_found", "in_progress" or "failed", and

@@ -57,7 +57,7 @@ const ClaimGrace = claimGrace
 
 // EndedGrace is what the end of a context does after the statements.
 func EndedGrace(wire net.Conn) (begin func()) {
-	g := &grace{wire: wire}
+	g := &grace{wire: wire, length: claimGrace}
 	g.end()
 	return g.begin
 }

@@ -18,6 +18,9 @@ import (
 // with its connection.
 const claimGrace = 100 * time.Millisecond
 
+// interruptGrace is the same for a caller's statement, which is cancelled meanwhile.
+const interruptGrace = time.Second
+
 // graced sends statements of ours through conn, with a context that cannot end. The end
 // of ctx gives the connection a deadline, which is taken back when they are done. When
 // the grace was over, the error is that of ctx. (A context that ends later would do as
@@ -26,10 +29,32 @@ const claimGrace = 100 * time.Millisecond
 // Without a conn, in a transaction of database/sql, the driver decides what the end of a
 // context means.
 func graced(ctx context.Context, conn *pgx.Conn, statements func(context.Context) error) error {
-	if conn == nil || ctx.Done() == nil {
+	if conn == nil {
 		return statements(ctx)
 	}
-	g := &grace{wire: conn.PgConn().Conn()}
+	return (&grace{wire: conn.PgConn().Conn(), length: claimGrace}).during(ctx, statements)
+}
+
+// interruptible is graced for a statement of the caller's, which can take long: when ctx
+// ends, PostgreSQL is asked to cancel it. So the answer, which says what became of it,
+// mostly comes within the grace.
+func interruptible(ctx context.Context, conn *pgx.Conn, statements func(context.Context) error) error {
+	return (&grace{wire: conn.PgConn().Conn(), length: interruptGrace, cancel: conn.PgConn().CancelRequest}).during(ctx, statements)
+}
+
+// A grace has a mutex because the context can end just when the statements are done.
+type grace struct {
+	wire   net.Conn
+	length time.Duration
+	cancel func(context.Context) error // or nil
+	mu     sync.Mutex
+	over   bool
+}
+
+func (g *grace) during(ctx context.Context, statements func(context.Context) error) error {
+	if ctx.Done() == nil {
+		return statements(ctx)
+	}
 	stop := context.AfterFunc(ctx, g.begin)
 	err := statements(context.WithoutCancel(ctx))
 	if !stop() {
@@ -41,18 +66,18 @@ func graced(ctx context.Context, conn *pgx.Conn, statements func(context.Context
 	return err
 }
 
-// A grace has a mutex because the context can end just when the statements are done.
-type grace struct {
-	wire net.Conn
-	mu   sync.Mutex
-	over bool
-}
-
 func (g *grace) begin() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.over { // else the connection is somebody else's by now
-		_ = g.wire.SetDeadline(time.Now().Add(claimGrace))
+	if g.over { // the connection is somebody else's by now
+		return
+	}
+	_ = g.wire.SetDeadline(time.Now().Add(g.length))
+	if g.cancel != nil {
+		// With the mutex, so that it cannot reach a statement of the connection's next user.
+		ctx, cancel := context.WithTimeout(context.Background(), g.length)
+		defer cancel()
+		_ = g.cancel(ctx)
 	}
 }
 

@@ -37,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -282,6 +283,11 @@ type Store struct {
 
 	// unwatched: the server refuses client_connection_check_interval.
 	unwatched atomic.Bool
+
+	// For operations that are one statement.
+	strict           atomic.Bool // the transactions are SERIALIZABLE
+	cachesStatements bool        // the pool's query exec mode does
+	hasTxOptions     bool        // so that there is a BEGIN and a COMMIT
 }
 
 // New returns a Store with the default configuration.
@@ -305,6 +311,9 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	}
 	s := &Store{pool: pool, cfg: cfg, retention: interval(cfg.Retention), idleTimeout: idleTimeout(cfg.MaxIdle)}
 	s.memory.seed = maphash.MakeSeed()
+	s.strict.Store(cfg.TxOptions.IsoLevel == pgx.Serializable)
+	s.cachesStatements = pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
+	s.hasTxOptions = cfg.TxOptions != pgx.TxOptions{}
 	s.table.configure(cfg.Schema)
 	return s, nil
 }
@@ -387,4 +396,57 @@ func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Conte
 func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx context.Context, tx pgx.Tx) (T, error)) (value T, replayed bool, err error) {
 	r := result[T]{fn: fn, limit: s.cfg.MaxResult}
 	return r.values(s.call(ctx, "DoTx", tx, key, &r))
+}
+
+// QueryRow is [Do] for an operation that is one SQL statement with one row, in one round
+// trip: the statement, its record and COMMIT are sent at once. The row's columns are read
+// into T: by their names into a struct or a map, as encoding/json does (the tag is json),
+// or the one column into any other T. Null is the zero value, or nil.
+//
+//	ride, replayed, err := idempotency.QueryRow[Ride](ctx, store, key,
+//		"insert into rides (rider, price) values ($1, $2) returning id, rider, price", rider, price)
+//
+// The statement is a SELECT, VALUES, INSERT, UPDATE, DELETE or (since PostgreSQL 17) MERGE
+// that returns rows. It becomes a part of another one, so that several statements, DDL,
+// CALL and a WITH that changes data are refused. Make it a constant with parameters: it
+// is described once for each text and Store, and 1,000 texts are remembered.
+//
+// The columns are compared with T before the statement first runs. What would be lost
+// or could not be read again is an [ErrUndecodable] with nothing executed: a column
+// without a field and a field without a column, a date or a timestamp without a zone into
+// a time.Time, a bigint into a float64 or an interface, an interval, and bytea other than
+// by encode(..., 'base64') into []byte. PostgreSQL writes the JSON, so that only a value
+// that JSON or a time.Time does not have, such as infinity, can still fail to be read after
+// the commit; the ErrUndecodable then says that the operation took effect. Where T has
+// methods of its own for JSON or text (other than a time.Time, or a type for uuid), and for
+// json and types of extensions, the call makes the three round trips of Do instead, and the
+// value is read before COMMIT.
+//
+// What QueryRow does is what Do does, in all its cases, and a record of one is replayed by
+// the other. Beyond that:
+//   - no row is [pgx.ErrNoRows], and two are [pgx.ErrTooManyRows]; nothing is kept.
+//   - whatever PostgreSQL refuses is sent once more in the way of Do, which has the last
+//     word: a statement that fails runs twice, and the error that it returns is that of
+//     the second time. Of the first one, a line is in the server's log; so it is of a
+//     duplicate whose key this process does not know.
+//   - ctx ends while the statement runs: it is cancelled, and QueryRow returns ctx's error
+//     if nothing was committed, or the row if it was. When PostgreSQL does not answer
+//     within a second, the outcome is in doubt, as that of a COMMIT.
+//   - the connection is lost before the answer: what was sent may still arrive, so that
+//     the call ends with the recorded value or with ErrOutcomeUnknown, and never with
+//     another error.
+//   - [Config.MaxIdle] does not matter, since nothing is ever idle. Under SERIALIZABLE the
+//     first call of a Store finds out that it is, and takes longer.
+func QueryRow[T any](ctx context.Context, s *Store, key Key, sql string, args ...any) (row T, replayed bool, err error) {
+	w := statement[T]{operation: operation{element: reflect.TypeFor[T](), sql: sql, args: args}}
+	w.store = s
+	return w.values(s.call(ctx, "QueryRow", nil, key, &w))
+}
+
+// Query is [QueryRow] for any number of rows, none included: rows is never nil. They come
+// in the order in which the statement returns them.
+func Query[T any](ctx context.Context, s *Store, key Key, sql string, args ...any) (rows []T, replayed bool, err error) {
+	w := statement[[]T]{operation: operation{element: reflect.TypeFor[T](), many: true, sql: sql, args: args}}
+	w.store = s
+	return w.values(s.call(ctx, "Query", nil, key, &w))
 }

@@ -190,6 +190,96 @@ const (
 	sayRecordChanged    = `idempotency: the record is not in the table as it was given`
 )
 
+// aheadSQL, freeReadSQL and guardSQL go before an operation that is one statement, in one
+// batch with it: see shot.go. What is set in the first holds until the batch ends.
+const aheadSQL = `select ` + keepSeqscanSQL + `, ` + seqscanOffSQL + `, set_config('client_connection_check_interval'::text, $1::text, true)`
+
+// freeReadSQL is readSQL before the guard. Under SERIALIZABLE it does not look: to have
+// looked for a row that is not there makes distinct keys fail each other.
+const freeReadSQL = readHead + `
+	and (select current_setting('transaction_isolation'::text) <> 'serializable'::text)`
+
+// guardSQL fails unless the key is free, so that the statement behind it is not executed:
+// what is in a batch cannot be left out in another way. It takes the key's lock before it
+// looks, and looks before the statement runs; the unique index decides all the same.
+const guardSQL = `
+select (case
+	when ` + restoreSeqscanSQL + ` is null then ''
+	when current_setting('transaction_isolation'::text) = 'serializable'::text then '` + saySerializable + `'
+	when not ` + sameTableSQL + ` then '` + sayElsewhere + `'
+	when not pg_try_advisory_xact_lock(` + lockNumberSQL + `) then '` + sayTaken + `'
+	when exists (select from idempotency_keys where id = $1::text and scope = $2::text) then '` + sayTaken + `'
+	else '1'
+end)::integer`
+
+// strictGuardSQL is guardSQL for SERIALIZABLE. It claims the key, as claimSQL does, which
+// looks at nothing that other keys have in common.
+const strictGuardSQL = `
+with claim as (
+	insert into idempotency_keys (id, scope, purge_after)
+	select $1::text, $2::text, now() + $4::interval
+	where pg_try_advisory_xact_lock(` + lockNumberSQL + `)
+	on conflict (id, scope) do nothing
+	returning ` + sameTableSQL + ` as same
+)
+select (case
+	when ` + restoreSeqscanSQL + ` is null then ''
+	when (select same from claim) then '1'
+	when (select not same from claim) then '` + sayElsewhere + `'
+	else '` + sayTaken + `'
+end)::integer`
+
+// effectSQL is an operation that is one statement with its record: its rows become JSON,
+// which is stored, and compared with what is stored. :names are replaced by newEffect.
+// An operation that returned no row, or too much, or what cannot be read, fails here, and
+// runs again by itself, to say so.
+const effectSQL = `with idempotency_effect:alias as materialized (
+:statement
+), idempotency_value as materialized (
+	select (case
+		when value is null then 'idempotency: the statement has returned no row'
+		when octet_length(convert_to(value, 'UTF8'::name)) > :limit::integer then 'idempotency: the result is too large'
+		when not readable then 'idempotency: the result has a value that cannot be read'
+		else '1'
+	end)::integer as fits, convert_to(value, 'UTF8'::name) as result
+	from :value
+), idempotency_record as (
+	insert into idempotency_keys (id, scope, purge_after, fingerprint, result, origin, completed_at, expires_at)
+	select :id::text, :scope::text, now() + :retention::interval, :fingerprint::bytea, result, :origin::text, at, at + :retention::interval
+	from (select result, clock_timestamp() as at from idempotency_value where fits = 1 offset 0) v:conflict
+	returning result, fingerprint is not distinct from :fingerprint::bytea and origin is not distinct from :origin::text
+		and expires_at = completed_at + :retention::interval and purge_after = now() + :retention::interval as same
+)
+select (case
+	when (select r.same and r.result = v.result from idempotency_record r, idempotency_value v) then '1'
+	else '` + sayRecordChanged + `'
+end)::integer, (select result from idempotency_record)`
+
+// The parts of effectSQL. A second row of a statement that is to have one meets the first
+// on the unique index.
+const (
+	oneValueSQL  = `(values (1)) one left join (select coalesce(pg_catalog.to_json(:row), 'null'::json)::text as value, :readable as readable from idempotency_effect idempotency_row) value on true`
+	manyValueSQL = `(select coalesce(pg_catalog.json_agg(:row), '[]'::json)::text as value, coalesce(bool_and(:readable), true) as readable from idempotency_effect idempotency_row) value`
+
+	strictConflictSQL = `
+	on conflict (id, scope) do update set fingerprint = excluded.fingerprint, result = excluded.result, origin = excluded.origin,
+		completed_at = excluded.completed_at, expires_at = excluded.expires_at, purge_after = excluded.purge_after`
+)
+
+// aloneSQL is an operation that is one statement in a transaction that has claimed its
+// key: how many rows it has returned, and their JSON.
+const aloneSQL = `with idempotency_effect:alias as materialized (
+:statement
+)
+select (select count(*) from idempotency_effect), (select convert_to(value, 'UTF8'::name) from :value limit 1::bigint)`
+
+// What PostgreSQL says is no integer when guardSQL fails.
+const (
+	sayTaken        = `idempotency: the key was called before, or is in progress: this call goes on without an error`
+	saySerializable = `idempotency: the transaction is SERIALIZABLE: this call goes on by another guard, without an error`
+	sayElsewhere    = `idempotency: the search_path leads to another table`
+)
+
 // roleSQL is sent before recordSQL to name the role in its error: a function can
 // have changed it, as "set local role" does.
 const roleSQL = `select current_user::text`
@@ -322,11 +412,16 @@ type statements struct {
 	claimInTx, readInTx, owns   string
 	takeOver, record            string
 	prepare, known, get, list   string
+	ahead, freeRead             named
+	guard, strictGuard          named
 	prepareChange, lock, delete string
 	lockRow                     string
 	expired, lockExpired        string
 	lockExpiredNowait           string
 	exists, purge, purgeTurn    string
+
+	effect, strictEffect string
+	effects              effects // by the texts of the callers
 
 	// missing: PostgreSQL has said that there is no such table. See table.
 	missing atomic.Bool
@@ -376,6 +471,14 @@ func newStatements(schema string, configured bool) *statements {
 		purgeTurn:     on(purgeTurnSQL),
 
 		lockExpiredNowait: on(lockExpiredNowaitSQL),
+
+		ahead:       newNamed(on(aheadSQL)),
+		freeRead:    newNamed(on(freeReadSQL)),
+		guard:       newNamed(on(guardSQL)),
+		strictGuard: newNamed(on(strictGuardSQL)),
+
+		effect:       on(strings.Replace(effectSQL, ":conflict", "", 1)),
+		strictEffect: on(strings.Replace(effectSQL, ":conflict", strictConflictSQL, 1)),
 	}
 }
 

@@ -36,8 +36,8 @@ func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, undecodable(kept.NotWritten(&value, err))
 	}
-	if len(stored) > r.limit {
-		return nil, fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), r.limit)
+	if err := checkSize(stored, r.limit); err != nil {
+		return nil, err
 	}
 	if err := r.read(stored); err != nil {
 		return nil, undecodable(kept.NotRead(&value, err))
@@ -54,26 +54,41 @@ func undecodable(err error) error {
 }
 
 // decode reads the record of an operation that has taken effect before.
-func (r *result[T]) decode(stored []byte) error {
-	if err := r.read(stored); err != nil {
+func (r *result[T]) decode(stored []byte) error { return replayInto(stored, &r.value) }
+
+func (r *result[T]) read(stored []byte) error { return decodeInto(stored, &r.value) }
+
+func (r *result[T]) values(replayed bool, err error) (T, bool, error) {
+	return valuesOf(r.value, replayed, err)
+}
+
+func checkSize(stored []byte, limit int) error {
+	if len(stored) > limit {
+		return fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), limit)
+	}
+	return nil
+}
+
+func decodeInto[T any](stored []byte, into *T) error {
+	var value T // a former one would show through what is not in stored
+	err := json.Unmarshal(stored, &value)
+	if err == nil {
+		*into = value
+	}
+	return err
+}
+
+func replayInto[T any](stored []byte, into *T) error {
+	if err := decodeInto(stored, into); err != nil {
 		return fmt.Errorf("%w: the operation took effect earlier, and its record cannot be read as %v: %w", ErrUndecodable, reflect.TypeFor[T](), kept.Advised(err))
 	}
 	return nil
 }
 
-func (r *result[T]) read(stored []byte) error {
-	var value T // a former one would show through what is not in stored
-	err := json.Unmarshal(stored, &value)
-	if err == nil {
-		r.value = value
-	}
-	return err
-}
-
-func (r *result[T]) values(replayed bool, err error) (T, bool, error) {
+func valuesOf[T any](value T, replayed bool, err error) (T, bool, error) {
 	if err != nil {
 		var none T
 		return none, false, err
 	}
-	return r.value, replayed, nil
+	return value, replayed, nil
 }

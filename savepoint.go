@@ -27,7 +27,7 @@ func (c *invocation) doTx(ctx context.Context, tx pgx.Tx) (*answer, error) {
 	}()
 	result, err := c.run(ctx, tx)
 	if err == nil {
-		err = sp.record(ctx, c.answer(tx, result))
+		err = sp.record(ctx, c.answer(connOf(tx), result))
 	}
 	kept = err == nil
 	return nil, err

@@ -22,6 +22,7 @@ const (
 	codeIdleInTransaction    = "25P03"
 	codeTransactionTimeout   = "25P04" // since PostgreSQL 17
 	codeInvalidText          = "22P02" // raised by recordSQL
+	codeNoStatement          = "26000"
 	classIntegrity           = "23"
 )
 
@@ -116,14 +117,13 @@ func (sql *statements) remedied(err error) error {
 	return remedy.Of(err, sql.schema)
 }
 
-// canHold reports whether a text that is not a key's can be sent in tx. Text beyond
+// canHold reports whether a text that is not a key's can be sent through conn. Text beyond
 // ASCII is certain to arrive as it is only where both sides speak UTF-8, or where the
 // database does not mind (SQL_ASCII). A *sql.Tx does not tell.
-func canHold(tx pgx.Tx, text string) bool {
+func canHold(conn *pgx.Conn, text string) bool {
 	if !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII }) {
 		return true
 	}
-	conn := connOf(tx)
 	if conn == nil {
 		return false
 	}

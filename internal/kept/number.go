@@ -85,6 +85,19 @@ func trimmed(digits []byte, exponent int) ([]byte, int) {
 	return digits, exponent
 }
 
+// CheckNumbers returns an error that names a number of a stored value of type T that
+// would be read into an interface, and loses digits there.
+func CheckNumbers[T any](stored []byte) error {
+	root := reflect.TypeFor[T]()
+	if traitsOf(place{root, true, false})&opaque == 0 || !losesNumber(stored) {
+		return nil
+	}
+	if lost := lostNumber[T](stored); lost != nil {
+		return lost.in(root)
+	}
+	return nil
+}
+
 // lostNumber finds a number in an interface that a float64 does not keep. It decodes
 // once more, with the texts of numbers.
 func lostNumber[T any](stored []byte) *loss {

@@ -1,0 +1,239 @@
+package idempotency
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency/internal/bytea"
+	"github.com/pgidem/idempotency/internal/columns"
+	"github.com/pgidem/idempotency/internal/kept"
+)
+
+// An operation is one SQL statement, as its caller gave it.
+type operation struct {
+	store   *Store
+	element reflect.Type // of a row
+	many    bool
+	sql     string
+	args    []any
+}
+
+// A statement is the work of a caller whose operation is one statement. V is the type of
+// a row, or a slice of it.
+type statement[V any] struct {
+	operation
+	value V
+}
+
+// oneStatement is a work that shoot can make in one round trip.
+type oneStatement interface {
+	work
+	effect(ctx context.Context, conn *pgx.Conn, sql *statements) (*effect, error)
+	arguments() []any
+	executed(stored []byte) error
+}
+
+func (o *operation) arguments() []any { return o.args[:len(o.args):len(o.args)] }
+
+// execute runs the statement in a transaction that has claimed the key.
+func (w *statement[V]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+	sql, err := w.store.table.statements(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	e, err := w.effect(ctx, tx.Conn(), sql)
+	if err != nil {
+		return nil, err
+	}
+	var n int64
+	var stored bytea.Bytes
+	if err := tx.QueryRow(ctx, e.alone, w.args...).Scan(&n, &stored); err != nil {
+		return nil, err
+	}
+	switch {
+	case !w.many && n == 0:
+		return nil, pgx.ErrNoRows
+	case !w.many && n > 1:
+		return nil, pgx.ErrTooManyRows
+	}
+	if err := checkSize(stored, w.store.cfg.MaxResult); err != nil {
+		return nil, err
+	}
+	if err := w.read(stored); err != nil {
+		return nil, undecodable(kept.Advised(err))
+	}
+	if err := kept.CheckNumbers[V](stored); err != nil {
+		return nil, undecodable(err)
+	}
+	return stored, nil
+}
+
+func (w *statement[V]) read(stored []byte) error { return decodeInto(stored, &w.value) }
+
+func (w *statement[V]) decode(stored []byte) error { return replayInto(stored, &w.value) }
+
+// executed reads what this call has committed.
+func (w *statement[V]) executed(stored []byte) error {
+	if err := w.read(stored); err != nil {
+		return fmt.Errorf("%w: the operation has taken effect and is recorded, and its value cannot be read as %v: %w", ErrUndecodable, reflect.TypeFor[V](), kept.Advised(err))
+	}
+	return nil
+}
+
+func (w *statement[V]) values(replayed bool, err error) (V, bool, error) {
+	return valuesOf(w.value, replayed, err)
+}
+
+// An effect is a caller's statement with ours around it.
+type effect struct {
+	oneShot      bool  // what it returns can be read, whatever it is
+	shot, strict named // with its record: strict is for SERIALIZABLE
+	alone        string
+}
+
+// maxEffects is how many texts a Store remembers.
+const maxEffects = 1000
+
+// effects are those of one table.
+type effects struct {
+	known sync.Map // of effectKey
+	n     atomic.Int64
+}
+
+type effectKey struct {
+	element reflect.Type
+	many    bool
+	sql     string
+}
+
+// effect asks PostgreSQL for the columns of the statement, once, and builds the texts.
+// Nothing is executed.
+func (o *operation) effect(ctx context.Context, conn *pgx.Conn, sql *statements) (*effect, error) {
+	key := effectKey{o.element, o.many, o.sql}
+	if known, ok := sql.effects.known.Load(key); ok {
+		return known.(*effect), nil
+	}
+	text := strings.TrimRight(o.sql, "; \t\r\n")
+	described, err := conn.PgConn().Prepare(ctx, "", text, nil)
+	if err != nil {
+		return nil, notOne(err)
+	}
+	if len(described.ParamOIDs) != len(o.args) {
+		return nil, fmt.Errorf("idempotency: the statement has %d parameters, and %d arguments were given", len(described.ParamOIDs), len(o.args))
+	}
+	if len(described.Fields) == 0 {
+		return nil, fmt.Errorf("idempotency: the statement returns no columns: add RETURNING, or use Do for one that is no SELECT, VALUES, INSERT, UPDATE, DELETE or MERGE")
+	}
+	cols, err := columnsOf(ctx, conn, described.Fields)
+	if err != nil {
+		return nil, err
+	}
+	fit, err := columns.Match(o.element, cols)
+	if err != nil {
+		return nil, undecodable(err)
+	}
+	e := newEffect(sql, text, len(o.args), o.many, fit, cols)
+	if _, err := conn.PgConn().Prepare(ctx, "", e.shot.sql, nil); err != nil {
+		return nil, notAPart(err)
+	}
+	if sql.effects.n.Add(1) <= maxEffects {
+		sql.effects.known.Store(key, e)
+	}
+	return e, nil
+}
+
+// notOne explains the error of a text of several statements.
+func notOne(err error) error {
+	if sqlState(err) == "42601" && strings.Contains(err.Error(), "multiple commands") {
+		return fmt.Errorf("idempotency: the operation is not one statement: use Do for several: %w", err)
+	}
+	return err
+}
+
+// notAPart explains the error of a statement that is one, but not when it is a part of ours.
+func notAPart(err error) error {
+	if code := sqlState(err); code != "42601" && code != "0A000" {
+		return err // our own table, for example
+	}
+	return fmt.Errorf("idempotency: the statement cannot be a part of another: it has to be a SELECT, VALUES, INSERT, UPDATE, DELETE or MERGE that returns rows, without a WITH that changes data: use Do for others: %w", err)
+}
+
+// typesSQL says of types that are not PostgreSQL's own whether they are enumerations.
+const typesSQL = `select oid, typname::text, typtype = 'e' from pg_catalog.pg_type where oid = any($1::oid[])`
+
+func columnsOf(ctx context.Context, conn *pgx.Conn, fields []pgconn.FieldDescription) ([]columns.Column, error) {
+	cols := make([]columns.Column, len(fields))
+	oids := make([]uint32, len(fields))
+	for i, f := range fields {
+		cols[i].Name, oids[i] = f.Name, f.DataTypeOID
+	}
+	// In a mode that every pooler lets through.
+	rows, err := conn.Query(ctx, typesSQL, pgx.QueryExecModeExec, oids)
+	if err != nil {
+		return nil, err
+	}
+	types := map[uint32]columns.Column{}
+	var oid uint32
+	var c columns.Column
+	_, err = pgx.ForEachRow(rows, []any{&oid, &c.Type, &c.Enum}, func() error {
+		types[oid] = c
+		return nil
+	})
+	for i := range cols {
+		found := types[oids[i]]
+		cols[i].Type, cols[i].Enum = found.Type, found.Enum
+	}
+	return cols, err
+}
+
+// newEffect puts a caller's statement into ours. The caller's text is put in last, so that
+// nothing in it is taken for a name of ours.
+func newEffect(sql *statements, text string, args int, many bool, fit columns.Fit, cols []columns.Column) *effect {
+	row, alias := "idempotency_row", ""
+	if !fit.Object {
+		row, alias = "idempotency_row.value", " (value)"
+	}
+	value := oneValueSQL
+	if many {
+		value = manyValueSQL
+	}
+	value = strings.NewReplacer(":row", row, ":readable", readableSQL(fit, cols)).Replace(value)
+	ours := []string{":alias", alias, ":statement", text, ":value", value}
+	for i, name := range []string{":id", ":scope", ":fingerprint", ":retention", ":origin", ":limit"} {
+		ours = append(ours, name, "$"+strconv.Itoa(args+i+1))
+	}
+	with := strings.NewReplacer(ours...).Replace
+	return &effect{
+		oneShot: fit.Proven,
+		shot:    newNamed(with(sql.effect)),
+		strict:  newNamed(with(sql.strictEffect)),
+		alone:   with(aloneSQL),
+	}
+}
+
+// readableSQL is true for a row whose values can be read where the columns' types alone do
+// not say so.
+func readableSQL(fit columns.Fit, cols []columns.Column) string {
+	name := func(i int) string {
+		if !fit.Object {
+			return "idempotency_row.value"
+		}
+		return "idempotency_row." + pgx.Identifier{cols[i].Name}.Sanitize()
+	}
+	all := []string{"true"}
+	for _, i := range fit.Flat {
+		all = append(all, "coalesce(pg_catalog.array_ndims("+name(i)+") = 1, true)")
+	}
+	for _, i := range fit.Base64 {
+		// encoding/base64 passes over line ends, which encode() writes.
+		all = append(all, `coalesce(translate(`+name(i)+`::text, chr(10) || chr(13), ''::text) ~ '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$'::text, true)`)
+	}
+	return strings.Join(all, " and ")
+}
