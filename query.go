@@ -131,6 +131,9 @@ func (o *operation) effect(ctx context.Context, conn *pgx.Conn, sql *statements)
 	if len(described.Fields) == 0 {
 		return nil, fmt.Errorf("idempotency: the statement returns no columns: add RETURNING, or use Do for one that is no SELECT, VALUES, INSERT, UPDATE, DELETE or MERGE")
 	}
+	if _, err := conn.PgConn().Prepare(ctx, "", "with idempotency_effect as (\n"+text+"\n) select 1", nil); err != nil {
+		return nil, notAPart(err)
+	}
 	cols, err := columnsOf(ctx, conn, described.Fields)
 	if err != nil {
 		return nil, err
@@ -140,9 +143,6 @@ func (o *operation) effect(ctx context.Context, conn *pgx.Conn, sql *statements)
 		return nil, undecodable(err)
 	}
 	e := newEffect(sql, text, len(o.args), o.many, fit, cols)
-	if _, err := conn.PgConn().Prepare(ctx, "", e.shot.sql, nil); err != nil {
-		return nil, notAPart(err)
-	}
 	if sql.effects.n.Add(1) <= maxEffects {
 		sql.effects.known.Store(key, e)
 	}
@@ -159,8 +159,8 @@ func notOne(err error) error {
 
 // notAPart explains the error of a statement that is one, but not when it is a part of ours.
 func notAPart(err error) error {
-	if code := sqlState(err); code != "42601" && code != "0A000" {
-		return err // our own table, for example
+	if sqlState(err) == "" {
+		return err
 	}
 	return fmt.Errorf("idempotency: the statement cannot be a part of another: it has to be a SELECT, VALUES, INSERT, UPDATE, DELETE or MERGE that returns rows, without a WITH that changes data: use Do for others: %w", err)
 }
@@ -196,7 +196,7 @@ func columnsOf(ctx context.Context, conn *pgx.Conn, fields []pgconn.FieldDescrip
 // newEffect puts a caller's statement into ours. The caller's text is put in last, so that
 // nothing in it is taken for a name of ours.
 func newEffect(sql *statements, text string, args int, many bool, fit columns.Fit, cols []columns.Column) *effect {
-	row, alias := "idempotency_row", ""
+	row, alias := "idempotency_row.*", "" // other than the bare name, never a column
 	if !fit.Object {
 		row, alias = "idempotency_row.value", " (value)"
 	}
