@@ -182,9 +182,9 @@ func TestStatementsOfEachFormAreWrapped(t *testing.T) {
 	type row struct {
 		Row   int    `json:"idempotency_row"`
 		Value string `json:"value"`
-		Name  string `json:"a \"name\""`
+		Name  string `json:"$a :name"`
 	}
-	got, _, err := idempotency.QueryRow[row](t.Context(), b.store, b.key, `select 1 as idempotency_row, 'v' as value, ':id' as "a ""name"""`)
+	got, _, err := idempotency.QueryRow[row](t.Context(), b.store, b.key, `select 1 as idempotency_row, 'v' as value, ':id' as "$a :name"`)
 	if got != (row{1, "v", ":id"}) || err != nil {
 		t.Errorf("%+v, %v", got, err)
 	}

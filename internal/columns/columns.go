@@ -166,7 +166,9 @@ func readExample(t reflect.Type, object bool, c Column, target reflect.Type, exa
 		doc = fmt.Sprintf("{%s:%s}", name, example)
 	}
 	value := reflect.New(t)
-	if err := json.Unmarshal([]byte(doc), value.Interface()); err != nil {
+	decoder := json.NewDecoder(strings.NewReader(doc))
+	decoder.DisallowUnknownFields() // such as one that two embedded structs have
+	if err := decoder.Decode(value.Interface()); err != nil {
 		return fmt.Errorf("cannot be read into %v, for example %s: %s", target, example, remedyFor(c, target))
 	}
 	if c.Type == "numeric" && (target.Kind() == reflect.Float64 || target.Kind() == reflect.Float32) {

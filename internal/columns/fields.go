@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"unicode"
 )
 
 // A field is what encoding/json reads a member of an object into.
@@ -29,6 +30,9 @@ func fieldsOf(t reflect.Type) (all []field) {
 				f := t.Field(i)
 				tag := f.Tag.Get("json")
 				name, _, _ := strings.Cut(tag, ",")
+				if !isKey(name) {
+					name = ""
+				}
 				inner := indirect(f.Type)
 				switch {
 				case tag == "-":
@@ -45,6 +49,13 @@ func fieldsOf(t reflect.Type) (all []field) {
 		level = next
 	}
 	return all
+}
+
+// isKey: encoding/json passes over a tag with another name.
+func isKey(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", r)
+	})
 }
 
 func appendNew(all []field, f field) []field {
