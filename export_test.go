@@ -76,3 +76,6 @@ func (s *Store) PurgeBatch(ctx context.Context) (int64, error) {
 	done, err := s.purgeBatch(ctx, 0, nil)
 	return done.deleted, err
 }
+
+// GuardSQL is sent before the statement of QueryRow.
+const GuardSQL = guardSQL

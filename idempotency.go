@@ -287,7 +287,9 @@ type Store struct {
 	// For operations that are one statement.
 	strict           atomic.Bool // the transactions are SERIALIZABLE
 	cachesStatements bool        // the pool's query exec mode does
-	hasTxOptions     bool        // so that there is a BEGIN and a COMMIT
+	hasTxOptions     bool        // so that there is a BEGIN and a COMMIT:
+	beginText        named
+	commitText       named
 }
 
 // New returns a Store with the default configuration.
@@ -314,6 +316,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	s.strict.Store(cfg.TxOptions.IsoLevel == pgx.Serializable)
 	s.cachesStatements = pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 	s.hasTxOptions = cfg.TxOptions != pgx.TxOptions{}
+	s.beginText, s.commitText = newNamed(beginSQL(cfg.TxOptions)), newNamed(s.commitSQL())
 	s.table.configure(cfg.Schema)
 	return s, nil
 }

@@ -123,14 +123,18 @@ func (v *volley) batch(ctx context.Context) (*pgx.Batch, error) {
 	if v.strict {
 		guard, guardArgs, effect = &v.sql.strictGuard, args[:4:4], &v.effect.strict
 	}
-	text, err := store.prepared(ctx, v.conn, &v.sql.ahead, &v.sql.freeRead, guard, effect)
+	all := []*named{&v.sql.ahead, &v.sql.freeRead, guard, effect}
+	if store.hasTxOptions {
+		all = append(all, &store.beginText, &store.commitText)
+	}
+	text, err := store.prepared(ctx, v.conn, all...)
 	if err != nil {
 		return nil, err
 	}
 	v.out = v.c.answer(v.conn, nil)
 	var batch pgx.Batch
 	if store.hasTxOptions {
-		batch.BeginTx(store.cfg.TxOptions)
+		batch.Queue(text(&store.beginText)) // not BeginTx, whose statement has no name
 	}
 	batch.Queue(text(&v.sql.ahead), args[5])
 	if !v.strict {
@@ -139,7 +143,7 @@ func (v *volley) batch(ctx context.Context) (*pgx.Batch, error) {
 	batch.Queue(text(guard), guardArgs...)
 	batch.Queue(text(effect), append(v.args, args[0], args[1], fingerprintColumn(&v.out.fingerprint), args[3], originColumn(v.out.origin), store.cfg.MaxResult)...)
 	if store.hasTxOptions {
-		batch.Queue(store.commitSQL())
+		batch.Queue(text(&store.commitText))
 	}
 	return &batch, nil
 }
@@ -190,4 +194,21 @@ func (v *volley) rollback() {
 	if _, err := v.conn.Exec(ctx, "rollback"); err != nil {
 		_ = v.conn.Close(ctx)
 	}
+}
+
+// beginSQL is the BEGIN of these options, as pgx has it.
+func beginSQL(o pgx.TxOptions) string {
+	if o.BeginQuery != "" {
+		return o.BeginQuery
+	}
+	words := []string{"begin"}
+	if o.IsoLevel != "" {
+		words = append(words, "isolation level "+string(o.IsoLevel))
+	}
+	for _, mode := range []string{string(o.AccessMode), string(o.DeferrableMode)} {
+		if mode != "" {
+			words = append(words, mode)
+		}
+	}
+	return strings.Join(words, " ")
 }
