@@ -19,6 +19,9 @@ func benchCharge(id string, i int) func(context.Context, pgx.Tx) (string, error)
 	}
 }
 
+// benchStatement is benchCharge as one statement.
+const benchStatement = `insert into charges (key, amount) values ($1, $2) returning repeat('x', 298)`
+
 func benchID(i int) string { return fmt.Sprintf("018f4d3c-0000-7000-8000-%012d", i) }
 
 // BenchmarkBareTransaction is what the others are to be compared with.

@@ -102,6 +102,11 @@ func (b *bundle) everything(store *idempotency.Store, pool *pgxpool.Pool, round 
 			check(name, again())
 		}
 		check("Delete", store.Delete(ctx, key))
+		for range 3 { // a first call, a replay, and what goes before the guard
+			_, _, err := idempotency.QueryRow[int](ctx, store, key, "select 1")
+			check("QueryRow", err)
+			store.Forget(key)
+		}
 		_, err = store.Purge(ctx)
 		check("Purge", err)
 	}

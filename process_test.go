@@ -31,6 +31,7 @@ type job struct {
 	Callers  int
 	Keys     int // that each caller calls with; 0 is Key alone
 	MaxIdle  time.Duration
+	Shots    bool   // every second caller sends one statement
 	Hang     string // "": not at all; "client": the function sleeps; "server": its statement does; "briefly": both go on
 }
 
@@ -74,10 +75,10 @@ func work() int {
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	for range j.Callers {
+	for caller := range j.Callers {
 		for k := range max(j.Keys, 1) {
 			wg.Go(func() {
-				r := j.call(ctx, store, k)
+				r := j.call(ctx, store, k, j.Shots && caller%2 == 0)
 				mu.Lock()
 				defer mu.Unlock()
 				json.NewEncoder(os.Stdout).Encode(r)
@@ -88,16 +89,30 @@ func work() int {
 	return 0
 }
 
-func (j job) call(ctx context.Context, store *idempotency.Store, k int) report {
+func (j job) call(ctx context.Context, store *idempotency.Store, k int, shot bool) report {
 	if j.Keys > 0 {
 		j.Key.ID = fmt.Sprintf("%s-%d", j.Key.ID, k)
 	}
-	value, replayed, err := idempotency.Do(ctx, store, j.Key, j.run)
+	call := func() (int, bool, error) { return idempotency.Do(ctx, store, j.Key, j.run) }
+	if shot {
+		call = func() (int, bool, error) { return j.shoot(ctx, store) }
+	}
+	value, replayed, err := call()
 	r := report{Value: value, Replayed: replayed}
 	if err != nil {
 		r.Err = err.Error()
 	}
 	return r
+}
+
+// shoot is run as one statement.
+func (j job) shoot(ctx context.Context, store *idempotency.Store) (int, bool, error) {
+	sleep := 0
+	if j.Hang == "server" {
+		fmt.Println("hanging")
+		sleep = 60
+	}
+	return idempotency.QueryRow[int](ctx, store, j.Key, "insert into charges (key, amount) select $1, $2 + length(pg_sleep($3)::text) returning amount", j.Key.ID, j.Amount, sleep)
 }
 
 func (j job) run(ctx context.Context, tx pgx.Tx) (int, error) {
@@ -176,7 +191,7 @@ func TestEightProcessesOfTwentyFiveCallersExecuteOnce(t *testing.T) {
 	b := setup(t, idempotency.Config{})
 	var processes []*process
 	for i := range 8 {
-		processes = append(processes, b.spawn(job{Amount: i + 1, Callers: 25}))
+		processes = append(processes, b.spawn(job{Amount: i + 1, Callers: 25, Shots: i%2 == 0}))
 	}
 	executed, value := 0, 0
 	for _, p := range processes {
@@ -217,6 +232,21 @@ func TestKilledProcessLeavesNothingAndTheNextCallRuns(t *testing.T) {
 			b.effects(1)
 		})
 	}
+}
+
+func TestProcessKilledInAStatementLeavesNothingAndTheNextCallRuns(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	p := b.spawn(job{Amount: 1, Callers: 1, Shots: true, Hang: "server"})
+	p.hangs()
+	b.eventually("the statement runs", func() bool {
+		return query[int](b, "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'") == 1
+	})
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	b.executes(2) // waits 10 s at most
+	b.effects(1)
 }
 
 func TestFrozenProcessIsFencedAfterMaxIdle(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 func TestNoStatementOfACallRunsWhatSomebodyHasPlanted(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	pgtest.Plant(t, pool, "../../postgres.go", "../../table.go")
+	pgtest.Plant(t, pool, "../../postgres.go", "../../table.go", "../../query.go")
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
 		each := pgtest.Pool(t, pool, pgtest.Direct, func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode })
 		if _, err := each.Exec(t.Context(), "select 1::int2 * interval '1 second'"); err == nil || !strings.Contains(err.Error(), "planted") {
@@ -50,7 +50,34 @@ func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(contex
 			return err
 		}
 		first := []func(context.Context) error{do, doTx}[i]
+		type row struct {
+			List  []string `json:"list"`
+			Bytes []byte   `json:"bytes"`
+		}
+		statement := func(n int, config idempotency.Config) func(ctx context.Context) error {
+			return func(ctx context.Context) error {
+				store, err := idempotency.NewWithConfig(pool, config)
+				if err != nil {
+					return err
+				}
+				for range 2 { // with memory of the key, and without it
+					_, _, err = idempotency.QueryRow[row](ctx, store, idempotency.Key{Scope: "s", ID: fmt.Sprint("row ", i, n)}, "select array['a'] as list, 'YQ=='::text as bytes")
+					if err != nil {
+						return err
+					}
+					_, _, err = idempotency.Query[row](ctx, store, idempotency.Key{Scope: "s", ID: fmt.Sprint("rows ", i, n)}, "select array['a'] as list, 'YQ=='::text as bytes")
+					if err != nil {
+						return err
+					}
+					if store, err = idempotency.NewWithConfig(pool, config); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+		}
 		all = append(all, first, do, doTx, expire, do, expire, doTx,
+			statement(0, idempotency.Config{}), statement(1, idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}}),
 			func(ctx context.Context) error { _, err := store.Get(ctx, key); return err },
 			func(ctx context.Context) error {
 				for _, err := range store.All(ctx, key.Scope) {
