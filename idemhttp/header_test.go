@@ -150,7 +150,7 @@ func TestDefaultPolicy(t *testing.T) {
 		p.Header != "Idempotency-Key" || p.MaxKeyLength != 255 {
 		t.Errorf("got %+v", p)
 	}
-	if !strings.HasSuffix(p.SameRequest, "Content-Type, Content-Encoding") {
+	if !strings.HasSuffix(p.SameRequest, ": Content-Type, Content-Encoding, Content-Language, Content-Disposition, Content-Range") {
 		t.Errorf("SameRequest is %q", p.SameRequest)
 	}
 	own := idemhttp.Config{Fingerprint: func(*http.Request, []byte) idempotency.Fingerprint { return idempotency.Fingerprint{} }}

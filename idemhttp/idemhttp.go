@@ -99,14 +99,17 @@ type Config struct {
 	KeepHeaders, DropHeaders []string
 
 	// FingerprintHeaders are the request header fields that make a request
-	// another one; Host can be one. Default, where it is nil: Content-Type and
-	// Content-Encoding.
+	// another one; Host can be one. Default, where it is nil, are those that say
+	// what a body means: Content-Type, Content-Encoding, Content-Language,
+	// Content-Disposition and Content-Range.
 	FingerprintHeaders []string
 
 	// Fingerprint identifies what a request asks for; a key that comes with
 	// another one is 422. Default: method, path, query, FingerprintHeaders and
 	// the body, where JSON documents that say the same are equal, and so are
-	// multipart bodies with another boundary. A client that signs its URLs needs
+	// multipart bodies with another boundary; of more than 1,000 parts or 10,000
+	// header lines, of JSON deeper than 128, and of a Content-Type of more than
+	// 4,096 bytes, every byte counts. A client that signs its URLs needs
 	// a function of your own.
 	Fingerprint func(r *http.Request, body []byte) idempotency.Fingerprint
 
@@ -150,15 +153,9 @@ func (c Config) withDefaults(store idempotency.Config) Config {
 		c.FingerprintKeys[i] = slices.Clone(key)
 	}
 	if c.FingerprintHeaders == nil {
-		c.FingerprintHeaders = []string{"Content-Type", "Content-Encoding"}
+		c.FingerprintHeaders = fingerprintHeaders
 	}
-	if c.Fingerprint == nil {
-		c.FingerprintHeaders = slices.Clone(c.FingerprintHeaders)
-		fields := c.FingerprintHeaders
-		c.Fingerprint = func(r *http.Request, body []byte) idempotency.Fingerprint {
-			return fingerprint(r, body, fields)
-		}
-	}
+	c.FingerprintHeaders = slices.Clone(c.FingerprintHeaders)
 	if c.Record == nil {
 		c.Record = func(status int, _, _ http.Header) bool { return Final(status) }
 	}
@@ -213,7 +210,6 @@ type Middleware struct {
 	store *idempotency.Store
 	cfg   Config // with its defaults
 
-	ownFingerprint bool // of the user
 	unknownMethods bool // are protected: Config.Methods is the default
 }
 
@@ -225,7 +221,7 @@ func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
 	}
 	m := &Middleware{
 		store: store, cfg: cfg.withDefaults(store.Config()),
-		ownFingerprint: cfg.Fingerprint != nil, unknownMethods: cfg.Methods == nil,
+		unknownMethods: cfg.Methods == nil,
 	}
 	if err := m.cfg.validate(store.Config()); err != nil {
 		return nil, err

@@ -45,7 +45,7 @@ func (m *Middleware) Policy() Policy {
 	for i, name := range m.cfg.FingerprintHeaders {
 		sameRequest += []string{": ", ", "}[min(i, 1)] + http.CanonicalHeaderKey(name)
 	}
-	if m.ownFingerprint {
+	if m.cfg.Fingerprint != nil {
 		sameRequest = "as this server compares them"
 	}
 	header, keyFormat := m.cfg.Header, `a String of RFC 9651 ("..."), or the same without quotes; printable ASCII; new for each operation, and hard to guess, such as a UUID`
