@@ -175,7 +175,7 @@ func (c Config) validate(store idempotency.Config) error {
 	switch {
 	case c.Scope == nil:
 		problem = "Scope is nil: without it clients would share their keys, and be given each other's responses"
-	case strings.Trim(c.Header, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") != "":
+	case !isToken(c.Header):
 		problem = fmt.Sprintf("Header is %q: it has to be the name of a header field", c.Header)
 	case c.MaxKeyLength < 1 || c.MaxKeyLength > 255:
 		problem = fmt.Sprintf("MaxKeyLength is %d: it has to be 1 to 255", c.MaxKeyLength)
