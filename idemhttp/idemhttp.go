@@ -93,9 +93,10 @@ type Config struct {
 	Record func(status int, header, trailer http.Header) bool
 
 	// KeepHeaders and DropHeaders change which header fields a replay has. By
-	// default all but those of one exchange, such as Date, Set-Cookie,
-	// RateLimit and tracing ids; what is dropped is not recorded either. A star
-	// stands for any ending: "X-Debug-*".
+	// default all but those of one exchange, such as Date, Set-Cookie, RateLimit
+	// and tracing ids, and but secrets, such as all that end in Token, except those
+	// of pages; what is dropped is not recorded either. A star stands for any
+	// beginning or ending: "X-Debug-*", "*-Card-Token".
 	KeepHeaders, DropHeaders []string
 
 	// FingerprintHeaders are the request header fields that make a request

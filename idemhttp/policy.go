@@ -29,7 +29,8 @@ type Policy struct {
 	// executed. All others are recorded and replayed.
 	NotRecorded []string `json:"not_recorded_statuses"`
 
-	// NotReplayed are the header fields that a replay leaves out.
+	// NotReplayed are the header fields that a replay leaves out. A star stands for
+	// any beginning or ending; what follows a "!" is replayed all the same.
 	NotReplayed []string `json:"not_replayed_headers"`
 
 	MaxRequestBody int64     `json:"max_request_body"`
@@ -64,7 +65,7 @@ func (m *Middleware) Policy() Policy {
 		SameRequest:      sameRequest,
 		RetentionSeconds: int64(m.store.Config().Retention / time.Second),
 		NotRecorded:      notRecorded(m.cfg.Record),
-		NotReplayed:      slices.DeleteFunc(slices.Concat(ofOneExchange, m.cfg.DropHeaders), func(name string) bool { return !m.isOfOneExchange(name) }),
+		NotReplayed:      m.notReplayed(),
 		MaxRequestBody:   m.cfg.MaxRequestBody,
 		Problems:         slices.Clone(allProblems),
 	}
