@@ -61,7 +61,7 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	rec, replayed, err := x.do(ctx, key)
 	switch {
 	case err != nil:
-		x.fail(err)
+		x.fail(key, err)
 	case replayed:
 		replay(w, &rec)
 	default:
