@@ -68,7 +68,7 @@ func TestFingerprintCostsInProportionToTheRequest(t *testing.T) {
 		r.Header.Set("Content-Type", test.contentType)
 		size, body := len(test.contentType)+len(test.body), []byte(test.body)
 		made := allocated(func() { fingerprint(r, body, []string{"Content-Type", "Content-Encoding"}) })
-		if made > 10*size {
+		if made > 10*size || strings.HasSuffix(name, "one large part") && made > size+size/2 {
 			t.Errorf("%s: %d bytes were allocated for %d", name, made, size)
 		}
 	}
