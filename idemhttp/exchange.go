@@ -63,7 +63,7 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	case err != nil:
 		x.fail(key, err)
 	case replayed:
-		replay(w, &rec)
+		m.replay(w, &rec)
 	default:
 		x.response.deliver()
 	}
