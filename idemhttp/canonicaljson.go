@@ -27,7 +27,8 @@ func canonicalJSON(doc []byte) ([]byte, error) {
 	if !json.Valid(doc) {
 		return nil, errNotJSON
 	}
-	c := canonicalizer{in: doc, out: make([]byte, 0, len(doc))}
+	most := min(bytes.Count(doc, []byte(":")), bytes.Count(doc, []byte(`"`))/2) // a member has a colon and a name
+	c := canonicalizer{in: doc, out: make([]byte, 0, len(doc)), members: make([]member, 0, most)}
 	if err := c.value(0); err != nil {
 		return nil, err
 	}
@@ -38,6 +39,9 @@ func canonicalJSON(doc []byte) ([]byte, error) {
 type canonicalizer struct {
 	in  []byte
 	out []byte
+
+	members  []member // of the objects around this place, the innermost last
+	unsorted []byte   // kept for the next object that is to be sorted
 }
 
 func (c *canonicalizer) value(depth int) error {
@@ -96,8 +100,7 @@ func (c *canonicalizer) object(depth int) error {
 		c.copy()
 		return nil
 	}
-	first := len(c.out)
-	var members []member
+	first, outer := len(c.out), len(c.members)
 	for {
 		m := member{start: len(c.out)}
 		c.peek()
@@ -108,9 +111,10 @@ func (c *canonicalizer) object(depth int) error {
 			return err
 		}
 		m.end = len(c.out)
-		members = append(members, m)
+		c.members = append(c.members, m)
 		if c.copy() == '}' {
-			c.sort(first, members)
+			c.sort(first, c.members[outer:])
+			c.members = c.members[:outer]
 			return nil
 		}
 	}
@@ -124,14 +128,14 @@ func (c *canonicalizer) sort(first int, members []member) {
 	if slices.IsSortedFunc(members, byName) {
 		return
 	}
-	unsorted := bytes.Clone(c.out[first:])
+	c.unsorted = append(c.unsorted[:0], c.out[first:]...)
 	slices.SortStableFunc(members, byName)
 	c.out = c.out[:first]
 	for i, m := range members {
 		if i > 0 {
 			c.out = append(c.out, ',')
 		}
-		c.out = append(c.out, unsorted[m.start-first:m.end-first]...)
+		c.out = append(c.out, c.unsorted[m.start-first:m.end-first]...)
 	}
 	c.out = append(c.out, '}')
 }

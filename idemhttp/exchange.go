@@ -61,9 +61,9 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	rec, replayed, err := x.do(ctx, key)
 	switch {
 	case err != nil:
-		x.fail(err)
+		x.fail(key, err)
 	case replayed:
-		replay(w, &rec)
+		m.replay(w, &rec)
 	default:
 		x.response.deliver()
 	}
@@ -90,7 +90,11 @@ func (x *exchange) key() (idempotency.Key, *Problem) {
 			return idempotency.Key{}, problem
 		}
 	}
-	x.fingerprint = cfg.Fingerprint(x.request(x.r.Context()), x.body.bytes)
+	if cfg.Fingerprint != nil {
+		x.fingerprint = cfg.Fingerprint(x.request(x.r.Context()), x.body.bytes)
+	} else {
+		x.fingerprint = fingerprint(x.r, x.body.bytes, cfg.FingerprintHeaders) // needs no copy
+	}
 	return idempotency.Key{Scope: scope, ID: id, Fingerprint: x.m.keyed(x.fingerprint)}, nil
 }
 
@@ -146,8 +150,8 @@ func (x *exchange) scope() (string, *Problem) {
 }
 
 // do executes the request, or finds its record. A record of another fingerprint
-// can be one of this request all the same: made by a former release, or with
-// another key of Config.FingerprintKeys.
+// can be one of this request all the same: made with another key of
+// Config.FingerprintKeys.
 func (x *exchange) do(ctx context.Context, key idempotency.Key) (record, bool, error) {
 	rec, replayed, err := x.doAs(ctx, key)
 	if !errors.Is(err, idempotency.ErrKeyReused) {
@@ -159,7 +163,7 @@ func (x *exchange) do(ctx context.Context, key idempotency.Key) (record, bool, e
 		return x.doAs(ctx, key)
 	case lookup != nil:
 		return record{}, false, lookup
-	case x.isFormer(stored.Key.Fingerprint):
+	case x.isKeyedOtherwise(stored.Key.Fingerprint):
 		key.Fingerprint = stored.Key.Fingerprint
 		return x.doAs(ctx, key)
 	case rec.UnmarshalJSON(stored.Result) != nil:

@@ -13,14 +13,27 @@ import (
 	"github.com/pgidem/idempotency"
 )
 
+// sinceFirst are fields of fingerprintHeaders that v0.1.0 did not look at. A
+// request without them has the same fingerprint as there, so that its retry is
+// replayed after an upgrade.
+var sinceFirst = []string{"Content-Language", "Content-Disposition", "Content-Range"}
+
+// fingerprintHeaders are the fields that say what the bytes of a body mean (RFC
+// 9110, sections 8.3 to 8.5 and 14.5; RFC 6266 for the name of a file). They are
+// the default of Config.FingerprintHeaders.
+var fingerprintHeaders = append([]string{"Content-Type", "Content-Encoding"}, sinceFirst...)
+
 // fingerprint is what a request asks for: its method and target, the values of
-// selected header fields, and its body. The first part is the version of these
-// rules. Whoever changes a rule keeps the former one in formerFingerprint: for a
-// request that is under way the changed rule would be another request.
+// selected header fields, and its body. Whoever changes a rule makes another
+// request of each one that is under way during the upgrade: its retry is refused
+// as 422. So requests that are told apart rightly keep their fingerprints.
 func fingerprint(r *http.Request, body []byte, fields []string) idempotency.Fingerprint {
 	parts := [][]byte{[]byte("idemhttp/1"), []byte(r.Method), []byte(r.URL.EscapedPath()), []byte(r.URL.RawQuery)}
 	for _, name := range fields {
-		parts = append(parts, []byte(strings.ToLower(name)), []byte(normalField(name, fieldValues(r, name))))
+		values := fieldValues(r, name)
+		if len(values) > 0 || !matches(name, sinceFirst) {
+			parts = append(parts, []byte(strings.ToLower(name)), []byte(normalField(name, values)))
+		}
 	}
 	if path := arrivedPath(r); path != r.URL.EscapedPath() {
 		parts = append(parts, []byte("arrived"), []byte(path))
@@ -28,9 +41,11 @@ func fingerprint(r *http.Request, body []byte, fields []string) idempotency.Fing
 	return idempotency.FingerprintOf(append(parts, content(r.Header, body)...)...)
 }
 
-// content is what a body says: a kind, and one or more parts of it.
+// content is what a body says: a kind, and one or more parts of it. To the bytes
+// of a multipart body belongs its boundary, without which they mean nothing.
 func content(h http.Header, body []byte) [][]byte {
-	if mediaType := mediaTypeOf(h); h.Get("Content-Encoding") == "" {
+	mediaType := mediaTypeOf(h)
+	if strings.Join(h.Values("Content-Encoding"), "") == "" {
 		if isJSONType(mediaType) {
 			if canonical, err := canonicalJSON(body); err == nil {
 				return [][]byte{[]byte("json"), canonical}
@@ -39,6 +54,9 @@ func content(h http.Header, body []byte) [][]byte {
 		if parts, err := canonicalMultipart(h.Get("Content-Type"), body); err == nil {
 			return append([][]byte{[]byte("multipart")}, parts...)
 		}
+	}
+	if isMultipart(mediaType) {
+		return [][]byte{[]byte("bytes"), body, []byte(strings.Join(h.Values("Content-Type"), ", "))}
 	}
 	return [][]byte{[]byte("bytes"), body}
 }
@@ -70,7 +88,7 @@ func normalField(name string, values []string) string {
 	if !strings.EqualFold(name, "Content-Type") {
 		return text
 	}
-	mediaType, params, err := mime.ParseMediaType(text)
+	mediaType, params, err := parseMediaType(text)
 	if err != nil {
 		return text
 	}
@@ -80,10 +98,22 @@ func normalField(name string, values []string) string {
 	if isJSONType(mediaType) && params["charset"] == "utf-8" {
 		delete(params, "charset")
 	}
-	if strings.HasPrefix(mediaType, "multipart/") {
+	if isMultipart(mediaType) {
 		delete(params, "boundary")
 	}
 	return cmp.Or(mime.FormatMediaType(mediaType, params), text)
+}
+
+// maxMediaType is how many bytes of a Content-Type are looked at. The longest
+// that are in use have a few hundred; each parameter of a hostile one takes many
+// times its size.
+const maxMediaType = 4096
+
+func parseMediaType(text string) (mediaType string, params map[string]string, err error) {
+	if len(text) > maxMediaType {
+		return "", nil, mime.ErrInvalidMediaParameter
+	}
+	return mime.ParseMediaType(text)
 }
 
 // mediaTypeOf is the type of a body, in lower case, without its parameters,
@@ -119,19 +149,10 @@ func hmacOf(key []byte, f idempotency.Fingerprint) idempotency.Fingerprint {
 	return idempotency.Fingerprint(h.Sum(nil))
 }
 
-// isFormer reports whether a stored fingerprint is one of this request under
-// another key of Config.FingerprintKeys or none, or under the former rules.
-func (x *exchange) isFormer(stored idempotency.Fingerprint) bool {
-	made := []idempotency.Fingerprint{x.fingerprint}
-	if !x.m.ownFingerprint {
-		made = append(made, formerFingerprint(x.r, x.body.bytes, x.m.cfg.FingerprintHeaders))
-	}
-	for _, key := range slices.Concat(x.m.cfg.FingerprintKeys, [][]byte{nil}) {
-		for _, f := range made {
-			if hmacOf(key, f) == stored {
-				return true
-			}
-		}
-	}
-	return false
+// isKeyedOtherwise reports whether a stored fingerprint is the one of this
+// request under another key of Config.FingerprintKeys, or under none.
+func (x *exchange) isKeyedOtherwise(stored idempotency.Fingerprint) bool {
+	return slices.ContainsFunc(append([][]byte{nil}, x.m.cfg.FingerprintKeys...), func(key []byte) bool {
+		return hmacOf(key, x.fingerprint) == stored
+	})
 }

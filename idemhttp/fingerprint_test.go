@@ -191,22 +191,26 @@ func TestMultipartIsComparedByItsParts(t *testing.T) {
 	shared := setup(t)
 	const head = "Content-Disposition: form-data; name="
 	one := "--x\r\n" + head + "a\r\n\r\n1\r\n--x\r\n" + head + "b\r\nX-Note: n\r\n\r\n2\r\n--x--\r\n"
+	allowed := func(boundary string) string { // 1,000 parts of 10 header lines
+		return strings.Repeat("--"+boundary+"\r\n"+strings.Repeat("a:\r\n", 10)+"\r\n\r\n", 1000) + "--" + boundary + "--"
+	}
 	for name, test := range map[string]struct {
 		contentType, body string
 		same              bool
 	}{
-		"the same":                    {"multipart/form-data; boundary=x", one, true},
-		"another boundary":            {"multipart/form-data; boundary=yy", strings.ReplaceAll(one, "--x", "--yy"), true},
-		"with words around the parts": {"multipart/form-data; boundary=x", "preamble\r\n" + one + "epilogue", true},
-		"other header order":          {"multipart/form-data; boundary=x", strings.Replace(one, head+"b\r\nX-Note: n\r\n", "X-Note: n\r\n"+head+"b\r\n", 1), true},
-		"another value":               {"multipart/form-data; boundary=x", strings.Replace(one, "\r\n2\r\n", "\r\n3\r\n", 1), false},
-		"another name":                {"multipart/form-data; boundary=x", strings.Replace(one, "name=b", "name=c", 1), false},
-		"another part header":         {"multipart/form-data; boundary=x", strings.Replace(one, "X-Note: n", "X-Note: m", 1), false},
-		"a part less":                 {"multipart/form-data; boundary=x", "--x\r\n" + head + "a\r\n\r\n1\r\n--x--\r\n", false},
-		"another kind of multipart":   {"multipart/mixed; boundary=x", one, false},
-		"another parameter":           {"multipart/form-data; boundary=x; v=2", one, false},
-		"cut off":                     {"multipart/form-data; boundary=x", one[:len(one)-8], false},
-		"compressed, as it says":      {"multipart/form-data; boundary=x", one, false},
+		"the same":                       {"multipart/form-data; boundary=x", one, true},
+		"another boundary":               {"multipart/form-data; boundary=yy", strings.ReplaceAll(one, "--x", "--yy"), true},
+		"with words around the parts":    {"multipart/form-data; boundary=x", "preamble\r\n" + one + "epilogue", true},
+		"other header order":             {"multipart/form-data; boundary=x", strings.Replace(one, head+"b\r\nX-Note: n\r\n", "X-Note: n\r\n"+head+"b\r\n", 1), true},
+		"another value":                  {"multipart/form-data; boundary=x", strings.Replace(one, "\r\n2\r\n", "\r\n3\r\n", 1), false},
+		"another name":                   {"multipart/form-data; boundary=x", strings.Replace(one, "name=b", "name=c", 1), false},
+		"another part header":            {"multipart/form-data; boundary=x", strings.Replace(one, "X-Note: n", "X-Note: m", 1), false},
+		"a part less":                    {"multipart/form-data; boundary=x", "--x\r\n" + head + "a\r\n\r\n1\r\n--x--\r\n", false},
+		"another kind of multipart":      {"multipart/mixed; boundary=x", one, false},
+		"another parameter":              {"multipart/form-data; boundary=x; v=2", one, false},
+		"as many parts as are looked at": {"multipart/form-data; boundary=yy", allowed("yy"), true},
+		"cut off":                        {"multipart/form-data; boundary=x", one[:len(one)-8], false},
+		"compressed, as it says":         {"multipart/form-data; boundary=x", one, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -219,7 +223,11 @@ func TestMultipartIsComparedByItsParts(t *testing.T) {
 					r.Header.Set("Content-Encoding", encoding)
 				})
 			}
-			send("multipart/form-data; boundary=x", one, "").is(t, 201, `{"id": 1}`, false)
+			first := one
+			if strings.HasPrefix(name, "as many") {
+				first = allowed("x")
+			}
+			send("multipart/form-data; boundary=x", first, "").is(t, 201, `{"id": 1}`, false)
 			encoding := ""
 			if strings.HasPrefix(name, "compressed") {
 				encoding = "br"
@@ -248,6 +256,64 @@ func TestMultipartThatIsBrokenIsComparedByItsBytes(t *testing.T) {
 	send("--x\r\n\r\none").is(t, 201, `{"id": 1}`, true)
 }
 
+func TestBytesThatMeanSomethingElseAreAnotherRequest(t *testing.T) {
+	t.Parallel()
+	shared := setup(t)
+	type field struct{ name, value string }
+	const broken = "--x\r\n\r\n--y\r\n\r\na"
+	parts := strings.Repeat("--x\n\n\n", 1001) + "--x--"
+	lines := "--x\r\n" + strings.Repeat("a:\r\n", 6000) + "\r\na\r\n--x\r\n" + strings.Repeat("a:\r\n", 6000) + "\r\n--x--"
+	many := strings.Repeat(";a=1", 2000)
+	for name, test := range map[string]struct {
+		headers    []string // of the fingerprint
+		body       string
+		one, other []field
+		same       bool
+	}{
+		"boundary of a broken multipart":          {nil, broken, []field{{"Content-Type", "multipart/mixed; boundary=x"}}, []field{{"Content-Type", "multipart/mixed; boundary=y"}}, false},
+		"the same broken multipart":               {nil, broken, []field{{"Content-Type", "multipart/mixed; boundary=x"}}, []field{{"Content-Type", "multipart/mixed; boundary=x"}}, true},
+		"boundary, and no Content-Type chosen":    {[]string{}, broken, []field{{"Content-Type", "multipart/mixed; boundary=x"}}, []field{{"Content-Type", "multipart/mixed; boundary=y"}}, false},
+		"boundary under an encoding":              {nil, broken, []field{{"Content-Type", "multipart/mixed; boundary=x"}, {"Content-Encoding", "br"}}, []field{{"Content-Type", "multipart/mixed; boundary=y"}, {"Content-Encoding", "br"}}, false},
+		"boundary of too many parts":              {nil, parts, []field{{"Content-Type", "multipart/mixed; boundary=x"}}, []field{{"Content-Type", "multipart/mixed; boundary=y"}}, false},
+		"boundary of too many header lines":       {nil, lines, []field{{"Content-Type", "multipart/mixed; boundary=x"}}, []field{{"Content-Type", "multipart/mixed; boundary=y"}}, false},
+		"parameter of a long Content-Type":        {nil, "a", []field{{"Content-Type", "text/plain; charset=a" + many}}, []field{{"Content-Type", "text/plain; charset=b" + many}}, false},
+		"charset":                                 {nil, "a", []field{{"Content-Type", "text/plain; charset=utf-8"}}, []field{{"Content-Type", "text/plain; charset=latin1"}}, false},
+		"encoding":                                {nil, "a", []field{{"Content-Encoding", "gzip"}}, []field{{"Content-Encoding", "br"}}, false},
+		"an encoding more":                        {nil, "a", []field{{"Content-Encoding", "gzip"}}, []field{{"Content-Encoding", "gzip"}, {"Content-Encoding", "br"}}, false},
+		"language":                                {nil, "a", []field{{"Content-Language", "de"}}, []field{{"Content-Language", "en"}}, false},
+		"no language":                             {nil, "a", nil, []field{{"Content-Language", "en"}}, false},
+		"the same language":                       {nil, "a", []field{{"Content-Language", "en"}}, []field{{"Content-Language", "en"}}, true},
+		"language, not chosen":                    {[]string{}, "a", nil, []field{{"Content-Language", "en"}}, true},
+		"name of a file":                          {nil, "a", []field{{"Content-Disposition", "attachment; filename=a"}}, []field{{"Content-Disposition", "attachment; filename=b"}}, false},
+		"place in a file":                         {nil, "a", []field{{"Content-Range", "bytes 0-0/2"}}, []field{{"Content-Range", "bytes 1-1/2"}}, false},
+		"one field where the other has another":   {nil, "a", []field{{"Content-Language", "a"}}, []field{{"Content-Range", "a"}}, false},
+		"JSON whose second encoding line says so": {nil, "{}", []field{{"Content-Encoding", ""}, {"Content-Encoding", "br"}}, []field{{"Content-Encoding", ""}, {"Content-Encoding", "gzip"}}, false},
+		"encoding on a second line, and none":     {[]string{}, "{}", []field{{"Content-Type", "application/json"}, {"Content-Encoding", ""}, {"Content-Encoding", "br"}}, []field{{"Content-Type", "application/json"}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := shared.sub(t)
+			server := b.protected(idemhttp.Config{FingerprintHeaders: test.headers}, created)
+			send := func(fields []field) answer {
+				return b.do(server, "POST", "/", test.body, func(r *http.Request) {
+					withKey("k")(r)
+					r.Header.Del("Content-Type")
+					for _, f := range fields {
+						r.Header.Add(f.name, f.value)
+					}
+				})
+			}
+			send(test.one).is(t, 201, `{"id": 1}`, false)
+			if got := send(test.other); test.same {
+				got.is(t, 201, `{"id": 1}`, true)
+			} else {
+				got.isProblem(t, 422, "key-reused")
+			}
+			send(test.one).is(t, 201, `{"id": 1}`, true)
+		})
+	}
+}
+
 func TestPathIsTheOneThatHasArrived(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -259,8 +325,12 @@ func TestPathIsTheOneThatHasArrived(t *testing.T) {
 		r.URL.Path = "/charges"
 		m.ServeHTTP(w, r)
 	})
+	mux.Handle("/charges", m)
 	server := b.serve(mux)
 	b.do(server, "POST", "/eu/charges", "", withKey("k")).is(t, 200, "/charges", false)
+	b.do(server, "POST", "/charges", "", withKey("k")).isProblem(t, 422, "key-reused")
+	b.do(server, "POST", "/charges", "", withKey("c")).is(t, 200, "/charges", false)
+	b.do(server, "POST", "/eu/charges", "", withKey("c")).isProblem(t, 422, "key-reused")
 	b.do(server, "POST", "/us/charges", "", withKey("k")).isProblem(t, 422, "key-reused")
 	b.do(server, "POST", "/rewritten/1", "", withKey("k")).isProblem(t, 422, "key-reused")
 	b.do(server, "POST", "/eu/charges", "", withKey("k")).is(t, 200, "/charges", true)

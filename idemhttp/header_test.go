@@ -113,7 +113,7 @@ func TestPolicySaysWhatTheMiddlewareDoes(t *testing.T) {
 	m := b.middleware(idemhttp.Config{
 		Header: "X-Idempotency-Key", Optional: true, Methods: []string{"POST", "PUT"}, MaxKeyLength: 64,
 		MaxRequestBody: 1000, Documentation: "https://example.com/",
-		KeepHeaders: []string{"set-cookie"}, DropHeaders: []string{"X-Debug"},
+		KeepHeaders: []string{"age", "set-cookie"}, DropHeaders: []string{"X-Debug"},
 		Record: func(status int, _, _ http.Header) bool { return status < 500 && status != 409 },
 	})
 	p := m.Policy()
@@ -134,7 +134,7 @@ func TestPolicySaysWhatTheMiddlewareDoes(t *testing.T) {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
 	}
-	if list := fmt.Sprint(policy["not_replayed_headers"]); strings.Contains(list, "Set-Cookie ") || !strings.Contains(list, "X-Debug") {
+	if list := fmt.Sprint(policy["not_replayed_headers"]); strings.Contains(list, "Age ") || !strings.Contains(list, " X-Debug ") || !strings.Contains(list, " !Lock-Token ") || !strings.Contains(list, " !set-cookie]") {
 		t.Errorf("not_replayed_headers is %s", list)
 	}
 	if got := b.do(server, "POST", "/", "", nil); got.StatusCode != 405 || got.Header.Get("Allow") != "GET, HEAD" {
@@ -150,7 +150,7 @@ func TestDefaultPolicy(t *testing.T) {
 		p.Header != "Idempotency-Key" || p.MaxKeyLength != 255 {
 		t.Errorf("got %+v", p)
 	}
-	if !strings.HasSuffix(p.SameRequest, "Content-Type, Content-Encoding") {
+	if !strings.HasSuffix(p.SameRequest, ": Content-Type, Content-Encoding, Content-Language, Content-Disposition, Content-Range") {
 		t.Errorf("SameRequest is %q", p.SameRequest)
 	}
 	own := idemhttp.Config{Fingerprint: func(*http.Request, []byte) idempotency.Fingerprint { return idempotency.Fingerprint{} }}

@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/idemhttp"
+	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
 // event is the key of a webhook: the id of its event.
@@ -51,6 +53,26 @@ func TestKeyFromElsewhere(t *testing.T) {
 	// A field that is not the key's protects nothing.
 	other := b.serve(b.middleware(idemhttp.Config{Key: event}).Handler(http.HandlerFunc(b.passing)))
 	b.do(other, "PUT", "/", "{}", withKey("k")).is(t, http.StatusTeapot, "", false)
+}
+
+func TestProblemNamesTheOneThatTheDatabaseCannotHold(t *testing.T) {
+	t.Parallel()
+	b := &bundle{TB: t}
+	b.pool = pgtest.Encoded(t, "LATIN1", pgtest.Direct, func(cfg *pgxpool.Config) {
+		cfg.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
+	})
+	b.store = b.storeOn(b.pool, idempotency.Config{})
+	server := b.serve(b.middleware(idemhttp.Config{Key: event}).Handler(http.HandlerFunc(created)))
+	for _, test := range []struct{ scope, id, name string }{
+		{"a", "€", "key-invalid"}, {"€", "k", "scope-invalid"}, {"€", "€", "scope-invalid"}, {strings.Repeat("a", 256), "€", "scope-invalid"},
+		{"a\xff", "k", "scope-invalid"}, {strings.Repeat("a", 255), "€", "key-invalid"},
+	} {
+		b.do(server, "POST", "/", `{"id": "`+test.id+`"}`, func(r *http.Request) { r.Header.Set("Account", test.scope) }).isProblem(t, 400, test.name)
+	}
+	b.do(server, "POST", "/", `{"id": "ä"}`, func(r *http.Request) { r.Header.Set("Account", "a") }).is(t, 201, `{"id": 1}`, false)
+	if b.reports() != "[]" {
+		t.Errorf("reported %s", b.reports())
+	}
 }
 
 func TestKeyFromElsewhereCanBeOptional(t *testing.T) {

@@ -93,20 +93,24 @@ type Config struct {
 	Record func(status int, header, trailer http.Header) bool
 
 	// KeepHeaders and DropHeaders change which header fields a replay has. By
-	// default all but those of one exchange, such as Date, Set-Cookie,
-	// RateLimit and tracing ids; what is dropped is not recorded either. A star
-	// stands for any ending: "X-Debug-*".
+	// default all but those of one exchange, such as Date, Set-Cookie, RateLimit
+	// and tracing ids, and but secrets, such as all that end in Token, except those
+	// of pages; what is dropped is not recorded either. A star stands for any
+	// beginning or ending: "X-Debug-*", "*-Card-Token".
 	KeepHeaders, DropHeaders []string
 
 	// FingerprintHeaders are the request header fields that make a request
-	// another one; Host can be one. Default, where it is nil: Content-Type and
-	// Content-Encoding.
+	// another one; Host can be one. Default, where it is nil, are those that say
+	// what a body means: Content-Type, Content-Encoding, Content-Language,
+	// Content-Disposition and Content-Range.
 	FingerprintHeaders []string
 
 	// Fingerprint identifies what a request asks for; a key that comes with
 	// another one is 422. Default: method, path, query, FingerprintHeaders and
 	// the body, where JSON documents that say the same are equal, and so are
-	// multipart bodies with another boundary. A client that signs its URLs needs
+	// multipart bodies with another boundary; of more than 1,000 parts or 10,000
+	// header lines, of JSON deeper than 128, and of a Content-Type of more than
+	// 4,096 bytes, every byte counts. A client that signs its URLs needs
 	// a function of your own.
 	Fingerprint func(r *http.Request, body []byte) idempotency.Fingerprint
 
@@ -150,15 +154,9 @@ func (c Config) withDefaults(store idempotency.Config) Config {
 		c.FingerprintKeys[i] = slices.Clone(key)
 	}
 	if c.FingerprintHeaders == nil {
-		c.FingerprintHeaders = []string{"Content-Type", "Content-Encoding"}
+		c.FingerprintHeaders = fingerprintHeaders
 	}
-	if c.Fingerprint == nil {
-		c.FingerprintHeaders = slices.Clone(c.FingerprintHeaders)
-		fields := c.FingerprintHeaders
-		c.Fingerprint = func(r *http.Request, body []byte) idempotency.Fingerprint {
-			return fingerprint(r, body, fields)
-		}
-	}
+	c.FingerprintHeaders = slices.Clone(c.FingerprintHeaders)
 	if c.Record == nil {
 		c.Record = func(status int, _, _ http.Header) bool { return Final(status) }
 	}
@@ -178,7 +176,7 @@ func (c Config) validate(store idempotency.Config) error {
 	switch {
 	case c.Scope == nil:
 		problem = "Scope is nil: without it clients would share their keys, and be given each other's responses"
-	case strings.Trim(c.Header, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~") != "":
+	case !isToken(c.Header):
 		problem = fmt.Sprintf("Header is %q: it has to be the name of a header field", c.Header)
 	case c.MaxKeyLength < 1 || c.MaxKeyLength > 255:
 		problem = fmt.Sprintf("MaxKeyLength is %d: it has to be 1 to 255", c.MaxKeyLength)
@@ -213,7 +211,6 @@ type Middleware struct {
 	store *idempotency.Store
 	cfg   Config // with its defaults
 
-	ownFingerprint bool // of the user
 	unknownMethods bool // are protected: Config.Methods is the default
 }
 
@@ -225,7 +222,7 @@ func New(store *idempotency.Store, cfg Config) (*Middleware, error) {
 	}
 	m := &Middleware{
 		store: store, cfg: cfg.withDefaults(store.Config()),
-		ownFingerprint: cfg.Fingerprint != nil, unknownMethods: cfg.Methods == nil,
+		unknownMethods: cfg.Methods == nil,
 	}
 	if err := m.cfg.validate(store.Config()); err != nil {
 		return nil, err

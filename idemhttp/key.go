@@ -8,6 +8,11 @@ import (
 	"github.com/dunglas/httpsfv"
 )
 
+// maxKeyField bounds what is parsed: the parameters of a hostile field take many
+// times its size. It leaves room for a key of 255 characters, all escaped, and for
+// parameters to come.
+const maxKeyField = 4096
+
 // parseKey returns the key that a request's header field carries, and "" where
 // there is none.
 //
@@ -21,6 +26,9 @@ func parseKey(lines []string, maxBytes int) (string, error) {
 	}
 	if len(lines) > 1 {
 		return "", errors.New("the field was sent on more than one line")
+	}
+	if len(lines[0]) > maxKeyField {
+		return "", fmt.Errorf("the field has more than %d bytes", maxKeyField)
 	}
 	item, err := httpsfv.UnmarshalItem([]string{quoted(lines[0])})
 	if err != nil {

@@ -5,21 +5,23 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency"
 )
 
 // fail answers a request that has kept nothing, or may have.
-func (x *exchange) fail(err error) {
+func (x *exchange) fail(key idempotency.Key, err error) {
 	if _, ok := errors.AsType[*rolledBack](err); ok {
 		x.response.deliver()
 		return
 	}
-	x.m.refuse(x.w, x.r, *x.problem(err).causedBy(err))
+	x.m.refuse(x.w, x.r, *x.problem(key, err).causedBy(err))
 }
 
-func (x *exchange) problem(err error) *Problem {
+func (x *exchange) problem(key idempotency.Key, err error) *Problem {
 	cannotRecord, unrecordableResponse := errors.AsType[*unrecordableError](err)
 	switch {
 	case unrecordableResponse:
@@ -35,14 +37,21 @@ func (x *exchange) problem(err error) *Problem {
 		return &outcomeUnknown
 	case errors.Is(err, idempotency.ErrAbandoned):
 		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one, and sending it again does not help: the service has to look at what was written, and free the key.")
+	case errors.Is(err, idempotency.ErrInvalidKey) && isStorable(key.Scope): // the encoding of the database lacks something
+		return keyInvalid.because("The key has a character that this server cannot store. Nothing was executed.")
 	case errors.Is(err, idempotency.ErrInvalidKey):
-		return &scopeInvalid // the id was checked
+		return &scopeInvalid // of the id all else was checked
 	case errors.Is(err, idempotency.ErrUndecodable):
 		return failed.because("What is stored for this key is no response. Nothing was executed.")
 	case x.response == nil, passes(err):
 		return &unavailable
 	}
 	return &failed
+}
+
+// isStorable reports whether every database can store a scope.
+func isStorable(scope string) bool {
+	return len(scope) <= 255 && !strings.ContainsFunc(scope, func(r rune) bool { return r == 0 || r >= utf8.RuneSelf })
 }
 
 // passes reports whether the same request can succeed a little later: conflicts

@@ -29,7 +29,8 @@ type Policy struct {
 	// executed. All others are recorded and replayed.
 	NotRecorded []string `json:"not_recorded_statuses"`
 
-	// NotReplayed are the header fields that a replay leaves out.
+	// NotReplayed are the header fields that a replay leaves out. A star stands for
+	// any beginning or ending; what follows a "!" is replayed all the same.
 	NotReplayed []string `json:"not_replayed_headers"`
 
 	MaxRequestBody int64     `json:"max_request_body"`
@@ -45,7 +46,7 @@ func (m *Middleware) Policy() Policy {
 	for i, name := range m.cfg.FingerprintHeaders {
 		sameRequest += []string{": ", ", "}[min(i, 1)] + http.CanonicalHeaderKey(name)
 	}
-	if m.ownFingerprint {
+	if m.cfg.Fingerprint != nil {
 		sameRequest = "as this server compares them"
 	}
 	header, keyFormat := m.cfg.Header, `a String of RFC 9651 ("..."), or the same without quotes; printable ASCII; new for each operation, and hard to guess, such as a UUID`
@@ -64,7 +65,7 @@ func (m *Middleware) Policy() Policy {
 		SameRequest:      sameRequest,
 		RetentionSeconds: int64(m.store.Config().Retention / time.Second),
 		NotRecorded:      notRecorded(m.cfg.Record),
-		NotReplayed:      slices.DeleteFunc(slices.Concat(ofOneExchange, m.cfg.DropHeaders), func(name string) bool { return !m.isOfOneExchange(name) }),
+		NotReplayed:      m.notReplayed(),
 		MaxRequestBody:   m.cfg.MaxRequestBody,
 		Problems:         slices.Clone(allProblems),
 	}

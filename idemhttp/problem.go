@@ -67,7 +67,7 @@ var (
 	keyReused      = newProblem("key-reused", "The idempotency key was used for another request", http.StatusUnprocessableEntity, "Nothing was executed. A new operation needs a new key.")
 	inProgress     = newProblem("in-progress", "A request with this idempotency key is in progress", http.StatusConflict, "Nothing was executed by this request. Send it again later, with the same key.")
 	noScope        = newProblem("no-scope", "The request does not say whose it is", http.StatusForbidden, "An idempotency key belongs to whoever made it, and the request names nobody.")
-	scopeInvalid   = newProblem("scope-invalid", "The request says in an impossible way whose it is", http.StatusBadRequest, "The name of whoever sends it can have 255 bytes of UTF-8, without NUL. Nothing was executed.")
+	scopeInvalid   = newProblem("scope-invalid", "The request says in an impossible way whose it is", http.StatusBadRequest, "The name of whoever sends it can have 255 bytes of UTF-8, without NUL and without characters that this server cannot store. Nothing was executed.")
 	bodyTooLarge   = newProblem("body-too-large", "The request body is too large", http.StatusRequestEntityTooLarge, "")
 	bodyTimeout    = newProblem("body-timeout", "The request body did not arrive in time", http.StatusRequestTimeout, "Nothing was executed. Send it again, with the same key.")
 	bodyUnreadable = newProblem("body-unreadable", "The request body could not be read", http.StatusBadRequest, "Nothing was executed.")

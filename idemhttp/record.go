@@ -1,9 +1,9 @@
 package idemhttp
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"unicode/utf8"
@@ -26,15 +26,16 @@ type record struct {
 	Omitted bool `json:"omitted,omitempty"`
 }
 
+// errNotRecord says nothing of what is stored, as errors of encoding/json do: it
+// is reported, and the result can be a secret.
+var errNotRecord = errors.New("idemhttp: not a recorded response")
+
 // UnmarshalJSON refuses what is no response, such as the result of a call of
 // Do under the same key.
 func (r *record) UnmarshalJSON(doc []byte) error {
 	type plain record
-	if err := json.Unmarshal(doc, (*plain)(r)); err != nil {
-		return err
-	}
-	if r.Status < 200 || r.Status > 999 {
-		return fmt.Errorf("idemhttp: not a recorded response: its status is %d", r.Status)
+	if json.Unmarshal(doc, (*plain)(r)) != nil || r.Status < 200 || r.Status > 999 {
+		return errNotRecord
 	}
 	return nil
 }
@@ -52,6 +53,26 @@ func (o octets) MarshalJSON() ([]byte, error) {
 		return json.Marshal(string(o))
 	}
 	return json.Marshal(binaryOctets{o})
+}
+
+// size is that of the JSON, in bytes, without making it. JSON for HTML has six
+// bytes for each of "<>&", and for two characters that end a line in JavaScript.
+func (o octets) size() int {
+	if !utf8.Valid(o) {
+		return len(`{"base64":""}`) + base64.StdEncoding.EncodedLen(len(o))
+	}
+	n := len(`""`) + len(o)
+	for i, b := range o {
+		switch {
+		case b == '"', b == '\\', b == '\b', b == '\f', b == '\n', b == '\r', b == '\t':
+			n++
+		case b < ' ', b == '<', b == '>', b == '&':
+			n += 5
+		case b == 0xe2 && o[i+1] == 0x80 && o[i+2]|1 == 0xa9: // U+2028, U+2029
+			n += 3
+		}
+	}
+	return n
 }
 
 func (o *octets) UnmarshalJSON(doc []byte) error {
@@ -123,14 +144,17 @@ func (r record) fitting(maxBytes int) (record, error) {
 
 // size is in bytes, and never more than that of the JSON.
 func (r record) size() int {
-	n := len(r.Body)
+	n := r.Body.size() - len(`""`) // an empty one is left out
 	for _, fields := range []map[string][]octets{r.Header, r.Added, r.Trailer} {
 		for name, values := range fields {
 			n += len(name)
 			for _, value := range values {
-				n += len(value)
+				n += value.size()
 			}
 		}
+	}
+	for _, name := range r.Deleted {
+		n += len(name) + len(`""`)
 	}
 	return n
 }

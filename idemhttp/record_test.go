@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestRecordKeepsEveryByte(t *testing.T) {
@@ -67,6 +68,21 @@ func TestWhatIsNoRecordIsNotRead(t *testing.T) {
 	}
 }
 
+func TestErrorOfWhatIsNoRecordShowsNothingOfIt(t *testing.T) {
+	t.Parallel()
+	for _, stored := range []string{
+		`{"status":4111}`, `{"status":41111111111111111111}`, `{"status":4111.5}`, `{"status":"4111"}`, `{"status":200,"body":4111}`,
+		`{"status":200,"header":4111}`, `{"status":200,"header":{"A":[41111111111111111111]}}`, `{"status":200,"omitted":4111}`,
+		`{"status":200,"body":{"base64":"4111?"}}`, `{"status":200,"deleted":[4111]}`, `4111`,
+	} {
+		var r record
+		err := json.Unmarshal([]byte(stored), &r)
+		if err == nil || strings.Contains(err.Error(), "4111") {
+			t.Errorf("%s: %v", stored, err)
+		}
+	}
+}
+
 func TestFittingRecordIsNeverLarger(t *testing.T) {
 	t.Parallel()
 	r := record{
@@ -92,6 +108,24 @@ func TestFittingRecordIsNeverLarger(t *testing.T) {
 	if len(left) != 4 {
 		t.Errorf("%d kinds of records: %v", len(left), left)
 	}
+}
+
+func TestSizeOfOctetsIsThatOfTheirJSON(t *testing.T) {
+	t.Parallel()
+	check := func(o octets) {
+		stored, err := json.Marshal(o)
+		if err != nil || o.size() != len(stored) {
+			t.Errorf("size %d of %.50s, %v", o.size(), stored, err)
+		}
+	}
+	for i := range 1 << 16 {
+		check(octets{byte(i), byte(i >> 8)})
+	}
+	for r := range rune(0x3000) {
+		check(utf8.AppendRune([]byte("a"), r))
+	}
+	check(nil)
+	check(octets("\U0001f600\U0010ffff\ufeff\ufffd"))
 }
 
 func FuzzRecord(f *testing.F) {
@@ -150,6 +184,15 @@ func TestWhatIsTooLargeToRecordIsNotMadeJSONFirst(t *testing.T) {
 		"header":  {Status: 200, Header: map[string][]octets{"A": {bytes.Repeat([]byte("a"), 16<<20)}}},
 		"added":   {Status: 200, Added: map[string][]octets{"A": {bytes.Repeat([]byte("a"), 16<<20)}}},
 		"trailer": {Status: 200, Trailer: map[string][]octets{"A": {bytes.Repeat([]byte("a"), 16<<20)}}},
+
+		"a body that its escapes make too large": {Status: 200, Body: bytes.Repeat([]byte("\x01"), 1<<20-100)},
+		"a body of HTML":                         {Status: 200, Body: bytes.Repeat([]byte("<>&"), 300<<10)},
+		"a body of line separators":              {Status: 200, Body: bytes.Repeat([]byte("\u2028\u2029"), 150<<10)},
+		"a body of quotes":                       {Status: 200, Body: bytes.Repeat([]byte(`\"`), 400<<10)},
+		"bytes that base64 makes too large":      {Status: 200, Body: bytes.Repeat([]byte("\xff"), 1<<20-100)},
+		"many empty values":                      {Status: 200, Header: map[string][]octets{"A": make([]octets, 1<<20)}},
+		"values that escapes make too large":     {Status: 200, Header: map[string][]octets{"A": {bytes.Repeat([]byte("<"), 1<<20-100)}}},
+		"many deleted fields":                    {Status: 200, Deleted: make([]string, 1<<20)},
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -158,20 +201,29 @@ func TestWhatIsTooLargeToRecordIsNotMadeJSONFirst(t *testing.T) {
 		if err != nil || !small.Omitted || small.Status != 200 {
 			t.Errorf("%s: got %+v, %v", name, small, err)
 		}
-		if made := after.TotalAlloc - before.TotalAlloc; made > 1<<20 {
-			t.Errorf("%s: %d MiB were allocated", name, made>>20)
+		if made := after.TotalAlloc - before.TotalAlloc; made > 1<<16 {
+			t.Errorf("%s: %d KiB were allocated", name, made>>10)
 		}
 	}
 }
 
 func TestSizeIsNeverMoreThanTheJSON(t *testing.T) {
 	t.Parallel()
+	everyByte, everyRune := record{Status: 200}, record{Status: 200}
+	for i := range 256 {
+		everyByte.Body = append(everyByte.Body, byte(i))
+	}
+	for r := range rune(0x3000) {
+		everyRune.Body = utf8.AppendRune(everyRune.Body, r)
+	}
 	for _, r := range []record{
 		{Status: 200},
 		{Status: 200, Body: octets("a")},
 		{Status: 200, Body: octets("\xff")},
 		{Status: 200, Header: map[string][]octets{"A": {octets("b"), octets("c")}, "D": {}}, Added: map[string][]octets{"E": {octets("f")}}},
 		{Status: 200, Trailer: map[string][]octets{"A": {octets("\xff\xfe")}}, Deleted: []string{"A"}},
+		{Status: 200, Deleted: []string{"A", "B"}, Header: map[string][]octets{"A": nil, "B": {nil, nil}}},
+		everyByte, everyRune,
 	} {
 		stored, err := json.Marshal(r)
 		if err != nil || r.size() > len(stored) {

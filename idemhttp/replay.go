@@ -30,20 +30,21 @@ func describesBody(name string) bool {
 
 // replay sends a recorded response again. What outer middleware has put into
 // the header is of this exchange, and stays, unless the response had a field of
-// its own, added to it, or had it deleted.
-func replay(w http.ResponseWriter, r *record) {
-	h := toHeader(r.Header)
+// its own, added to it, or had it deleted. An earlier release, or another Config,
+// can have recorded what is not replayed here.
+func (m *Middleware) replay(w http.ResponseWriter, r *record) {
+	h := m.recorded(toHeader(r.Header), nil)
 	for _, name := range r.Deleted {
 		delete(w.Header(), name)
 	}
-	for name, values := range toHeader(r.Added) {
+	for name, values := range m.recorded(toHeader(r.Added), nil) {
 		h[name] = slices.Concat(w.Header()[name], values)
 	}
 	h.Set(replayedHeader, "true")
 	if r.Omitted {
 		h.Set(omittedHeader, "true")
 	}
-	send(w, r.Status, h, r.Body, toHeader(r.Trailer))
+	send(w, r.Status, h, r.Body, m.recorded(toHeader(r.Trailer), nil))
 }
 
 // send writes a response whose every part is known. A client that has gone

@@ -144,9 +144,7 @@ func (p *response) finish() error {
 	if p.refused == nil && (p.header["Grpc-Status"] != nil || p.trailer["Grpc-Status"] != nil) {
 		p.refused = errGRPC
 	}
-	maps.DeleteFunc(p.header, func(name string, _ []string) bool {
-		return strings.HasPrefix(name, http.TrailerPrefix)
-	})
+	maps.DeleteFunc(p.header, func(name string, _ []string) bool { return !isToken(name) }) // marked trailers, too
 	for _, framing := range []string{"Content-Length", "Transfer-Encoding", "Trailer"} {
 		delete(p.header, framing)
 	}
@@ -154,8 +152,19 @@ func (p *response) finish() error {
 	return p.refused
 }
 
+// isToken reports whether a text can be the name of a field (RFC 9110, section
+// 5.6.2). net/http drops fields of any other name without a word, and so are they
+// dropped here: JSON could not keep a name that is not UTF-8. Values stay as they
+// are: what net/http makes of a newline in one depends on the protocol, and it
+// does so in a replay too.
+func isToken(name string) bool {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~"
+	return name != "" && strings.Trim(name, allowed) == ""
+}
+
 // trailers are the values, set after the header, of announced fields and of
-// those that [http.TrailerPrefix] marks.
+// those that [http.TrailerPrefix] marks. The framing cannot be in a trailer:
+// clients refuse the whole response then.
 func (p *response) trailers() http.Header {
 	t := make(http.Header)
 	for _, name := range strings.Split(strings.Join(p.header["Trailer"], ","), ",") {
@@ -169,6 +178,7 @@ func (p *response) trailers() http.Header {
 			t[http.CanonicalHeaderKey(name)] = values
 		}
 	}
+	maps.DeleteFunc(t, func(name string, _ []string) bool { return !isToken(name) || matches(name, hopByHop) })
 	return t
 }
 
@@ -216,7 +226,7 @@ func (p *response) ownFields() (own, added http.Header) {
 // framing is not the handler's.
 func (p *response) deletedFields() (names []string) {
 	for name := range p.outer {
-		if _, kept := p.header[name]; !kept && !matches(name, hopByHop) {
+		if _, kept := p.header[name]; !kept && isToken(name) && !matches(name, hopByHop) {
 			names = append(names, name)
 		}
 	}
