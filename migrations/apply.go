@@ -92,7 +92,7 @@ func (s *session) down(ctx context.Context) error {
 			return s.byOwner(err)
 		}
 	}
-	err = s.holdingVersions(ctx, "access exclusive", keytable.Table.StrangerToOwners, func(tx pgx.Tx) error {
+	err = s.holdingVersions(ctx, toWrite, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `drop table `+s.table(versionTable))
 		return err
 	})

@@ -208,7 +208,12 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 			err = fmt.Errorf("reading the version of schema %q: %w", s.schema, err)
 		}
 	}()
-	err = s.ownVersions(ctx, s.pgx(), keytable.Table.Stranger) // it may not be ours to lock
+	how := toRead
+	err = s.ownVersions(ctx, s.pgx(), how) // before it is locked, for which the role may lack the right
+	if errors.As(err, new(squattedError)) {
+		how = toReadInert
+		err = s.ownVersions(ctx, s.pgx(), how)
+	}
 	if errors.Is(err, keytable.ErrMissing) {
 		return state{}, nil
 	}
@@ -217,7 +222,7 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 	}
 	at.recorded = true
 	version := database.NilVersion
-	err = s.holdingVersions(ctx, "access share", keytable.Table.Stranger, func(tx pgx.Tx) error {
+	err = s.holdingVersions(ctx, how, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `select version, dirty from `+s.table(versionTable)+` limit 1`).Scan(&version, &at.dirty)
 	})
 	switch {
@@ -232,7 +237,7 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 
 // setVersion is golang-migrate's SetVersion, behind a look at the table.
 func (s *session) setVersion(ctx context.Context, version int, dirty bool) error {
-	return s.holdingVersions(ctx, "access exclusive", keytable.Table.StrangerToOwners, func(tx pgx.Tx) error {
+	return s.holdingVersions(ctx, toWrite, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `truncate `+s.table(versionTable)); err != nil {
 			return err
 		}
@@ -244,15 +249,30 @@ func (s *session) setVersion(ctx context.Context, version int, dirty bool) error
 	})
 }
 
-// holdingVersions calls do in a transaction that holds a lock on the record of the
-// versions and has looked at it since: until then the owner of the schema could put
-// another relation in its place. To lock it runs nothing of it.
-func (s *session) holdingVersions(ctx context.Context, mode string, stranger func(keytable.Table) *keytable.Stranger, do func(pgx.Tx) error) error {
+// A hold is a lock on the record of the versions, and who is a stranger under it.
+type hold struct {
+	mode     string
+	stranger func(keytable.Table) *keytable.Stranger
+}
+
+var (
+	toRead  = hold{"access share", keytable.Table.Stranger}
+	toWrite = hold{"access exclusive", keytable.Table.StrangerToOwners}
+
+	// toReadInert keeps everybody from putting something on the table, which is how a
+	// superuser can read the one of an app that owns its schema or its database.
+	toReadInert = hold{"share row exclusive", keytable.Table.StrangerWhileLocked}
+)
+
+// holdingVersions calls do in a transaction that holds the lock and has looked at the
+// table since: until then the owner of the schema could put another relation in its
+// place. To lock it runs nothing of it.
+func (s *session) holdingVersions(ctx context.Context, how hold, do func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, s.pgx(), func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `lock table `+s.table(versionTable)+` in `+mode+` mode`); err != nil {
+		if _, err := tx.Exec(ctx, `lock table `+s.table(versionTable)+` in `+how.mode+` mode`); err != nil {
 			return err
 		}
-		if err := s.ownVersions(ctx, tx, stranger); err != nil {
+		if err := s.ownVersions(ctx, tx, how); err != nil {
 			return err
 		}
 		return do(tx)

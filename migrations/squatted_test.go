@@ -61,6 +61,8 @@ func TestMemberOfTheOwnerMigratesAndNobodyElseDoes(t *testing.T) {
 	up(t, owners, "theirs")
 	do(t, pool, "grant usage on schema theirs to "+memberless+"; grant select on theirs.idempotency_migrations to "+memberless)
 	up(t, as(memberless), "theirs") // up to date: the owner of the schema may have made it
+	up(t, pool, "theirs")           // and a superuser, who runs nothing of it
+	wantVersion(t, pool, "theirs", 2)
 	do(t, pool, "update theirs.idempotency_migrations set version = 1")
 	for who, pool := range map[string]*pgxpool.Pool{"superuser": pool, "no member": as(memberless)} {
 		for doing, job := range jobs {
@@ -100,6 +102,38 @@ func TestOwnerOfTheSchemaOrTheDatabaseDoesNotBecomeSuperuser(t *testing.T) {
 				wantError(t, err, `belongs to role "`+name+`"`)
 				wantNot(t, doing, err, "theirs runs")
 			}
+		})
+	}
+}
+
+// A superuser may read the version of an app that owns its schema or database, and
+// nothing that could run what the app has put there.
+func TestSuperuserReadsNoVersionOfAnotherWhereSomethingCouldRun(t *testing.T) {
+	t.Parallel()
+	for what, sql := range map[string]string{
+		"trigger":    theirRun + `create trigger t before insert on idempotency_migrations execute function run()`,
+		"index":      `create index on idempotency_migrations (version) where version > 0`,
+		"expression": `create index on idempotency_migrations ((version + 1))`,
+		"statistics": `create statistics s on (version + 1), dirty from idempotency_migrations`,
+		"policy":     `create policy p on idempotency_migrations using (true)`,
+		"rule":       `create rule r as on delete to idempotency_migrations do also select 1`,
+		"default":    `alter table idempotency_migrations alter version set default pg_backend_pid()`,
+		"constraint": `alter table idempotency_migrations add check (version > 0)`,
+		"child":      `create table kid () inherits (idempotency_migrations)`,
+		"partitioned table": `drop table idempotency_migrations; create table idempotency_migrations (version bigint not null, dirty boolean not null) partition by list (version);
+			create table part partition of idempotency_migrations default; insert into idempotency_migrations values (2, false)`,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			name, theirs := squatter(t, pool)
+			do(t, pool, "create schema theirs authorization "+name)
+			up(t, theirs, "theirs")
+			wantVersion(t, pool, "theirs", 2)
+			do(t, theirs, "set local search_path = theirs; "+sql)
+			_, err := migrations.Version(t.Context(), pool, "theirs")
+			wantError(t, err, `belongs to role "`+name+`"`)
+			up(t, pgtest.Pool(t, pool, param("role", name)), "theirs")
 		})
 	}
 }

@@ -36,8 +36,8 @@ func (s *session) inspect(ctx context.Context) (keytable.Table, error) {
 		return table, fmt.Errorf("looking at table %s: %w", s.table(keytable.Name), err)
 	case !table.IsTable():
 		err = s.foreign(keytable.Name, "it is not a table")
-	case table.Stranger() != nil:
-		err = s.squatted(keytable.Name, table.Stranger())
+	case table.StrangerWhileLocked() != nil: // nothing of it is read
+		err = s.squatted(keytable.Name, table.StrangerWhileLocked())
 	case len(table.Missing()) > 0:
 		err = s.foreign(keytable.Name, "it has no column "+strings.Join(table.Missing(), ", "))
 	case len(table.Arbiters()) == 0:
@@ -51,7 +51,7 @@ func (s *session) inspect(ctx context.Context) (keytable.Table, error) {
 // be missing. It reports whether the purge's index is missing, too, or ours: another
 // table in the schema can have one of that name.
 func (s *session) mayChange(ctx context.Context) (indexIsOurs bool, err error) {
-	if err := s.ownVersions(ctx, s.pgx(), keytable.Table.StrangerToOwners); err != nil && !errors.Is(err, keytable.ErrMissing) {
+	if err := s.ownVersions(ctx, s.pgx(), toWrite); err != nil && !errors.Is(err, keytable.ErrMissing) {
 		return false, err
 	}
 	table, err := s.inspect(ctx)
@@ -76,21 +76,24 @@ func (s *session) foreign(name, why string) error {
 		s.table(name), why)
 }
 
+// A squattedError is about a table that obeys a stranger.
+type squattedError struct{ error }
+
 func (s *session) squatted(name string, by *keytable.Stranger) error {
-	return fmt.Errorf("%s: %s", by.Found(s.table(name)), by.Remedy())
+	return squattedError{fmt.Errorf("%s: %s", by.Found(s.table(name)), by.Remedy())}
 }
 
 // ownVersions makes sure that the record of the versions is a table, and of nobody
 // who could have a trigger on it.
-func (s *session) ownVersions(ctx context.Context, q keytable.Querier, stranger func(keytable.Table) *keytable.Stranger) error {
+func (s *session) ownVersions(ctx context.Context, q keytable.Querier, how hold) error {
 	table, err := keytable.Describe(ctx, q, s.schema, versionTable)
 	switch {
 	case err != nil:
 		return err
 	case !table.IsTable():
 		return s.foreign(versionTable, "it is not a table")
-	case stranger(table) != nil:
-		return s.squatted(versionTable, stranger(table))
+	case how.stranger(table) != nil:
+		return s.squatted(versionTable, how.stranger(table))
 	}
 	return nil
 }

@@ -82,24 +82,24 @@ with recursive parts (oid) as (
 	select c.oid
 	union
 	select i.inhrelid from parts p join pg_inherits i on i.inhparent = p.oid
-), things (class, oid, part, kind, name) as (
-	select 'pg_class'::regclass::oid, x.oid, 0, case when x.oid = c.oid then 'table' else 'child' end, x.relname from pg_class x where x.oid in (select oid from parts)
+), things (class, oid, part, kind, name, inert) as (
+	select 'pg_class'::regclass::oid, x.oid, 0, case when x.oid = c.oid then 'table' else 'child' end, x.relname, x.oid = c.oid and x.relkind = 'r' from pg_class x where x.oid in (select oid from parts)
 	union all
-	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname from pg_attribute a where a.attrelid in (select oid from parts) and a.attnum > 0
+	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid in (select oid from parts) and a.attnum > 0
 	union all
-	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname from pg_trigger t where t.tgrelid in (select oid from parts)
+	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid in (select oid from parts)
 	union all
-	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename from pg_rewrite r where r.ev_class in (select oid from parts)
+	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename, false from pg_rewrite r where r.ev_class in (select oid from parts)
 	union all
-	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname from pg_policy l where l.polrelid in (select oid from parts)
+	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname, false from pg_policy l where l.polrelid in (select oid from parts)
 	union all
-	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
+	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, false from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
 	union all
-	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname from pg_constraint k where k.conrelid in (select oid from parts)
+	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype = 'p' from pg_constraint k where k.conrelid in (select oid from parts)
 	union all
-	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
+	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
 	union all
-	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname from pg_statistic_ext e where e.stxrelid in (select oid from parts)
+	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid in (select oid from parts)
 ), obeyed (kind, name, owner) as (
 	select t.kind, t.name, x.relowner from things t join pg_class x on x.oid = t.oid where t.kind in ('table', 'child')
 	union all
@@ -108,13 +108,16 @@ with recursive parts (oid) as (
 	select t.kind, t.name, o.refobjid
 	from things t
 	join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part and d.refclassid <> 'pg_namespace'::regclass::oid
+		and not (d.refclassid = 'pg_class'::regclass::oid and d.refobjid in (select oid from parts))
 	join pg_shdepend o on o.classid = d.refclassid and o.objid = d.refobjid and o.deptype = 'o'
 		and o.dbid = (select oid from pg_database where datname = current_database())
 )
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', o.rolname,
-		'Host', not me.rolsuper and (o.oid = n.nspowner or pg_has_role(o.oid, 'member'::text) or o.oid = (select datdba from pg_database where datname = current_database()))
+		'Host', not me.rolsuper and (host.landlord or pg_has_role(o.oid, 'member'::text)),
+		'Inert', y.kind = 'table' and host.landlord and not exists (select from things where inert is not true)
 	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
 from obeyed y join pg_roles o on o.oid = y.owner join pg_roles me on me.rolname = current_user
+cross join lateral (select o.oid = n.nspowner or o.oid = (select datdba from pg_database where datname = current_database())) host (landlord)
 where not (o.oid = me.oid or o.rolsuper or (not me.rolsuper and pg_has_role(o.oid, 'usage'::text)))`
 
 // describeSQL reads the catalog alone, which every role may: it runs nothing of what it
@@ -187,11 +190,22 @@ type Stranger struct {
 	// member of without having its rights. Those who are no superusers trust it with calls
 	// and with looking, but not with what only an owner does.
 	Host bool
+
+	// The owner of the schema or of the database, whose table can run nothing: it has no
+	// trigger, no expression, no child and so on. That can change at any time but for a
+	// lock.
+	Inert bool
 }
 
 // Stranger returns the first one, or nil if the table can be trusted.
 func (t Table) Stranger() *Stranger {
 	return t.stranger(func(s Stranger) bool { return !s.Host })
+}
+
+// StrangerWhileLocked is Stranger for a table that is locked, so that nobody puts
+// anything on it, and is only read.
+func (t Table) StrangerWhileLocked() *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert })
 }
 
 // StrangerToOwners is Stranger for what only an owner of the table does.
