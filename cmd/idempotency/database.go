@@ -71,6 +71,40 @@ func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Po
 	return d.explain(ctx, do(ctx, pool))
 }
 
+// useTable is use for those who work with the rows of the table. Nothing of it is read or
+// written unless it can be trusted: a view, a trigger, a policy of somebody else would
+// run with the rights of whoever types the command. From here on every statement names
+// the schema.
+func (d *database) useTable(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
+	return d.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		if err := d.examine(ctx, pool); err != nil {
+			return err
+		}
+		return do(ctx, pool)
+	})
+}
+
+func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) {
+	if d.schema == "" {
+		if d.schema, err = keytable.Schema(ctx, pool); err != nil || d.schema == "" {
+			return err // where there is none, the statements say so
+		}
+	}
+	name := pgx.Identifier{d.schema, keytable.Name}.Sanitize()
+	table, err := keytable.Describe(ctx, pool, d.schema, keytable.Name)
+	switch {
+	case errors.Is(err, keytable.ErrMissing):
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking at %s: %w", name, err)
+	case !table.IsTable():
+		return fmt.Errorf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name)
+	case table.Stranger() != nil:
+		return fmt.Errorf("%s: %s", table.Stranger().Found(name), table.Stranger().Remedy())
+	}
+	return nil
+}
+
 // store returns the Store of the table.
 func (d *database) store(pool *pgxpool.Pool, observe func(context.Context, idempotency.Event)) (*idempotency.Store, error) {
 	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: d.schema, Observe: observe})

@@ -124,7 +124,7 @@ where not (o.oid = me.oid or o.rolsuper or (not me.rolsuper and pg_has_role(o.oi
 // describes. Each operator and
 // function of it is exactly one of pg_catalog, whatever else the search_path has:
 // polymorphic functions are qualified for that. format_type would quote as the session
-// is told to (quote_all_identifiers).
+// is told to (quote_all_identifiers). A long name is cut off as in any statement.
 const describeSQL = `
 select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
@@ -146,7 +146,7 @@ select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 	from pg_index i join pg_class x on x.oid = i.indexrelid
 	where i.indrelid = c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1::text and c.relname = $2::text`
+where n.nspname = $1::text::name and c.relname = $2::text::name`
 
 // Describe returns ErrMissing when there is no relation of that name in schema. Ask it
 // before any statement on a relation that somebody else could have made.
