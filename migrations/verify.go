@@ -47,13 +47,10 @@ func (s *session) inspect(ctx context.Context) (keytable.Table, error) {
 }
 
 // mayChange makes sure, before anything is changed, that what is in the place of our
-// tables is ours, and obeys nobody who could get the rights of this role. The table may
-// be missing. It reports whether the purge's index is missing, too, or ours: another
+// table is ours, and obeys nobody who could get the rights of this role. The table may
+// be missing; the record of the versions is looked at by holdingVersions. It reports whether the purge's index is missing, too, or ours: another
 // table in the schema can have one of that name.
 func (s *session) mayChange(ctx context.Context) (indexIsOurs bool, err error) {
-	if err := s.ownVersions(ctx, s.pgx(), toWrite); err != nil && !errors.Is(err, keytable.ErrMissing) {
-		return false, err
-	}
 	table, err := s.inspect(ctx)
 	if err != nil && !errors.Is(err, keytable.ErrMissing) {
 		return false, err

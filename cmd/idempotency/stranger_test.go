@@ -72,6 +72,15 @@ func TestNothingThatAStrangerHasMadeRuns(t *testing.T) {
 	}
 }
 
+// PostgreSQL cuts a long name off: what is looked at has to be what is read.
+func TestLongSchemaIsLookedAtAsItIsRead(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	long := strings.Repeat("x", 63)
+	do(t, pool, "create schema "+long+"; create view "+long+".idempotency_keys as select * from public.idempotency_keys")
+	runOn(t, pool, "list -schema "+long+"yz").wantLine(t, 1, "is not a table")
+}
+
 func runOn(t *testing.T, pool *pgxpool.Pool, args string) result {
 	t.Helper()
 	return run(t, on(pool), strings.Fields(args)...)
