@@ -117,7 +117,7 @@ func TestMistakeInASettingIsNamed(t *testing.T) {
 		"PGPORT=x": "invalid port", "PGSSLMODE=x": "failed to configure TLS", "PGSSLROOTCERT=/none": "no such file", "PGSERVICE=none": "failed to read service",
 		"PGTARGETSESSIONATTRS=x": "unknown target_session_attrs", "PGMINPROTOCOLVERSION=x": "invalid min_protocol_version", "PGCHANNELBINDING=x": "unknown channel_binding",
 		"PGREQUIREAUTH=x": "invalid require_auth", "PGCONNECT_TIMEOUT=x": "invalid connect_timeout", "PGSSLCERTMODE=x": "invalid sslcertmode", "PGPORT=1,2": "could not match",
-		"PGUSER=postgres://u:p@h/d": "the user", "PGHOST=u:p@h": "the host", "PGDATABASE=host=h user=u": "the database", "PGOPTIONS=postgres://h": "options",
+		"PGUSER=postgres://u:p@h/d": "the user", "PGHOST=u:p@h": "the host", "PGHOST=127.0.0.1,u:p@h": "the host", "PGDATABASE=host=h user=u": "the database", "PGOPTIONS=postgres://h": "options",
 		"PGUSER=someone@tenant": `as user "someone@tenant"`, "PGAPPNAME=me@here": "cannot connect", "PGDATABASE=My Shop": `database "My Shop"`,
 	} {
 		clean(t, variables)
