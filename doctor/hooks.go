@@ -150,15 +150,12 @@ func checkPolicies(ctx context.Context, p *patient) error {
 	return nil
 }
 
-// checkOwner: who owns the table can read what it records, change it, and give it
-// triggers. See keytable.Table.
+// checkOwner: whom the table obeys can read what it records, and change it, and have
+// functions run with the rights of this role. See keytable.Stranger.
 func checkOwner(_ context.Context, p *patient) error {
-	t := p.table
-	if t == nil || t.Trusted {
-		return nil
+	if t := p.table; t != nil && !t.trusted() {
+		p.find(Error, "owner", t.Stranger().Found(t.name), t.Stranger().Remedy())
 	}
-	p.find(Error, "owner", fmt.Sprintf("%s belongs to role %q, of whom this role is no member, and who owns neither the schema nor the database: whoever may create in the schema could have made it first, and can read and change every record", t.name, t.Owner),
-		"if that is the right owner, make it the owner of the schema, or grant it to this role; else drop the table, let only trusted roles create in the schema, and "+migrate)
 	return nil
 }
 

@@ -103,6 +103,54 @@ func TestTableOfAStrangerIsAnError(t *testing.T) {
 		d.exec(trusted)
 		healthy(t, d.check(d.pool(), idempotency.Config{}))
 	}
+	superusers = d.check(d.pool("role", "none"), idempotency.Config{})
+	if superusers[0].Check != "owner" { // whose rights the owner of the schema does not have
+		t.Errorf("a superuser finds %v", superusers)
+	}
+}
+
+// They would run with the rights of whoever asks the doctor.
+func TestNothingThatAStrangerHasMadeRuns(t *testing.T) {
+	t.Parallel()
+	const theirs = `create function theirs(text) returns bool immutable language plpgsql as $$ begin raise exception 'theirs runs'; end $$; alter function theirs(text) owner to stranger;`
+	for name, row := range map[string]struct{ sql, check, says string }{
+		"view":              {theirs + `drop table idempotency_migrations; create view idempotency_migrations as select 1::bigint as version, theirs('x') as dirty`, "migrations", "is not a table"},
+		"materialized view": {`drop table idempotency_migrations; create materialized view idempotency_migrations as select 1::bigint as version, true as dirty`, "migrations", "is not a table"},
+		"sequence":          {`drop table idempotency_migrations; create sequence idempotency_migrations`, "migrations", "is not a table"},
+		"versions of a stranger": {theirs + `alter table idempotency_migrations owner to stranger; alter table idempotency_migrations enable row level security;
+			create policy p on idempotency_migrations using (theirs('x'))`, "migrations", `belongs to role "stranger"`},
+		"index of the versions": {theirs + `set check_function_bodies = off; insert into idempotency_migrations values (9, true);
+			alter table idempotency_migrations add column extra text; create index i on idempotency_migrations (extra) where extra > 'x' and theirs(extra)`, "migrations", `the index "i" of role "stranger"`},
+		"policy":      {theirs + `alter table idempotency_keys enable row level security; create policy p on idempotency_keys using (theirs(id)); comment on policy p on idempotency_keys is 'idempotency: wanted'`, "owner", `the policy "p" of role "stranger"`},
+		"table":       {theirs + `alter table idempotency_keys owner to stranger; alter table idempotency_keys enable row level security; create policy p on idempotency_keys using (theirs(id)); comment on policy p on idempotency_keys is 'idempotency: wanted'`, "owner", `belongs to role "stranger"`},
+		"child":       {`create table kid () inherits (idempotency_keys); alter table kid owner to stranger`, "owner", `the child "kid" of role "stranger"`},
+		"foreign key": {`create table refers (id text, scope text, constraint f foreign key (id, scope) references idempotency_keys on delete cascade); alter table refers owner to stranger`, "owner", `the foreign key "f" of role "stranger"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := setup(t)
+			stranger := d.role + "_stranger"
+			d.exec("create role " + stranger + "; grant create on schema public to " + stranger + "; grant select on idempotency_migrations to " + d.role)
+			t.Cleanup(func() { d.forget(stranger) })
+			d.exec("insert into idempotency_keys (id, scope, completed_at, expires_at, purge_after) select 'i', 's', t, t, t from (select now() - interval '73 hours') x (t)")
+			d.exec(strings.ReplaceAll(row.sql, "stranger", stranger))
+			if row.check == "migrations" {
+				d.exec("grant select on idempotency_migrations to public")
+			}
+			for who, pool := range map[string]*pgxpool.Pool{"program": d.pool(), "superuser": d.pool("role", "none")} {
+				found := false
+				for _, f := range d.check(pool, idempotency.Config{}) { // which also fails on an error
+					found = found || f.Severity == doctor.Error && f.Check == row.check && f.Remedy != "" && strings.Contains(f.Found, strings.ReplaceAll(row.says, "stranger", stranger))
+					if row.check == "owner" && f.Check == "purge" {
+						t.Errorf("%s: rows were read: %s", who, f)
+					}
+				}
+				if !found {
+					t.Errorf("%s: no error %q in %v", who, row.says, d.check(pool, idempotency.Config{}))
+				}
+			}
+		})
+	}
 }
 
 func TestSchemaInWhichOthersCanCreateIsNamed(t *testing.T) {

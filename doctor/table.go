@@ -16,6 +16,10 @@ type table struct {
 	schema, name string // the name is qualified and quoted
 }
 
+// trusted: its rows may be read. To read those of another runs their policies, and what
+// else they have put there.
+func (t *table) trusted() bool { return t.Stranger() == nil }
+
 // sibling names another table in the same schema.
 func (t *table) sibling(name string) string { return pgx.Identifier{t.schema, name}.Sanitize() }
 
@@ -41,7 +45,7 @@ func checkTable(ctx context.Context, p *patient) error {
 	if err := p.query(ctx, "looking for the table", placeSQL, []any{p.cfg.Schema}, &schema, &path, &places); err != nil {
 		return err
 	}
-	found, err := keytable.Describe(ctx, p.pool, schema, pgx.QueryExecModeExec)
+	found, err := keytable.Describe(ctx, p.pool, schema, keytable.Name, pgx.QueryExecModeExec)
 	switch {
 	case errors.Is(err, keytable.ErrMissing):
 		p.missing(schema, path, places)

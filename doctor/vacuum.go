@@ -2,10 +2,13 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
@@ -97,7 +100,7 @@ const overdue = 24 * time.Hour
 // checkPurge needs the index, for it must not read the whole table, and the right
 // to select.
 func checkPurge(ctx context.Context, p *patient) error {
-	if p.table == nil || p.table.PurgeIndex() == nil {
+	if p.table == nil || !p.table.trusted() || p.table.PurgeIndex() == nil {
 		return nil
 	}
 	var seconds []int64
@@ -119,16 +122,31 @@ func checkPurge(ctx context.Context, p *patient) error {
 const migrationsSQL = `select array(select version from idempotency_migrations where dirty)`
 
 // checkMigrations looks into the record that migrations.Up keeps. There is none
-// where another tool ran them.
+// where another tool ran them, and then somebody else can have made a relation of that
+// name, a view for example.
 func checkMigrations(ctx context.Context, p *patient) error {
 	if p.table == nil {
 		return nil
 	}
-	var dirty []int64
-	query := strings.Replace(migrationsSQL, "idempotency_migrations", p.table.sibling("idempotency_migrations"), 1)
-	err := p.query(ctx, "looking at the migrations", query, nil, &dirty)
+	const versions = "idempotency_migrations"
+	name := p.table.sibling(versions)
+	t, err := keytable.Describe(ctx, p.pool, p.table.schema, versions, pgx.QueryExecModeExec)
 	switch {
-	case remedy.Denied(err), remedy.Missing(err, "idempotency_migrations"):
+	case errors.Is(err, keytable.ErrMissing):
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking at the migrations: %w", err)
+	case !t.IsTable():
+		p.find(Error, "migrations", name+" is not a table", "move it out of the way, and let only trusted roles create in the schema")
+		return nil
+	case t.Stranger() != nil:
+		p.find(Error, "migrations", t.Stranger().Found(name), t.Stranger().Remedy())
+		return nil
+	}
+	var dirty []int64
+	err = p.query(ctx, "looking at the migrations", strings.Replace(migrationsSQL, versions, name, 1), nil, &dirty)
+	switch {
+	case remedy.Denied(err), remedy.Missing(err, versions):
 		return nil
 	case err != nil:
 		return err

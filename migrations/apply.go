@@ -11,6 +11,7 @@ import (
 	"github.com/golang-migrate/migrate/v4/source"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 // up and down walk through the files themselves, on golang-migrate's driver. Its
@@ -42,10 +43,12 @@ func (s *session) apply(ctx context.Context) error {
 	if err != nil || len(at.pending()) == 0 {
 		return err
 	}
-	if at.version == 0 {
-		if err := s.vacant(ctx); err != nil {
-			return err
-		}
+	indexIsOurs, err := s.mayChange(ctx)
+	if err == nil && !indexIsOurs {
+		err = s.foreign(keytable.IndexName, "it is no index on "+s.table(keytable.Name))
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.createSchema(ctx); err != nil {
 		return s.byOwner(err)
@@ -73,20 +76,34 @@ func (s *session) down(ctx context.Context) error {
 	if latest := uint(len(files(source.Up))); at.version > latest {
 		return fmt.Errorf("schema %q is at version %d and this release knows %d: run Down of the release that made it", s.schema, at.version, latest)
 	}
+	indexIsOurs, err := s.mayChange(ctx)
+	if err != nil {
+		return err
+	}
 	drv, err := s.driver(ctx)
 	if err != nil {
 		return s.byOwner(err)
 	}
 	for _, f := range at.undoable() {
+		if f.Version == indexVersion && !indexIsOurs {
+			continue
+		}
 		if err := s.run(ctx, drv, f); err != nil {
 			return s.byOwner(err)
 		}
 	}
-	if _, err := s.pgx().Exec(ctx, `drop table if exists `+s.table(versionTable)); err != nil {
+	err = s.holdingVersions(ctx, toWrite, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `drop table `+s.table(versionTable))
+		return err
+	})
+	if err != nil {
 		return s.byOwner(fmt.Errorf("dropping table %s: %w; run Down again", s.table(versionTable), err))
 	}
 	return nil
 }
+
+// indexVersion is the migration that makes the purge's index.
+const indexVersion = 2
 
 // pending are the migrations that up has to run from here, in order.
 func (at state) pending() []*source.Migration {
@@ -138,11 +155,11 @@ func (s *session) run(ctx context.Context, drv database.Driver, f *source.Migrat
 	}
 
 	way := again + " goes on from here"
-	if err = drv.SetVersion(version, true); err == nil {
+	if err = s.setVersion(ctx, version, true); err == nil {
 		if err = s.runIn(ctx, drv, text); refused(err) {
 			way = "nothing of it was applied, since it is one statement: remove the cause and run " + again + " again"
 		} else if err == nil {
-			err = drv.SetVersion(version, false)
+			err = s.setVersion(ctx, version, false)
 		}
 	}
 	if err != nil {

@@ -161,6 +161,59 @@ func TestForeignRelationIsRefusedAndUntouched(t *testing.T) {
 	}
 }
 
+func TestIndexOfTheNameOnAnotherTableIsRefusedAndUntouched(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	const theirs = `create table other (purge_after int); create index idempotency_keys_purge_after on other (purge_after)`
+	has := func(name string) bool {
+		return query[bool](t, pool, "select to_regclass($1::text) is not null", name)
+	}
+	do(t, pool, theirs)
+	wantError(t, migrations.Up(t.Context(), pool, ""), `"public"."idempotency_keys_purge_after"`, "is no index on", "rename")
+	if has("idempotency_migrations") || has("idempotency_keys") {
+		t.Error("Up has begun all the same")
+	}
+	do(t, pool, `drop index idempotency_keys_purge_after`)
+	up(t, pool, "")
+	// As an earlier release left it.
+	do(t, pool, `drop index idempotency_keys_purge_after; create index idempotency_keys_purge_after on other (purge_after)`)
+	wantError(t, migrations.Up(t.Context(), pool, ""), "no valid index on purge_after", "create index")
+	down(t, pool, "")
+	if !has("idempotency_keys_purge_after") || has("idempotency_keys") || has("idempotency_migrations") {
+		t.Error("Down has dropped their index, or left our table")
+	}
+}
+
+func TestIndexThatIsMissingIsReported(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "")
+	do(t, pool, `drop index idempotency_keys_purge_after`)
+	wantError(t, migrations.Up(t.Context(), pool, ""), "no valid index on purge_after", `create index on "public"."idempotency_keys" (purge_after)`)
+	do(t, pool, `create index another on idempotency_keys (purge_after)`)
+	up(t, pool, "")
+	do(t, pool, `drop index another; create index on idempotency_keys (purge_after) where scope = 's'`)
+	wantError(t, migrations.Up(t.Context(), pool, ""), "no valid index on purge_after")
+	down(t, pool, "")
+}
+
+func TestDownLeavesATableThatUpDidNotMake(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	for _, sql := range []string{
+		`create table idempotency_keys (id bigint, note text)`,
+		`create table idempotency_keys (purge_after timestamptz, id text, scope text, completed_at timestamptz, expires_at timestamptz, fingerprint bytea, result bytea, origin text)`,
+	} {
+		up(t, pool, "")
+		do(t, pool, `drop table idempotency_keys; `+sql)
+		wantError(t, migrations.Down(t.Context(), pool, ""), "was not made by this package", "rename")
+		wantVersion(t, pool, "", 2)
+		do(t, pool, `alter table idempotency_keys rename to theirs`)
+		down(t, pool, "")
+		do(t, pool, `drop table theirs`)
+	}
+}
+
 // The table is then ours, though another tool made it.
 func TestTableMadeFromTheFilesIsTakenOver(t *testing.T) {
 	t.Parallel()

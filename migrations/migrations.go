@@ -30,6 +30,9 @@ import (
 //     numbers, into a migration of your own; "idempotency migrate sql" prints it
 //   - psql: idempotency migrate sql | psql
 //
+// They do not look at what they find under the name of the table, as Up does: let only
+// trusted roles create in the schema.
+//
 // Such a tool keeps its own record: Version reports 0 then, Down does nothing,
 // and Up applies every file once more, which changes nothing.
 //
@@ -37,7 +40,7 @@ import (
 var FS embed.FS
 
 // Up brings the table to the newest version this package knows. When it returns
-// nil, the table is there and has the columns and the unique index that package
+// nil, the table is there and has the columns and the indexes that package
 // idempotency needs. A database that is up to date is only read, so a role that
 // may create nothing can call Up too. It needs usage of the schema, and select on
 // idempotency_migrations. To change anything, Up needs the owner of the tables,
@@ -56,10 +59,13 @@ var FS embed.FS
 // An error names the migration that failed and what to do, or the privilege that
 // the role lacks, and wraps the server's [pgconn.PgError]. A cancelled call ends at
 // once and returns an error that wraps ctx.Err(). Neither that nor a crash needs
-// repair: call Up again. A table idempotency_keys made by another program is an error
-// and stays untouched, and so is one of a stranger: of a role that the current one is
-// no member of, and that is no superuser and owns neither the schema nor the database.
-// A superuser is taken for a member of no other role. A version newer than this
+// repair: call Up again. A table idempotency_keys made by another program, or an index
+// idempotency_keys_purge_after on another table, is an error and stays untouched. So is
+// a table that obeys a stranger, who would get the rights of the current role: it, or a
+// function behind a trigger on it for example, belongs to a role that is no superuser
+// and that the current one is no member of. A superuser is taken for a member of none.
+// Where there is nothing to change, the owner of the schema or of the database is no
+// stranger. The error names the role to connect as. A version newer than this
 // package knows is no error, so that an old release can start beside a new one.
 // Whatever the connection's search_path is, nothing in it can get this role's rights.
 //
@@ -69,8 +75,8 @@ func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 }
 
 // Down removes what Up made, and with it every recorded result: calls that were
-// made before will run again. The schema itself stays, and so does a table that
-// Up did not make. With nothing to remove, Down does nothing and returns nil.
+// made before will run again. The schema itself stays, and so does an index on another
+// table. A table that Up did not make is an error if there is a record of a version. With nothing to remove, Down does nothing and returns nil.
 //
 // It connects, waits, reports and recovers as Up does. A version newer than this
 // package knows is an error, since only that release knows how to undo it.

@@ -208,7 +208,12 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 			err = fmt.Errorf("reading the version of schema %q: %w", s.schema, err)
 		}
 	}()
-	err = s.ownVersions(ctx)
+	how := toRead
+	err = s.ownVersions(ctx, s.pgx(), how) // before it is locked, for which the role may lack the right
+	if errors.As(err, new(squattedError)) {
+		how = toReadInert
+		err = s.ownVersions(ctx, s.pgx(), how)
+	}
 	if errors.Is(err, keytable.ErrMissing) {
 		return state{}, nil
 	}
@@ -217,7 +222,9 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 	}
 	at.recorded = true
 	version := database.NilVersion
-	err = s.pgx().QueryRow(ctx, `select version, dirty from `+s.table(versionTable)+` limit 1`).Scan(&version, &at.dirty)
+	err = s.holdingVersions(ctx, how, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `select version, dirty from `+s.table(versionTable)+` limit 1`).Scan(&version, &at.dirty)
+	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // made, and nothing applied yet
 		err = nil
@@ -226,6 +233,50 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 	}
 	at.version = uint(max(version, 0))
 	return at, err
+}
+
+// setVersion is golang-migrate's SetVersion, behind a look at the table.
+func (s *session) setVersion(ctx context.Context, version int, dirty bool) error {
+	return s.holdingVersions(ctx, toWrite, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `truncate `+s.table(versionTable)); err != nil {
+			return err
+		}
+		if version == database.NilVersion && !dirty {
+			return nil
+		}
+		_, err := tx.Exec(ctx, `insert into `+s.table(versionTable)+` (version, dirty) values ($1, $2)`, version, dirty)
+		return err
+	})
+}
+
+// A hold is a lock on the record of the versions, and who is a stranger under it.
+type hold struct {
+	mode     string
+	stranger func(keytable.Table) *keytable.Stranger
+}
+
+var (
+	toRead  = hold{"access share", keytable.Table.Stranger}
+	toWrite = hold{"access exclusive", keytable.Table.StrangerToOwners}
+
+	// toReadInert keeps everybody from putting something on the table, which is how a
+	// superuser can read the one of an app that owns its schema or its database.
+	toReadInert = hold{"share row exclusive", keytable.Table.StrangerWhileLocked}
+)
+
+// holdingVersions calls do in a transaction that holds the lock and has looked at the
+// table since: until then the owner of the schema could put another relation in its
+// place. To lock it runs nothing of it.
+func (s *session) holdingVersions(ctx context.Context, how hold, do func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, s.pgx(), func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `lock table `+s.table(versionTable)+` in `+how.mode+` mode`); err != nil {
+			return err
+		}
+		if err := s.ownVersions(ctx, tx, how); err != nil {
+			return err
+		}
+		return do(tx)
+	})
 }
 
 // byOwner says who can do it, where the role may not change what is there.

@@ -2,9 +2,11 @@ package migrations_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/pgtest"
 	"github.com/pgidem/idempotency/migrations"
@@ -26,25 +28,262 @@ func TestTableOfAStrangerIsRefused(t *testing.T) {
 	up(t, theirs, "")
 	do(t, pool, "drop table idempotency_migrations") // as if they had made the one table only
 	err := migrations.Up(t.Context(), pool, "")
-	wantError(t, err, `"public"."idempotency_keys" belongs to role "`+name+`"`, "drop or rename")
+	wantError(t, err, `"public"."idempotency_keys" belongs to role "`+name+`"`, "drop or rename", `connect as role "`+name+`"`)
 	if n := query[int](t, pool, "select count(*) from pg_class where relname = 'idempotency_migrations'"); n != 0 {
 		t.Error("Up has begun all the same")
 	}
-	up(t, theirs, "") // it is theirs
+	up(t, theirs, "")                                                                // it is theirs
+	wantError(t, migrations.Up(t.Context(), pool, ""), `belongs to role "`+name+`"`) // though up to date
+	do(t, pool, "drop table idempotency_migrations")
+	up(t, theirs, "")
+	do(t, pool, "alter table idempotency_migrations owner to current_user; alter schema public owner to "+name+"; update idempotency_migrations set version = 1")
+	for _, job := range jobs { // the owner of the schema may have made it, but a superuser changes nothing of it
+		wantError(t, job(t.Context(), pool, ""), `"public"."idempotency_keys" belongs to role "`+name+`"`)
+	}
+	if n := query[int](t, pool, "select version from idempotency_migrations where not dirty"); n != 1 {
+		t.Error("version", n)
+	}
+	do(t, pool, "alter schema public owner to current_user")
+}
 
-	// Whom the owner of the table could not harm.
-	other := name + "_other"
-	do(t, pool, "create role "+other+"; grant "+name+" to "+other)
+// Membership means trust: who is a member of the owner works with what all others who
+// are may have put there.
+func TestMemberOfTheOwnerMigratesAndNobodyElseDoes(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	owner, owners := squatter(t, pool)
+	member, memberless := owner+"_member", owner+"_none"
+	do(t, pool, "create role "+member+" in role "+owner+"; create role "+memberless+"; create schema theirs authorization "+owner)
 	t.Cleanup(func() {
-		if _, err := pool.Exec(context.Background(), "drop role "+other); err != nil {
+		if _, err := pool.Exec(context.Background(), "drop owned by "+member+", "+memberless+"; drop role "+member+", "+memberless, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Error(err)
 		}
 	})
-	up(t, pgtest.Pool(t, pool, param("role", other)), "")
+	as := func(role string) *pgxpool.Pool { return pgtest.Pool(t, pool, param("role", role)) }
+	for _, file := range []uint{1, 2} { // changed or only read
+		up(t, owners, "theirs")
+		do(t, pool, fmt.Sprint("update theirs.idempotency_migrations set version = ", file))
+		up(t, as(member), "theirs")
+		up(t, owners, "theirs")
+		down(t, as(member), "theirs")
+		up(t, as(member), "theirs")
+		down(t, as(member), "theirs")
+	}
+	up(t, owners, "theirs")
+	do(t, pool, "grant usage on schema theirs to "+memberless+"; grant select on theirs.idempotency_migrations to "+memberless)
+	up(t, as(memberless), "theirs") // up to date: the owner of the schema may have made it
+	up(t, pool, "theirs")           // and a superuser, who runs nothing of it
+	wantVersion(t, pool, "theirs", 2)
+	do(t, pool, "update theirs.idempotency_migrations set version = 1")
+	for who, pool := range map[string]*pgxpool.Pool{"superuser": pool, "no member": as(memberless)} {
+		for doing, job := range jobs {
+			err := job(t.Context(), pool, "theirs")
+			if err == nil || !strings.Contains(err.Error(), `belongs to role "`+owner+`"`) || !strings.Contains(err.Error(), `connect as role "`+owner+`"`) {
+				t.Errorf("%s, %s: %v", who, doing, err)
+			}
+		}
+	}
+	if n := query[int](t, pool, "select version from theirs.idempotency_migrations"); n != 1 {
+		t.Error("version", n)
+	}
+}
+
+// They could drop the table of another, and make their own.
+func TestOwnerOfTheSchemaOrTheDatabaseDoesNotBecomeSuperuser(t *testing.T) {
+	t.Parallel()
+	for what, sql := range map[string]string{"schema": "alter schema public owner to ", "database": "alter database $ owner to "} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			name, theirs := squatter(t, pool)
+			former := query[string](t, pool, "select current_user::text")
+			sql := strings.Replace(sql, "$", pool.Config().ConnConfig.Database, 1)
+			do(t, pool, sql+name)
+			t.Cleanup(func() {
+				if _, err := pool.Exec(context.Background(), sql+former); err != nil {
+					t.Error(err)
+				}
+			})
+			up(t, theirs, "")
+			do(t, theirs, theirRun+`create trigger t before truncate on idempotency_migrations execute function run();
+				create trigger i before insert on idempotency_migrations execute function run()`)
+			do(t, pool, "update idempotency_migrations set version = 1")
+			for doing, job := range jobs {
+				err := job(t.Context(), pool, "")
+				wantError(t, err, `belongs to role "`+name+`"`)
+				wantNot(t, doing, err, "theirs runs")
+			}
+		})
+	}
+}
+
+// A superuser may read the version of an app that owns its schema or database, and
+// nothing that could run what the app has put there.
+func TestSuperuserReadsNoVersionOfAnotherWhereSomethingCouldRun(t *testing.T) {
+	t.Parallel()
+	for what, sql := range map[string]string{
+		"trigger":           theirRun + `create trigger t before insert on idempotency_migrations execute function run()`,
+		"index":             `create index on idempotency_migrations (version) where version > 0`,
+		"expression":        `create index on idempotency_migrations ((version + 1))`,
+		"statistics":        `create statistics s on (version + 1), dirty from idempotency_migrations`,
+		"policy":            `create policy p on idempotency_migrations using (true)`,
+		"rule":              `create rule r as on delete to idempotency_migrations do also select 1`,
+		"default":           `alter table idempotency_migrations alter version set default pg_backend_pid()`,
+		"constraint":        `alter table idempotency_migrations add check (version > 0)`,
+		"child":             `create table kid () inherits (idempotency_migrations)`,
+		"partitioned table": `drop table idempotency_migrations; create table idempotency_migrations (version bigint not null, dirty boolean not null) partition by list (version);`,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			name, theirs := squatter(t, pool)
+			do(t, pool, "create schema theirs authorization "+name)
+			up(t, theirs, "theirs")
+			wantVersion(t, pool, "theirs", 2)
+			do(t, theirs, "set local search_path = theirs; "+sql)
+			_, err := migrations.Version(t.Context(), pool, "theirs")
+			wantError(t, err, `belongs to role "`+name+`"`)
+			if what != "partitioned table" { // which has no place for a version
+				up(t, pgtest.Pool(t, pool, param("role", name)), "theirs")
+			}
+		})
+	}
+}
+
+const theirRun = `create function run() returns trigger language plpgsql as $$ begin raise exception 'theirs runs'; end $$;`
+
+// What a stranger has put on a table of a trusted role runs with the rights of whoever
+// uses the table: they may have owned it before, or have had a grant of trigger,
+// references or all.
+func TestWhatAStrangerHasPutOnTheTableIsRefused(t *testing.T) {
+	t.Parallel()
+	const theirs = `create function theirs(text) returns bool immutable language plpgsql as $$ begin raise exception 'theirs runs'; end $$;`
+	for what, sql := range map[string]string{
+		`trigger "t"`:     theirRun + `create trigger t before insert on idempotency_keys for each row execute function run()`,
+		`policy "p"`:      theirs + `create policy p on idempotency_keys using (theirs(id))`,
+		`rule "r"`:        theirs + `create rule r as on delete to idempotency_keys do also select theirs('x')`,
+		`index "i"`:       theirs + `set check_function_bodies = off; create index i on idempotency_keys (id) where scope > 'x' and theirs(scope)`,
+		`constraint "c"`:  theirs + `alter table idempotency_keys add constraint c check (theirs(id))`,
+		`default "extra"`: theirs + `alter table idempotency_keys add extra bool; alter table idempotency_keys alter extra set default theirs('x')`,
+		`column "more"`:   theirs + `create domain d as text check (theirs(value)); alter table idempotency_keys add more d`,
+		`statistics "s"`:  theirs + `create statistics s on (theirs(id)) from idempotency_keys`,
+		`foreign key "f"`: `create table refers (id text, scope text, constraint f foreign key (id, scope) references idempotency_keys on delete cascade)`,
+		`child "kid"`:     `create table kid () inherits (idempotency_keys)`,
+		`operator`: theirs + `create function two(text, text) returns bool immutable language sql as 'select true';
+			create operator %% (leftarg = text, rightarg = text, function = two); create index operator on idempotency_keys ((id %% scope))`,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			up(t, pool, "")
+			name := role(t, pool)
+			do(t, pool, sql)
+			for _, o := range []string{"function run()", "function theirs(text)", "table refers", "table kid", "domain d", "operator %% (text, text)"} {
+				do(t, pool, `do $$ begin alter `+o+` owner to `+name+`; exception when undefined_object or undefined_function or undefined_table then null; end $$`)
+			}
+			err := migrations.Up(t.Context(), pool, "")
+			wantError(t, err, `"public"."idempotency_keys"`, strings.Trim(what, " "), `of role "`+name+`"`)
+			wantNot(t, "up", err, "theirs runs")
+			err = migrations.Down(t.Context(), pool, "")
+			wantError(t, err, `of role "`+name+`"`)
+			do(t, pool, "grant "+name+" to current_user") // which is no reason for a superuser
+			wantError(t, migrations.Up(t.Context(), pool, ""), `of role "`+name+`"`)
+		})
+	}
+}
+
+func TestTriggerOfATrustedRoleIsAccepted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "")
+	do(t, pool, theirRun+`create trigger t before insert on idempotency_keys for each row execute function run()`)
+	up(t, pool, "")
+	// A comment could be one of the owner before.
+	name := role(t, pool)
+	do(t, pool, `comment on trigger t on idempotency_keys is 'audit; idempotency: wanted'; alter function run() owner to `+name)
+	wantError(t, migrations.Up(t.Context(), pool, ""), `trigger "t"`)
+}
+
+// Between the look and the statement somebody can make the table, or put another one in
+// its place.
+func TestTableThatComesBetweenTheLookAndTheStatementIsNeitherReadNorWritten(t *testing.T) {
+	t.Parallel()
+	const squat = `create table idempotency_migrations (version bigint not null primary key, dirty boolean not null);
+		create trigger t before truncate on idempotency_migrations execute function run()`
+	for words, plant := range map[string]string{
+		"CREATE TABLE IF NOT EXISTS": squat,
+		"select version":             `drop table idempotency_migrations; create view idempotency_migrations as select 1::bigint as version, f() as dirty`,
+		"truncate":                   "drop table idempotency_migrations; " + squat,
+		"insert into":                "drop table idempotency_migrations; " + squat,
+	} {
+		t.Run(words, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			name, theirs := squatter(t, pool)
+			do(t, pool, "alter schema public owner to "+name)
+			t.Cleanup(func() { _, _ = pool.Exec(context.Background(), "alter schema public owner to current_user") })
+			do(t, theirs, theirRun+`create function f() returns bool language plpgsql as $$ begin raise exception 'theirs runs'; end $$`)
+			if words == "select version" {
+				up(t, pool, "")
+			}
+			planted := false
+			tracer := &before{words: words, do: func() {
+				if !planted {
+					planted = true
+					_, err := theirs.Exec(context.Background(), "set lock_timeout = '200ms'; "+plant, pgx.QueryExecModeSimpleProtocol)
+					t.Log("they tried: ", err)
+				}
+			}}
+			err := migrations.Up(t.Context(), pgtest.Pool(t, pool, traced(tracer)), "")
+			wantNot(t, "up", err, "theirs runs")
+			if !planted {
+				t.Fatal("they had no occasion")
+			}
+			if words == "CREATE TABLE IF NOT EXISTS" {
+				wantError(t, err, `"public"."idempotency_migrations" belongs to role "`+name+`"`)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A superuser reads it only as long as nothing on it can run.
+func TestNothingIsPutOnTheVersionsOfAnotherWhileASuperuserReadsThem(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	name, theirs := squatter(t, pool)
 	do(t, pool, "create schema theirs authorization "+name)
 	up(t, theirs, "theirs")
-	up(t, pool, "theirs")
+	tried := 0
+	tracer := &before{words: "select version", do: func() {
+		tried++
+		for _, plant := range []string{"create index i on theirs.idempotency_migrations (version) where version > 0", "create policy p on theirs.idempotency_migrations using (true)"} {
+			if _, err := theirs.Exec(context.Background(), "set lock_timeout = '200ms'; "+plant, pgx.QueryExecModeSimpleProtocol); err == nil {
+				t.Error("they could ", plant)
+			}
+		}
+	}}
+	wantVersion(t, pgtest.Pool(t, pool, traced(tracer)), "theirs", 2)
+	if tried == 0 {
+		t.Error("they had no occasion")
+	}
 }
+
+// before calls do before each statement that has these words.
+type before struct {
+	words string
+	do    func()
+}
+
+func (b *before) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(strings.ToLower(data.SQL), strings.ToLower(b.words)) && strings.Contains(data.SQL, "idempotency_migrations") {
+		b.do()
+	}
+	return ctx
+}
+
+func (b *before) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 // The record of the versions is written by whoever migrates: a trigger on it, or a
 // view in its place, would run with their rights.

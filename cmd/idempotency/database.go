@@ -6,10 +6,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -25,7 +23,8 @@ type database struct {
 	url     string
 	schema  string
 	timeout time.Duration
-	asIs    bool // the connection as the URL describes it
+	asIs    bool   // the connection as the URL describes it
+	found   string // the schema that the table has, when it has been examined
 	tracer  pgx.QueryTracer
 }
 
@@ -71,17 +70,58 @@ func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Po
 	return d.explain(ctx, do(ctx, pool))
 }
 
+// useTable is use for those who work with the rows of the table. Nothing of it is read or
+// written unless it can be trusted: a view, a trigger, a policy of somebody else would
+// run with the rights of whoever types the command. From here on every statement names
+// the schema.
+func (d *database) useTable(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
+	return d.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		if err := d.examine(ctx, pool); err != nil {
+			return err
+		}
+		return do(ctx, pool)
+	})
+}
+
+func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) {
+	schema := d.schema
+	if schema == "" {
+		if schema, err = keytable.Schema(ctx, pool); err != nil || schema == "" {
+			return err // where there is none, the statements say so
+		}
+	}
+	name := qualified(schema)
+	table, err := keytable.Describe(ctx, pool, schema, keytable.Name)
+	switch {
+	case errors.Is(err, keytable.ErrMissing):
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking at %s: %w", name, err)
+	case !table.IsTable():
+		return fmt.Errorf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name)
+	case table.Stranger() != nil:
+		return fmt.Errorf("%s: %s", table.Stranger().Found(name), table.Stranger().Remedy())
+	}
+	d.found = schema
+	return nil
+}
+
+// qualified is the table's name in SQL.
+func qualified(schema string) string {
+	if schema == "" {
+		return keytable.Name
+	}
+	return pgx.Identifier{schema, keytable.Name}.Sanitize()
+}
+
 // store returns the Store of the table.
 func (d *database) store(pool *pgxpool.Pool, observe func(context.Context, idempotency.Event)) (*idempotency.Store, error) {
-	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: d.schema, Observe: observe})
+	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: cmp.Or(d.found, d.schema), Observe: observe})
 }
 
 // on puts the table's name into one of the statements of this command.
 func (d *database) on(sql string) string {
-	name := keytable.Name
-	if d.schema != "" {
-		name = pgx.Identifier{d.schema, keytable.Name}.Sanitize()
-	}
+	name := qualified(cmp.Or(d.found, d.schema))
 	return strings.NewReplacer(
 		"'"+keytable.Name+"'", keytable.Literal(name),
 		keytable.Name, name,
@@ -90,21 +130,16 @@ func (d *database) on(sql string) string {
 
 func (d *database) config() (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(cmp.Or(d.url, os.Getenv("DATABASE_URL")))
+	why := ""
 	if err != nil {
-		return nil, fmt.Errorf("cannot read %s: %s", cmp.Or(d.source(), "the PG* environment variables"), unreadable(err))
+		why = unreadable(err)
+	} else {
+		why = misread(&cfg.ConnConfig.Config)
 	}
-	if misread(&cfg.ConnConfig.Config) {
-		return nil, fmt.Errorf("cannot read %s: an @ stands in the host or in the database: in the password, write %%40 for @ and %%2F for /", cmp.Or(d.source(), "the PG* environment variables"))
+	if why != "" {
+		return nil, fmt.Errorf("cannot read %s: %s", cmp.Or(d.source(), "the PG* environment variables"), why)
 	}
 	return cfg, nil
-}
-
-// misread reports whether the rest of a password was taken for a host or for the
-// database, which must not be printed.
-func misread(cfg *pgconn.Config) bool {
-	return strings.Contains(cfg.Host+cfg.Database, "@") || strings.Contains(cfg.User, "://") || slices.ContainsFunc(cfg.Fallbacks, func(other *pgconn.FallbackConfig) bool {
-		return strings.Contains(other.Host, "@")
-	})
 }
 
 // source names where the connection's settings came from, if they were given.
@@ -157,7 +192,7 @@ func (d *database) unreachable(ctx context.Context, err *pgconn.ConnectError) er
 // reason is the innermost error that tells something.
 func reason(ctx context.Context, err error) string {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		if e.Code == "42704" || e.Code == "22023" { // its name or value can be the rest of a password
+		if e.Code == "42704" || e.Code == "22023" || e.Code == "42601" { // its name or value can be the rest of a password
 			return "the server refuses a parameter in the connection string, SQLSTATE " + e.Code
 		}
 		return e.Message
@@ -172,24 +207,6 @@ func reason(ctx context.Context, err error) string {
 		return e.Err.Error()
 	}
 	return errors.Unwrap(err).Error()
-}
-
-// unreadable says what is wrong with a connection string without quoting it:
-// where it is malformed, nobody can tell the password from the rest.
-func unreadable(err error) string {
-	const form = "expected postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
-	text := err.Error() // cannot parse `STRING`: WHAT (WHY), where WHY can quote the string
-	if why := errors.Unwrap(err); why != nil {
-		text = strings.TrimSuffix(text, " ("+why.Error()+")")
-	}
-	if file, ok := errors.AsType[*fs.PathError](err); ok { // of a certificate
-		return oneLine(file.Error())
-	}
-	i := strings.LastIndex(text, "`: ")
-	if i < 0 {
-		return form
-	}
-	return text[i+len("`: "):] + ": " + form
 }
 
 // oneLine joins the lines in which pgx reports several hosts.

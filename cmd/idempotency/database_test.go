@@ -120,3 +120,20 @@ func TestPasswordInTheWrongPlaceIsNotPrinted(t *testing.T) {
 		}
 	}
 }
+
+// The server quotes what it refuses.
+func TestSettingThatTheServerRefusesIsNotPrinted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	cfg := pool.Config().ConnConfig
+	env := []string{"PGHOST=" + cfg.Host, fmt.Sprint("PGPORT=", cfg.Port), "PGUSER=" + cfg.User, "PGPASSWORD=" + cfg.Password, "PGDATABASE=" + cfg.Database}
+	for _, setting := range []string{
+		"PGOPTIONS=s3cret", "PGOPTIONS=-c s3cret", "PGOPTIONS=--s3cret=1", "PGOPTIONS=-c work_mem=s3cret", "PGOPTIONS=-s3cret", "PGTZ=<s3cret",
+		"PGDATABASE=u:s3cret@h", "PGUSER=u:s3cret@h",
+	} {
+		r := run(t, append(env, setting), "migrate", "version")
+		if r.exit == 0 || strings.Contains(r.stderr, "s3cret") {
+			t.Errorf("%s: %+v", setting, r)
+		}
+	}
+}

@@ -27,7 +27,7 @@ with 3 if there is no record.`,
 					return err
 				}
 			}
-			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				if err := db.delete(ctx, pool, args[0], args[1]); err != nil {
 					return err
 				}
@@ -41,7 +41,7 @@ with 3 if there is no record.`,
 // askToDelete does not ask about what cannot be deleted.
 func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string) error {
 	var rec record
-	err := d.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) (err error) {
+	err := d.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) (err error) {
 		rec, err = d.lookUp(ctx, pool, scope, id, false)
 		if err == nil {
 			err = rec.absence()

@@ -25,7 +25,7 @@ The result can be confidential, and is shown only with -show-result.`,
 		show := fs.Bool("show-result", false, "show the recorded result")
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, args []string) error {
-			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				rec, err := db.lookUp(ctx, pool, args[0], args[1], *show)
 				if err != nil {
 					return err

@@ -39,7 +39,7 @@ as its cursor. On a large table a filter that few records pass reads far.`,
 			if err := q.validate(); err != nil {
 				return err
 			}
-			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				readable, err := db.mayRead(ctx, pool, q.show)
 				if err != nil {
 					return err

@@ -96,7 +96,12 @@ var migrateSQL = &command{
 	name:    "sql",
 	summary: "print the statements of up",
 	text: `For psql, or for a migration of your own. It needs no database. With -schema, the
-schema has to exist when the statements run.`,
+schema has to exist when the statements run.
+
+The statements are content with whatever is called idempotency_keys there, and whoever
+may create in the schema could have made it, with functions that then run with the
+rights of those who use it. 'idempotency migrate up' refuses that; where you run the
+statements, let only trusted roles create in the schema, and run 'idempotency doctor'.`,
 	setup: func(fs *flag.FlagSet) action {
 		var schema string
 		schemaFlag(fs, &schema)

@@ -50,7 +50,7 @@ type purger struct {
 
 func (p *purger) once(ctx context.Context) error {
 	p.tracer = p
-	return p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+	return p.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 		store, err := p.store(pool, nil)
 		if err != nil {
 			return err
@@ -76,7 +76,7 @@ const readableSQL = `select from idempotency_keys limit 0`
 // on, and only says so.
 func (p *purger) loop(ctx context.Context, every time.Duration) error {
 	stopped := ctx
-	err := p.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+	err := p.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 		if _, err := pool.Exec(ctx, p.on(readableSQL)); err != nil {
 			return remedy.Of(err, p.schema)
 		}

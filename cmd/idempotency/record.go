@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
-	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
@@ -85,7 +84,7 @@ func (d *database) mayRead(ctx context.Context, pool *pgxpool.Pool, show bool) (
 	}
 	if show && !readable {
 		return false, fmt.Errorf("-show-result: role %s may not read the column result: grant select (result) on %s to %s, or leave the flag out",
-			plain(role), d.on(keytable.Name), pgx.Identifier{role}.Sanitize())
+			plain(role), qualified(d.schema), pgx.Identifier{role}.Sanitize())
 	}
 	return readable, nil
 }

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"errors"
 	"flag"
+	"io/fs"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // A command line can have a connection string in the wrong place, as in 'list
@@ -39,3 +44,54 @@ func mayHaveSecret(args []string) bool {
 }
 
 const useDatabase = "give it as -database URL, in quotes, or in DATABASE_URL"
+
+// mistakes are what pgx says of a setting before it quotes the value.
+var mistakes = regexp.MustCompile(`^(failed to parse as (URL|keyword/value)|failed to (read service|configure TLS)|could not match|pool_max_conns too small|` +
+	`min_protocol_version cannot be greater than max_protocol_version|(invalid|unknown|cannot parse) ` +
+	`(port|sslcertmode|connect_timeout|target_session_attrs|min_protocol_version|max_protocol_version|channel_binding|require_auth|` +
+	`default_query_exec_mode|statement_cache_capacity|description_cache_capacity|pool_(max|min|health|ping)_[a-z_]+))`)
+
+// unreadable says what is wrong with a connection string, or with a setting, without
+// quoting it: where it is malformed, nobody can tell the password from the rest.
+func unreadable(err error) string {
+	const form = "expected postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
+	text := err.Error() // cannot parse `STRING`: WHAT (WHY), where WHAT and WHY can quote a setting
+	what := ""
+	if i := strings.LastIndex(text, "`: "); i >= 0 {
+		what = mistakes.FindString(text[i+len("`: "):])
+	}
+	if file, ok := errors.AsType[*fs.PathError](err); ok { // of a certificate, or a key
+		what = strings.TrimPrefix(what+": "+file.Err.Error()+" (sslrootcert, sslcert, sslkey)", ": ")
+	}
+	return strings.TrimPrefix(what+": "+form, ": ")
+}
+
+// misread says in which setting a connection string stands, or the rest of a password. It
+// must not be sent or printed, which the errors of the server do as well. A user can be
+// one of a tenant, user@tenant, as some services have it.
+func misread(cfg *pgconn.Config) string {
+	hosts := []string{cfg.Host}
+	for _, other := range cfg.Fallbacks {
+		hosts = append(hosts, other.Host)
+	}
+	field := ""
+	switch {
+	case slices.ContainsFunc(hosts, hasAt) || slices.ContainsFunc(hosts, connectionString.MatchString):
+		field = "the host"
+	case hasAt(cfg.Database) || connectionString.MatchString(cfg.Database):
+		field = "the database"
+	case userOfURL.MatchString(cfg.User) || connectionString.MatchString(cfg.User):
+		field = "the user"
+	}
+	if field == "" && slices.ContainsFunc(slices.Collect(maps.Values(cfg.RuntimeParams)), connectionString.MatchString) {
+		field = "a parameter, such as options or application_name"
+	}
+	if field == "" {
+		return ""
+	}
+	return "a connection string, or a part of a password, stands in " + field + ": give a connection string in DATABASE_URL or -database, and in its password write %40 for @ and %2F for /"
+}
+
+func hasAt(s string) bool { return strings.Contains(s, "@") }
+
+var userOfURL = regexp.MustCompile(`://|[:/].*@`)

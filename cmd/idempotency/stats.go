@@ -37,7 +37,7 @@ far as they are not purged yet.`,
 			if *exact {
 				*sample = math.MaxInt64
 			}
-			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				s, err := db.statistics(ctx, pool, *sample, *scopes)
 				if err != nil {
 					return remedy.Of(err, db.schema)

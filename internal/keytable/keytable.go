@@ -1,18 +1,22 @@
 // Package keytable describes the table of a database as it is, and says what
-// package idempotency needs of it.
+// package idempotency needs of it, and who could get the rights of those who use it.
 package keytable
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// Name of the table, in whatever schema it is.
-const Name = "idempotency_keys"
+// Name of the table, in whatever schema it is, and of the index that the purge goes by.
+const (
+	Name      = "idempotency_keys"
+	IndexName = "idempotency_keys_purge_after"
+)
 
 // required are the columns that package idempotency needs.
 var required = []Column{
@@ -30,8 +34,7 @@ var required = []Column{
 type Table struct {
 	Kind        string // pg_class.relkind
 	Persistence string // pg_class.relpersistence
-	Owner       string
-	Trusted     bool // the owner: see trustedSQL
+	Strangers   []Stranger
 	Columns     []Column
 	Indexes     []Index
 }
@@ -62,22 +65,68 @@ type Querier interface {
 // ErrMissing says that there is no relation of that name.
 var ErrMissing = errors.New("missing")
 
-// trustedSQL is true for an owner of a relation who can do to the current role no
-// more than they could anyway: the role itself or one that it is a member of, a
-// superuser, the owner of the schema or of the database. Anybody else may have made
-// the table first, to read what is recorded in it, and to have their functions run.
-// A superuser counts as a member of every role, so that says nothing about theirs.
-const trustedSQL = `(select o.rolsuper or o.rolname = current_user or o.oid = n.nspowner
-		or o.oid = (select datdba from pg_database where datname = current_database())
-		or (pg_has_role(o.oid, 'member'::text) and not (select rolsuper from pg_roles where rolname = current_user))
-	from pg_roles o where o.oid = c.relowner)`
+// strangersSQL finds whom a relation obeys, and keeps those who could thereby get rights
+// of the current role: see Stranger. Each operator and function is exactly one of
+// pg_catalog, as in describeSQL.
+//
+// That is the owner of the table and of its children, who can put there whatever they
+// like, and the owner of everything that something on the table uses: the function of a
+// trigger, of a rule, a policy, a default, a constraint, an index, the type of a column.
+// The planner itself runs functions in the expressions of indexes and statistics. Also
+// the owner of a table that refers to this one: a cascade fires its triggers.
+//
+// pg_depend has what is used, and pg_shdepend its owner; what the first superuser owns
+// is not in it.
+const strangersSQL = `
+with recursive parts (oid) as (
+	select c.oid
+	union
+	select i.inhrelid from parts p join pg_inherits i on i.inhparent = p.oid
+), things (class, oid, part, kind, name, inert) as (
+	select 'pg_class'::regclass::oid, x.oid, 0, case when x.oid = c.oid then 'table' else 'child' end, x.relname, x.oid = c.oid and x.relkind = 'r' from pg_class x where x.oid in (select oid from parts)
+	union all
+	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid in (select oid from parts) and a.attnum > 0
+	union all
+	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid in (select oid from parts)
+	union all
+	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename, false from pg_rewrite r where r.ev_class in (select oid from parts)
+	union all
+	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname, false from pg_policy l where l.polrelid in (select oid from parts)
+	union all
+	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, false from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
+	union all
+	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype = 'p' from pg_constraint k where k.conrelid in (select oid from parts)
+	union all
+	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
+	union all
+	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid in (select oid from parts)
+), obeyed (kind, name, owner) as (
+	select t.kind, t.name, x.relowner from things t join pg_class x on x.oid = t.oid where t.kind in ('table', 'child')
+	union all
+	select 'foreign key', k.conname, x.relowner from pg_constraint k join pg_class x on x.oid = k.conrelid where k.contype = 'f' and k.confrelid in (select oid from parts)
+	union all
+	select t.kind, t.name, o.refobjid
+	from things t
+	join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part and d.refclassid <> 'pg_namespace'::regclass::oid
+		and not (d.refclassid = 'pg_class'::regclass::oid and d.refobjid in (select oid from parts))
+	join pg_shdepend o on o.classid = d.refclassid and o.objid = d.refobjid and o.deptype = 'o'
+		and o.dbid = (select oid from pg_database where datname = current_database())
+)
+select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', o.rolname,
+		'Host', not me.rolsuper and (host.landlord or pg_has_role(o.oid, 'member'::text)),
+		'Inert', y.kind = 'table' and host.landlord and not exists (select from things where inert is not true)
+	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
+from obeyed y join pg_roles o on o.oid = y.owner join pg_roles me on me.rolname = current_user
+cross join lateral (select o.oid = n.nspowner or o.oid = (select datdba from pg_database where datname = current_database())) host (landlord)
+where not (o.oid = me.oid or o.rolsuper or (not me.rolsuper and pg_has_role(o.oid, 'usage'::text)))`
 
-// describeSQL reads the catalog alone, which every role may. Each operator and
+// describeSQL reads the catalog alone, which every role may: it runs nothing of what it
+// describes. Each operator and
 // function of it is exactly one of pg_catalog, whatever else the search_path has:
 // polymorphic functions are qualified for that. format_type would quote as the session
-// is told to (quote_all_identifiers).
+// is told to (quote_all_identifiers). A long name is cut off as in any statement.
 const describeSQL = `
-select c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowner)::text, ` + trustedSQL + `,
+select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'Name', a.attname, 'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = '',
 			'Type', case when s.nspname = 'pg_catalog' then t.typname::text else s.nspname::text || '.' || t.typname::text end
@@ -97,30 +146,95 @@ select c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowner)::tex
 	from pg_index i join pg_class x on x.oid = i.indexrelid
 	where i.indrelid = c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1::text and c.relname = $2::text`
+where n.nspname = $1::text::name and c.relname = $2::text::name`
 
-// Describe returns ErrMissing when there is no such relation in schema.
-func Describe(ctx context.Context, q Querier, schema string, options ...any) (t Table, err error) {
-	args := append(options, schema, Name)
-	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Owner, &t.Trusted, &t.Columns, &t.Indexes)
+// Describe returns ErrMissing when there is no relation of that name in schema. Ask it
+// before any statement on a relation that somebody else could have made.
+func Describe(ctx context.Context, q Querier, schema, name string, options ...any) (t Table, err error) {
+	args := append(options, schema, name)
+	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Strangers, &t.Columns, &t.Indexes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Table{}, ErrMissing
 	}
 	return t, err
 }
 
-const ownerSQL = `
-select c.relkind::text, pg_get_userbyid(c.relowner)::text, ` + trustedSQL + `
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1::text and c.relname = $2::text`
+const schemaSQL = `
+select coalesce((
+	select n.nspname::text
+	from pg_catalog.unnest(current_schemas(false)) with ordinality p (schema, place)
+	join pg_namespace n on n.nspname = p.schema
+	join pg_class c on c.relnamespace = n.oid
+	where c.relname = $1::text and n.oid <> pg_my_temp_schema()
+	order by p.place
+	limit 1), '')`
 
-// Owned describes no more than the kind and the owner of a relation of any name.
-func Owned(ctx context.Context, q Querier, schema, name string) (t Table, err error) {
-	err = q.QueryRow(ctx, ownerSQL, schema, name).Scan(&t.Kind, &t.Owner, &t.Trusted)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return Table{}, ErrMissing
+// Schema finds the first schema of the search_path that has a relation of our name, as
+// a Store does. Where there is none it returns no text.
+func Schema(ctx context.Context, q Querier) (schema string, err error) {
+	err = q.QueryRow(ctx, schemaSQL, Name).Scan(&schema)
+	return schema, err
+}
+
+// A Stranger is a role that the table obeys and the current role does not: neither this
+// role, nor one whose rights it has as a member, nor a superuser. What a stranger has put
+// on the table would run with the rights of the current role. Membership means trust:
+// each member of the owner is trusted by all the others. A superuser has the rights of
+// all roles and counts as a member of none.
+type Stranger struct {
+	Kind string // table, child, or what is of that role: trigger, rule, policy, ...
+	Name string
+	Role string
+
+	// The owner of the schema or of the database, or a role that the current one is a
+	// member of without having its rights. Those who are no superusers trust it with calls
+	// and with looking, but not with what only an owner does.
+	Host bool
+
+	// The owner of the schema or of the database, whose table can run nothing: it has no
+	// trigger, no expression, no child and so on. That can change at any time but for a
+	// lock.
+	Inert bool
+}
+
+// Stranger returns the first one, or nil if the table can be trusted.
+func (t Table) Stranger() *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host })
+}
+
+// StrangerWhileLocked is Stranger for a table that is locked, so that nobody puts
+// anything on it, and is only read.
+func (t Table) StrangerWhileLocked() *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert })
+}
+
+// StrangerToOwners is Stranger for what only an owner of the table does.
+func (t Table) StrangerToOwners() *Stranger {
+	return t.stranger(func(Stranger) bool { return true })
+}
+
+func (t Table) stranger(is func(Stranger) bool) *Stranger {
+	if i := slices.IndexFunc(t.Strangers, is); i >= 0 {
+		return &t.Strangers[i]
 	}
-	return t, err
+	return nil
+}
+
+// Found says what is so, of the table of that name.
+func (s *Stranger) Found(table string) string {
+	what := fmt.Sprintf("%s belongs to role %q", table, s.Role)
+	if s.Kind != "table" {
+		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
+	}
+	return what + ", who is no superuser, and of whom the current role is no member (a superuser is taken for a member of none): what they have put there would run with the rights of this role"
+}
+
+// Remedy says what to do.
+func (s *Stranger) Remedy() string {
+	if s.Kind != "table" {
+		return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
+	}
+	return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; else drop or rename the table, and let only trusted roles create in the schema", s.Role)
 }
 
 // IsTable is true for a partitioned table too, or one that Citus distributes.

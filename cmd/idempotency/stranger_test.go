@@ -1,0 +1,125 @@
+package main_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// stranger is a role that may create in schema public.
+func stranger(t *testing.T, pool *pgxpool.Pool) (name string) {
+	t.Helper()
+	name = pool.Config().ConnConfig.Database + "_stranger" // unique on the server
+	do(t, pool, "create role "+name+"; grant usage, create on schema public to "+name)
+	t.Cleanup(func() {
+		sql := "reassign owned by " + name + " to current_user; drop owned by " + name + "; drop role " + name
+		if _, err := pool.Exec(context.Background(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Error(err)
+		}
+	})
+	return name
+}
+
+// onTheTable are the commands that work with the table's rows.
+var onTheTable = []string{"get s i", "get s i -show-result -json", "list", "list -show-result", "stats", "stats -exact", "delete -yes s i", "delete s i", "purge -once", "purge -every 1h -timeout 5s"}
+
+// They would run with the rights of whoever uses the command.
+func TestNothingThatAStrangerHasMadeRuns(t *testing.T) {
+	t.Parallel()
+	const (
+		theirs = `create function theirs(text) returns bool immutable language plpgsql as $$ begin raise exception 'theirs runs'; end $$; alter function theirs(text) owner to stranger;`
+		run    = `create function run() returns trigger language plpgsql as $$ begin raise exception 'theirs runs'; end $$; alter function run() owner to stranger;`
+	)
+	for name, row := range map[string]struct{ sql, says string }{
+		"view in front of the table": {theirs + `create schema front authorization stranger; create view front.idempotency_keys as select * from public.idempotency_keys where theirs(id);
+			alter view front.idempotency_keys owner to stranger; alter database DB set search_path = front, public`, "not a table"},
+		"view instead of the table": {theirs + `alter table idempotency_keys rename to hidden; create view idempotency_keys as select * from hidden where theirs(id)`, "not a table"},
+		"table of a stranger":       {`alter table idempotency_keys owner to stranger`, `belongs to role "stranger"`},
+		"table of the schema's owner": {run + `create trigger t before delete on idempotency_keys for each row execute function run(); alter table idempotency_keys owner to stranger;
+			alter schema public owner to stranger`, `belongs to role "stranger"`},
+		"trigger": {run + `create trigger t before delete on idempotency_keys for each row execute function run()`, `trigger "t" of role "stranger"`},
+		"rule":    {theirs + `create rule r as on delete to idempotency_keys do also select theirs('x')`, `rule "r" of role "stranger"`},
+		"policy":  {theirs + `alter table idempotency_keys enable row level security; alter table idempotency_keys force row level security; create policy p on idempotency_keys using (theirs(id))`, `policy "p" of role "stranger"`},
+		"cascade": {run + `create table refers (id text, scope text, constraint f foreign key (id, scope) references idempotency_keys on delete cascade);
+			create trigger t after delete on refers for each row execute function run(); alter table refers owner to stranger`, `foreign key "f" of role "stranger"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.New(t)
+			execute(t, pool, "s", "i", 1)
+			aged(t, pool, "s", 25*time.Hour)
+			who := stranger(t, pool)
+			do(t, pool, strings.NewReplacer("stranger", who, "DB", pool.Config().ConnConfig.Database).Replace(row.sql))
+			says := strings.ReplaceAll(row.says, "stranger", who)
+			for _, schema := range []string{"", " -schema public", " -schema front"} {
+				if (schema == " -schema public") == strings.Contains(row.sql, "front") || schema == " -schema front" && !strings.Contains(row.sql, "front") {
+					continue
+				}
+				for _, args := range onTheTable {
+					r := runOn(t, pool, args+schema)
+					r.wantLine(t, 1, "idempotency_keys", says)
+					if strings.Contains(r.stderr, "theirs runs") {
+						t.Errorf("%s%s: %s", args, schema, r.stderr)
+					}
+				}
+			}
+		})
+	}
+}
+
+// PostgreSQL cuts a long name off: what is looked at has to be what is read.
+func TestLongSchemaIsLookedAtAsItIsRead(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	long := strings.Repeat("x", 63)
+	do(t, pool, "create schema "+long+"; create view "+long+".idempotency_keys as select * from public.idempotency_keys")
+	runOn(t, pool, "list -schema "+long+"yz").wantLine(t, 1, "is not a table")
+}
+
+func runOn(t *testing.T, pool *pgxpool.Pool, args string) result {
+	t.Helper()
+	return run(t, on(pool), strings.Fields(args)...)
+}
+
+// A program, and whoever looks, connects as another role than the one that has made the
+// table.
+func TestTableOfATrustedRoleIsWorkedOn(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	who := stranger(t, pool)
+	as := func(role string) []string { return []string{"DATABASE_URL=" + with(pool, "role", role)} }
+	owner := who + "_owner"
+	do(t, pool, "create role "+owner+`; grant select, insert, update, delete on idempotency_keys to `+who)
+	t.Cleanup(func() {
+		if _, err := pool.Exec(context.Background(), "reassign owned by "+owner+" to current_user; drop owned by "+owner+"; drop role "+owner, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Error(err)
+		}
+	})
+	works := func(role string) {
+		t.Helper()
+		for _, args := range []string{"list", "stats", "purge -once", "purge -once -schema public"} {
+			if r := run(t, as(role), strings.Fields(args)...); r.exit != 0 {
+				t.Errorf("%s: %s: %+v", role, args, r)
+			}
+		}
+		run(t, as(role), "get", "s", "none").wantLine(t, 3, "no record")
+	}
+	works(who) // a superuser's
+	do(t, pool, "alter table idempotency_keys owner to "+owner)
+	works(owner)
+	run(t, as(who), "list").wantLine(t, 1, `belongs to role "`+owner+`"`)
+	do(t, pool, "alter schema public owner to "+owner)
+	works(who)
+	do(t, pool, "alter schema public owner to current_user; grant "+owner+" to "+who)
+	works(who)
+}
+
+func TestHelpOfTheStatementsSaysThatTheyTrustWhatIsThere(t *testing.T) {
+	t.Parallel()
+	run(t, nil, "migrate", "sql", "-h").wantAll(t, 0, "whoever", "idempotency_keys", "migrate up")
+}
