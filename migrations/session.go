@@ -256,12 +256,12 @@ type hold struct {
 }
 
 var (
-	toRead  = hold{"access share", keytable.Table.Stranger}
+	toRead  = hold{"access share", keytable.Table.StrangerUnlessLocked}
 	toWrite = hold{"access exclusive", keytable.Table.StrangerToOwners}
 
 	// toReadInert keeps everybody from putting something on the table, which is how a
 	// superuser can read the one of an app that owns its schema or its database.
-	toReadInert = hold{"share row exclusive", keytable.Table.StrangerWhileLocked}
+	toReadInert = hold{"share row exclusive", keytable.Table.Stranger}
 )
 
 // holdingVersions calls do in a transaction that holds the lock and has looked at the

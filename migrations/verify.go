@@ -36,8 +36,8 @@ func (s *session) inspect(ctx context.Context) (keytable.Table, error) {
 		return table, fmt.Errorf("looking at table %s: %w", s.table(keytable.Name), err)
 	case !table.IsTable():
 		err = s.foreign(keytable.Name, "it is not a table")
-	case table.StrangerWhileLocked() != nil: // nothing of it is read
-		err = s.squatted(keytable.Name, table.StrangerWhileLocked())
+	case table.Stranger() != nil: // nothing of it is read
+		err = s.squatted(keytable.Name, table.Stranger())
 	case len(table.Missing()) > 0:
 		err = s.foreign(keytable.Name, "it has no column "+strings.Join(table.Missing(), ", "))
 	case len(table.Arbiters()) == 0:

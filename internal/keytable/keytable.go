@@ -192,20 +192,19 @@ type Stranger struct {
 	Host bool
 
 	// The owner of the schema or of the database, whose table can run nothing: it has no
-	// trigger, no expression, no child and so on. That can change at any time but for a
-	// lock.
+	// trigger, no expression, no child and so on. It is trusted by superusers with no more
+	// than that: the owner can change it at any time, unless the table is locked.
 	Inert bool
 }
 
 // Stranger returns the first one, or nil if the table can be trusted.
 func (t Table) Stranger() *Stranger {
-	return t.stranger(func(s Stranger) bool { return !s.Host })
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert })
 }
 
-// StrangerWhileLocked is Stranger for a table that is locked, so that nobody puts
-// anything on it, and is only read.
-func (t Table) StrangerWhileLocked() *Stranger {
-	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert })
+// StrangerUnlessLocked is Stranger where a lock can keep the owner from changing the table.
+func (t Table) StrangerUnlessLocked() *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host })
 }
 
 // StrangerToOwners is Stranger for what only an owner of the table does.
