@@ -3,6 +3,7 @@ package idemotel
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/pgidem/idempotency"
 	"go.opentelemetry.io/otel/metric"
@@ -43,12 +44,17 @@ func newInstruments(meter metric.Meter) (instruments, error) {
 	return i, errors.Join(failures[:]...)
 }
 
+// calls are the operations that run something.
+var calls = []string{"Do", "DoTx", "QueryRow", "Query"}
+
+func isCall(operation string) bool { return slices.Contains(calls, operation) }
+
 // zero begins the counters of rare things at 0: a rate, and an alert on it, does
 // not see the first event of a counter that begins with it.
 func (t *telemetry) zero() {
 	defer guard()
 	ctx := context.Background()
-	for _, name := range []string{"Do", "DoTx"} {
+	for _, name := range calls {
 		o := t.operations.named(name)
 		t.runs.Add(ctx, 0, o.plain.add...)
 		t.retries.Add(ctx, 0, o.plain.add...)
@@ -63,10 +69,10 @@ func (t *telemetry) zero() {
 
 func (t *telemetry) measure(ctx context.Context, o *operation, event idempotency.Event) {
 	t.duration.Record(ctx, event.Duration.Seconds(), o.of(event).record...)
-	switch event.Operation {
-	case "Do", "DoTx":
+	switch {
+	case isCall(event.Operation):
 		t.measureCall(ctx, o, event)
-	case "Delete", "Purge":
+	case event.Operation == "Delete", event.Operation == "Purge":
 		t.deleted.Add(ctx, event.Deleted, o.plain.add...)
 	}
 }

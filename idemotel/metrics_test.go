@@ -25,12 +25,14 @@ func TestEveryOperationIsMeasuredByItsOutcome(t *testing.T) {
 		_, _, err := idempotency.DoTx(t.Context(), b.store, tx, idempotency.Key{Scope: "s", ID: "i"}, charge)
 		return err
 	})
+	idempotency.QueryRow[int](t.Context(), b.store, idempotency.Key{Scope: "other", ID: "row"}, "select 1")
+	idempotency.Query[int](t.Context(), b.store, idempotency.Key{Scope: "other", ID: "rows"}, "select 1")
 	b.store.Get(t.Context(), b.key)
 	for range b.store.All(t.Context(), b.key.Scope) {
 	}
 	b.store.Delete(t.Context(), b.key)
 	b.store.Delete(t.Context(), b.key)
-	if _, err := b.pool.Exec(t.Context(), `update idempotency_keys set purge_after = now() - interval '1 hour', expires_at = now() - interval '1 hour'`); err != nil {
+	if _, err := b.pool.Exec(t.Context(), `update idempotency_keys set purge_after = now() - interval '1 hour', expires_at = now() - interval '1 hour' where scope <> 'other'`); err != nil {
 		t.Fatal(err)
 	}
 	b.store.Purge(t.Context())
@@ -43,6 +45,8 @@ func TestEveryOperationIsMeasuredByItsOutcome(t *testing.T) {
 		{1, "Do", "executed", ""},
 		{2, "Do", "replayed", ""},
 		{1, "DoTx", "executed", ""},
+		{1, "QueryRow", "executed", ""},
+		{1, "Query", "executed", ""},
 		{1, "Get", "done", ""},
 		{1, "All", "done", ""},
 		{1, "Delete", "done", ""},
@@ -55,13 +59,13 @@ func TestEveryOperationIsMeasuredByItsOutcome(t *testing.T) {
 			t.Errorf("%+v: %d times %v s", c, n, seconds)
 		}
 	}
-	if n, _ := b.count("idempotency.operation.duration"); n != 10 {
+	if n, _ := b.count("idempotency.operation.duration"); n != 12 {
 		t.Errorf("%d operations", n)
 	}
-	if n, _ := b.count("idempotency.wait.duration"); n != 5 {
-		t.Errorf("%d waits, want one for each Do and DoTx", n)
+	if n, _ := b.count("idempotency.wait.duration"); n != 7 {
+		t.Errorf("%d waits, want one for each call", n)
 	}
-	if n := b.sum("idempotency.runs"); n != 3 {
+	if n := b.sum("idempotency.runs"); n != 5 {
 		t.Errorf("%d runs", n)
 	}
 	for _, operation := range []string{"Delete", "Purge"} {

@@ -50,10 +50,10 @@ func (t *telemetry) finish(span trace.Span, event idempotency.Event, at time.Tim
 
 func spanAttributes(event idempotency.Event) []attribute.KeyValue {
 	attributes := []attribute.KeyValue{outcomeKey.String(event.Outcome)}
-	switch event.Operation {
-	case "Do", "DoTx":
+	switch {
+	case isCall(event.Operation):
 		attributes = append(attributes, runsKey.Int(event.Runs), waitedKey.Float64(event.Waited.Seconds()))
-	case "Delete", "Purge":
+	case event.Operation == "Delete", event.Operation == "Purge":
 		attributes = append(attributes, deletedKey.Int64(event.Deleted))
 	}
 	if event.InDoubt != "" {

@@ -76,7 +76,8 @@ func (w *workload) count(_ context.Context, e idempotency.Event) {
 	w.events.Lock()
 	defer w.events.Unlock()
 	w.runs += e.Runs
-	if e.Operation == "Do" || e.Operation == "DoTx" {
+	switch e.Operation {
+	case "Do", "DoTx", "QueryRow", "Query":
 		w.calls[e.Outcome]++
 	}
 }
