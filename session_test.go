@@ -204,6 +204,15 @@ func TestServerThatCannotWatchItsClientsIsServedWithoutIt(t *testing.T) {
 			_, _, err := idempotency.Do(t.Context(), store, key, charge("k", 1))
 			return err
 		},
+		"QueryRow": func(store *idempotency.Store, _ idempotency.Key) error {
+			for i := range 2 { // the first one finds out in Do's way
+				key := idempotency.Key{Scope: "statements", ID: fmt.Sprint(i)}
+				if _, _, err := idempotency.QueryRow[int](t.Context(), store, key, "select 1"); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		"Delete": func(store *idempotency.Store, key idempotency.Key) error { return store.Delete(t.Context(), key) },
 		"Purge": func(store *idempotency.Store, key idempotency.Key) error {
 			_, err := store.Purge(t.Context())

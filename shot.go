@@ -108,9 +108,6 @@ func (v *volley) send(ctx context.Context) (s shot, serializable bool) {
 	}
 	v.rollback()
 	forgetMissing(v.conn, err)
-	if ctx.Err() != nil {
-		return shot{failed: &failure{err: ctx.Err()}}, false
-	}
 	return shot{}, v.stage == guarding && strings.Contains(err.Error(), saySerializable)
 }
 

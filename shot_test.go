@@ -31,15 +31,21 @@ func serializable(b *bundle) bool {
 func TestStatementCostsOneRoundTrip(t *testing.T) {
 	t.Parallel()
 	for name, cfg := range map[string]idempotency.Config{
-		"of its own transaction": {},
-		"with TxOptions":         {TxOptions: pgx.TxOptions{IsoLevel: pgx.RepeatableRead}},
-		"serializable":           {TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}},
+		"of its own transaction":       {},
+		"with TxOptions":               {TxOptions: pgx.TxOptions{IsoLevel: pgx.RepeatableRead}},
+		"serializable":                 {TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}},
+		"of a session of serializable": {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t, idempotency.Config{})
 			b.cached()
-			store, proxy := b.through(cfg, pgtest.MaxConns(1))
+			opts := []pgtest.Option{pgtest.MaxConns(1)}
+			strict := cfg.TxOptions.IsoLevel == pgx.Serializable || serializable(b) && cfg.TxOptions.IsoLevel == ""
+			if name == "of a session of serializable" {
+				opts, strict = append(opts, param("default_transaction_isolation", "serializable"), pgtest.Direct), true
+			}
+			store, proxy := b.through(cfg, opts...)
 			b.store = store
 			call := func(i int) {
 				b.key.ID = fmt.Sprint(i)
@@ -55,7 +61,7 @@ func TestStatementCostsOneRoundTrip(t *testing.T) {
 			}
 			want := 1
 			switch {
-			case cfg.TxOptions.IsoLevel == pgx.Serializable || serializable(b) && cfg.TxOptions.IsoLevel == "":
+			case strict:
 				want = 3 // and Do's claim, with its ROLLBACK in the background
 				if cfg.TxOptions.IsoLevel != "" {
 					want++
@@ -503,5 +509,101 @@ func TestStatementOnAConnectionThatLeadsToAnotherTableIsRefused(t *testing.T) {
 	}
 	if n := query[int](b, "select count(*) from charges where key = $1", b.key.ID); n != 1 {
 		t.Errorf("%d charges", n)
+	}
+}
+
+func TestNullIsTheZeroValueOrNil(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for range 2 {
+		n, _, err := idempotency.QueryRow[int](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "int"}, "select null::int")
+		if n != 0 || err != nil {
+			t.Errorf("an int: %d, %v", n, err)
+		}
+		p, _, err := idempotency.QueryRow[*int](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "pointer"}, "select null::int")
+		if p != nil || err != nil {
+			t.Errorf("a pointer: %v, %v", p, err)
+		}
+	}
+}
+
+func TestStatementSeesTheSettingsOfItsSessionAndLeavesThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, seqscan := range []string{"on", "off"} {
+		pool := b.anotherPool(param("enable_seqscan", seqscan), pgtest.MaxConns(1), pgtest.Direct)
+		store := b.storeOn(pool, idempotency.Config{})
+		show := func() (s [3]string) {
+			err := pool.QueryRow(t.Context(), "select current_setting('enable_seqscan'), current_setting('client_connection_check_interval'), coalesce(current_setting('idempotency.seqscan', true), '')").Scan(&s[0], &s[1], &s[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		before := show()
+		for i := range 3 {
+			key := idempotency.Key{Scope: seqscan, ID: fmt.Sprint(i)}
+			for range 2 {
+				got, _, err := idempotency.QueryRow[string](t.Context(), store, key, "select current_setting('enable_seqscan')")
+				if got != seqscan || err != nil {
+					t.Errorf("enable_seqscan is %s in the statement, %v; want %s", got, err, seqscan)
+				}
+				store.Forget(key)
+			}
+		}
+		if after := show(); after[0] != before[0] || after[1] != before[1] || after[2] != "" {
+			t.Errorf("the session has %v, and had %v", after, before)
+		}
+	}
+}
+
+func TestStatementRunsWithTheTransactionsOptions(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for i, c := range []struct {
+		opts pgx.TxOptions
+		want string
+	}{
+		{pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, "repeatable read off"},
+		{pgx.TxOptions{IsoLevel: pgx.Serializable, AccessMode: pgx.ReadWrite, DeferrableMode: pgx.Deferrable}, "serializable on"},
+		{pgx.TxOptions{BeginQuery: "begin isolation level repeatable read deferrable;", CommitQuery: "end"}, "repeatable read on"},
+	} {
+		store := b.storeOn(b.pool, idempotency.Config{TxOptions: c.opts})
+		for range 3 {
+			key := idempotency.Key{Scope: "s", ID: fmt.Sprint(i)}
+			got, _, err := idempotency.QueryRow[string](t.Context(), store, key, "select current_setting('transaction_isolation') || ' ' || current_setting('transaction_deferrable')")
+			if got != c.want || err != nil {
+				t.Errorf("%+v: %q, %v; want %q", c.opts, got, err, c.want)
+			}
+			store.Forget(key)
+		}
+	}
+}
+
+func TestEventOfAStatementSaysHowItWent(t *testing.T) {
+	t.Parallel()
+	var events []idempotency.Event
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { events = append(events, e) }})
+	b.exec("create table late (id int, constraint late_u unique (id) deferrable initially deferred); insert into late values (1)")
+	b.books(7, false)
+	b.books(7, true)
+	b.unknown()
+	b.books(7, true)
+	b.wantKnown("it was seen recorded", true)
+	b.key.ID = "fails"
+	idempotency.Query[int](t.Context(), b.store, b.key, "select 1 / (random() * 0)::int")
+	idempotency.Query[int](t.Context(), b.store, b.key, "insert into late values (1) returning id")
+	for i, want := range []struct {
+		operation, outcome string
+		runs               int
+		failed             bool
+	}{{"QueryRow", "executed", 1, false}, {"QueryRow", "replayed", 0, false}, {"QueryRow", "replayed", 0, false}, {"Query", "failed", 2, true}, {"Query", "failed", 2, true}} {
+		e := events[i]
+		if serializable(b) && want.failed {
+			e.Runs = want.runs
+		}
+		if e.Operation != want.operation || e.Outcome != want.outcome || e.Runs != want.runs || (e.Err != nil) != want.failed || e.Duration <= 0 || e.InDoubt != "" {
+			t.Errorf("event %+v, want %+v", e, want)
+		}
 	}
 }
