@@ -101,6 +101,9 @@ func (f *Fit) add(t reflect.Type, i int, c Column) error {
 		return nil // any JSON is one
 	}
 	if array {
+		if target.Kind() == reflect.Array && !hasMethods(target) {
+			return fmt.Errorf("can have another length than %v, of which JSON says nothing: use a slice", target)
+		}
 		f.Flat = append(f.Flat, i)
 	}
 	examples, closed := examplesOf(element, c.Enum)

@@ -146,6 +146,7 @@ func TestColumnsAndTypesThatDoNotFit(t *testing.T) {
 		{reflect.TypeFor[string](), []Column{column("i", "interval")}, "depends on the session"},
 		{reflect.TypeFor[json.RawMessage](), []Column{column("i", "_interval")}, "depends on the session"},
 		{reflect.TypeFor[json.RawMessage](), []Column{column("i", "bytea")}, "base64"},
+		{reflect.TypeFor[[2]int64](), []Column{column("l", "_int8")}, "use a slice"},
 		{reflect.TypeFor[string](), []Column{id, id}, "has 2 columns"},
 		{reflect.TypeFor[string](), nil, "has 0 columns"},
 	} {
