@@ -38,12 +38,13 @@ test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)
 
 test-race: ## the same under the race detector
-	$(TESTDB) $(if $(VERSION),-version $(VERSION)) -- $(GOTEST) -race $(ARGS)
+	IDEMPOTENCY_TEST_ISOLATION="$(ISOLATION)" $(TESTDB) $(if $(VERSION),-version $(VERSION)) -- $(GOTEST) -race $(ARGS)
 
-# The second through a Unix socket, where a server that has hung up is noticed otherwise.
+# SERIALIZABLE through a Unix socket, where a server that has hung up is noticed otherwise.
+LEVELS ?= "repeatable read" serializable
 test-isolation: ## test the root package on the stricter isolation levels (needs PostgreSQL's binaries)
-	IDEMPOTENCY_TEST_ISOLATION="repeatable read" $(TESTDB) $(if $(MODE),-mode $(MODE)) -- go test -count=1 .
-	IDEMPOTENCY_TEST_ISOLATION=serializable $(TESTDB) -socket -- go test -count=1 .
+	set -e; for l in $(LEVELS); do socket=; [ "$$l" != serializable ] || socket=-socket; \
+		IDEMPOTENCY_TEST_ISOLATION="$$l" $(TESTDB) $$socket $(if $(MODE),-mode $(MODE)) -- go test -count=1 .; done
 
 test-matrix: ## test all but the demo on each PostgreSQL of VERSIONS
 	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations ./doctor ./cmd/...; done
@@ -72,7 +73,8 @@ test-docker: ## test internal/testdb's Docker source, and the examples on it
 	$(TESTDB) -source docker -- go test -count=1 -run '^Example|^TestProgramOfTheReadme' .
 
 bench-once: ## run each benchmark for one iteration, so that none rots
-	set -e; for m in . $(MODULES); do $(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
+	set -e; for m in . $(MODULES); do grep -rq --include='*_test.go' '^func Benchmark' $$m || continue; \
+		$(TESTDB) -C $$m -- go test -run '^$$' -bench . -benchtime 1x ./...; done
 
 # BENCH is flags of bench run: make bench BENCH='-peers idempotency -rounds 50'
 bench: ## measure the package beside its peers: docs/benchmarks.md (minutes)
@@ -110,10 +112,12 @@ deps: ## check that the root package needs pgx only
 vulncheck: ## look for known vulnerabilities in what each module calls
 	set -e; for m in . $(MODULES); do (cd $$m && echo "$$m" && $(GOVULNCHECK) ./...); done
 
-# The oldest version with the race detector (.ci/fresh tests on Debian's and on the newest),
-# and each of the modes once, with an isolation level or behind a pooler. There, exec
-# differs little from cache_describe.
+# Each version, level and mode once, together with something else: the oldest version and
+# REPEATABLE READ with the race detector, SERIALIZABLE with the simple protocol, what poolers
+# recommend behind one. .ci/fresh tests Debian's version and the newest as they are.
 ci: VERSION = 14
-ci: MODE = describe_exec
-ci: POOLER_MODES = cache_describe simple_protocol
+ci: ISOLATION = repeatable read
+ci: LEVELS = serializable
+ci: MODE = simple_protocol
+ci: POOLER_MODES = cache_describe
 ci: lint deps release-check demo bench-once test-docker test-modules test-isolation test-pgbouncer test-race ## all of it, but for what only repeats at greater length
