@@ -58,6 +58,12 @@ func (s *script) removes(execution, remover string, removed, expires int64) *scr
 	return s
 }
 
+// inDoubt says so of the last call.
+func (s *script) inDoubt() *script {
+	s.calls[len(s.calls)-1].End.InDoubt = true
+	return s
+}
+
 // fingerprint changes that of the last call.
 func (s *script) fingerprint(n byte) *script {
 	s.calls[len(s.calls)-1].Fingerprint = n
@@ -139,6 +145,11 @@ func TestCheckFindsWhatIsWrongAndNothingElse(t *testing.T) {
 				call(journal.Do, "A/2", 0, 10, journal.Failed, ""),
 			nil,
 		},
+		"a refusal because of a neighbour's statement": {
+			new(script).call(journal.Do, "A/1", 0, 10, journal.Refused, "").fingerprint(1).
+				call(journal.QueryRow, "A/2", 0, 10, journal.Failed, ""),
+			nil,
+		},
 		"a killed call that took effect": {
 			new(script).call(journal.Do, "A/1", 0, never, "", "").commits("A/1#1", 50, 150).replays("B/1", 60, 70, "A/1#1"),
 			nil,
@@ -166,6 +177,35 @@ func TestCheckFindsWhatIsWrongAndNothingElse(t *testing.T) {
 				commits("A/1#1", 10, 110).commits("A/1#2", 80, 180).
 				call(journal.Delete, "B/1", 20, 30, journal.Executed, "").removes("A/1#1", "B/1", 25, 110),
 			nil,
+		},
+		"a statement that arrives after its call has found another answer": {
+			new(script).executes("B/1", 0, 10).call(journal.QueryRow, "A/1", 5, 30, journal.Replayed, "B/1#1").inDoubt().
+				commits("A/1#7", 150, 250).replays("C/1", 160, 170, "A/1#7"),
+			nil,
+		},
+		"a statement that takes effect after its call has ended": {
+			new(script).executes("B/1", 0, 10).call(journal.QueryRow, "A/1", 5, 30, journal.Replayed, "B/1#1").
+				commits("A/1#7", 150, 250).replays("C/1", 160, 170, "A/1#7"),
+			[]string{linearizable},
+		},
+		"a statement in doubt that takes effect after its answer": {
+			new(script).call(journal.QueryRow, "A/1", 0, 30, journal.Executed, "A/1#7").inDoubt().
+				commits("A/1#7", 20, 120).call(journal.Get, "B/1", 40, 50, journal.Missed, ""),
+			[]string{linearizable},
+		},
+		"a statement that arrives when the call has run it, and the record has expired": {
+			new(script).call(journal.QueryRow, "A/1", 0, 30, journal.Executed, "A/1#8").inDoubt().
+				commits("A/1#8", 20, 120).commits("A/1#7", 150, 250),
+			nil,
+		},
+		"a statement that arrives when the call has run it": {
+			new(script).call(journal.QueryRow, "A/1", 0, 30, journal.Executed, "A/1#8").inDoubt().
+				commits("A/1#8", 20, 120).commits("A/1#7", 90, 190),
+			[]string{"a key has at most one effect within its retention"},
+		},
+		"a statement that arrives when the call has failed": {
+			new(script).call(journal.QueryRow, "A/1", 0, 30, journal.Failed, "").inDoubt().commits("A/1#7", 50, 150),
+			[]string{"a call that failed has left nothing behind"},
 		},
 		"an effect without a record": {
 			new(script).executes("A/1", 0, 10).effect("B/1#1", "succeeds"),

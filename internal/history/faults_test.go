@@ -144,12 +144,12 @@ func (f *faults) terminate(ctx context.Context, _ *berth) {
 
 // badLink returns a rule for one proxy.
 func (f *faults) badLink() pgproxy.Rule {
-	var commitBound atomic.Bool // the Sync of a COMMIT comes next
+	var commitBound atomic.Bool // the Sync of a COMMIT, or of what commits by itself, comes next
 	return func(m pgproxy.Message) pgproxy.Verdict {
 		switch {
 		case m.Type == pgproxy.CancelRequest && !m.FromServer:
 			return f.one(lostCancels, 0.5, pgproxy.Drop)
-		case m.Type == 'B' && m.SQL == "commit":
+		case m.Type == 'B' && (m.SQL == "commit" || isShot(m.SQL)):
 			if verdict := f.one(unsent, 0.03, pgproxy.Drop); verdict != pgproxy.Pass {
 				return verdict
 			}
@@ -180,6 +180,9 @@ func (f *faults) badLink() pgproxy.Rule {
 		return f.one(cut, 0.001, pgproxy.Drop, pgproxy.PassAndCut)
 	}
 }
+
+// isShot: an operation of QueryRow with its record.
+func isShot(sql string) bool { return strings.Contains(sql, "idempotency_record as (") }
 
 // one returns one of the verdicts with the given probability.
 func (f *faults) one(kind fault, probability float64, verdicts ...pgproxy.Verdict) pgproxy.Verdict {

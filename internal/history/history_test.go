@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pgidem/idempotency/internal/history/journal"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -40,6 +41,11 @@ func TestHistoriesUnderFaultsKeepThePromise(t *testing.T) {
 	all := s.holds(historyTime(t))
 	if all.inDoubt == 0 || all.pending == 0 || all.purged == 0 || all.deleted == 0 || len(all.outcomes) < 6 {
 		t.Errorf("something never happened, so this shows nothing about it: %v", all)
+	}
+	for _, operation := range []journal.Operation{journal.Do, journal.QueryRow, journal.DoTx} {
+		if all.executions[operation] == 0 {
+			t.Errorf("%s has never executed anything: %v", operation, all)
+		}
 	}
 	for _, kind := range allFaults {
 		if s.faults[kind] == 0 {

@@ -29,6 +29,24 @@ var (
 	takeOverWithoutSecondLook = edit{"postgres.go",
 		"	for update skip locked))\n	and expires_at <= clock_timestamp()\nreturning",
 		"	for update skip locked))\nreturning"}
+	noAdvisoryLockInGuard = edit{"postgres.go",
+		"	when not pg_try_advisory_xact_lock(` + lockNumberSQL + `) then '` + sayTaken + `'\n	when exists",
+		"	when $3::bigint is null then ''\n	when exists"}
+	noAdvisoryLockInStrictGuard = edit{"postgres.go",
+		"	where pg_try_advisory_xact_lock(` + lockNumberSQL + `)\n	on conflict",
+		"	where $3::bigint is not null\n	on conflict"}
+	noGuard = edit{"postgres.go",
+		"	when current_setting('transaction_isolation'::text) = 'serializable'::text then '` + saySerializable + `'\n" +
+			"	when not ` + sameTableSQL + ` then '` + sayElsewhere + `'\n" +
+			"	when not pg_try_advisory_xact_lock(` + lockNumberSQL + `) then '` + sayTaken + `'\n" +
+			"	when exists (select from idempotency_keys where id = $1::text and scope = $2::text) then '` + sayTaken + `'\n",
+		"	when $1::text is null or $2::text is null or $3::bigint is null then ''\n"}
+	recordWithoutConflict = []edit{
+		{"postgres.go", `strings.Replace(effectSQL, ":conflict", "", 1)`, `strings.Replace(effectSQL, ":conflict", "\n	on conflict do nothing", 1)`},
+		{"postgres.go",
+			"	when (select r.same and r.result = v.result from idempotency_record r, idempotency_value v) then '1'\n	else '` + sayRecordChanged + `'\nend)::integer, (select result from idempotency_record)`",
+			"	when (select fits = 1 from idempotency_value) then '1'\n	else '` + sayRecordChanged + `'\nend)::integer, (select result from idempotency_value)`"},
+	}
 	purgeWithoutRowLock = edit{"postgres.go",
 		"	limit $1::bigint\n	for update skip locked\n)",
 		"	limit $1::bigint\n)"}
@@ -83,6 +101,25 @@ var mutations = []mutation{
 	{"an abort concluded from an expired record", []edit{{"call.go",
 		"conclusive := time.Since(failed.sent) < c.store.cfg.Retention/10*9",
 		"conclusive := true"}}},
+
+	// The call in one round trip. Each of its guard, which looks at the row, and the
+	// conflict of its record on the unique index is enough on a key that was recorded
+	// before; for one that is recorded meanwhile there is the index only.
+	{"a statement whose record may be missing", recordWithoutConflict},
+	{"a statement whose record may be missing, without a guard", append(recordWithoutConflict, noGuard)},
+	{"a statement whose record replaces another", []edit{
+		{"postgres.go", `strings.Replace(effectSQL, ":conflict", "", 1)`, `strings.Replace(effectSQL, ":conflict", strictConflictSQL, 1)`}}},
+	{"a guard for SERIALIZABLE that lets a recorded key pass", []edit{{"postgres.go",
+		"	when (select not same from claim) then '` + sayElsewhere + `'\n	else '` + sayTaken + `'",
+		"	when (select not same from claim) then '` + sayElsewhere + `'\n	else '1'"}}},
+	{"a lost statement taken for an abort", []edit{{"shot.go",
+		"		v.c.late = true\n		return shot{failed: &failure{err: err, transient: true, inDoubt: true, sent: sent}}, false\n",
+		"		return shot{}, false\n"}}},
+	{"a statement that may still arrive when its call has failed", []edit{{"shot.go",
+		"		v.c.late = true\n", ""}}},
+	{"the answer of a statement shared before its commit", []edit{{"shot.go",
+		"	v.stage, v.out.result = ending, stored\n",
+		"	v.stage, v.out.result = ending, stored\n	v.c.lead.share(v.out)\n"}}},
 
 	// The transaction.
 	{"business writes that commit before the record", []edit{{"call.go",
@@ -175,11 +212,17 @@ func sentences(violations []Violation) (broken []string) {
 // redundancies take away what the promise does not hang on, because something
 // else holds it: a mutation that does no more than this cannot be caught.
 var redundancies = []mutation{
-	{"no advisory lock: the unique index and the row lock hold", []edit{noAdvisoryLock, noAdvisoryLockInTx, noAdvisoryLockToTakeOver}},
+	{"no advisory lock: the unique index and the row lock hold", []edit{
+		noAdvisoryLock, noAdvisoryLockInTx, noAdvisoryLockToTakeOver, noAdvisoryLockInGuard, noAdvisoryLockInStrictGuard,
+	}},
 	{"a take-over without the row lock: its second look is enough", []edit{noAdvisoryLockToTakeOver, takeOverWithoutRowLock}},
 	{"a take-over without a second look: its row lock looks again", []edit{noAdvisoryLockToTakeOver, takeOverWithoutSecondLook}},
 	{"a purge without a second look: its row lock looks again", []edit{purgeWithoutSecondLook}},
 	{"a purge without its row lock: the second look is enough", []edit{purgeWithoutRowLock}},
+	{"a statement without its guard: its record meets the unique index, and what it did is rolled back", []edit{noGuard}},
+	{"a guard that does not look at the row: the record meets it on the unique index", []edit{{"postgres.go",
+		"	when exists (select from idempotency_keys where id = $1::text and scope = $2::text) then '` + sayTaken + `'\n",
+		"	when $1::text is null or $2::text is null then ''\n"}}},
 	{"no gate: the database is the judge", []edit{{"gate.go",
 		"	if f == nil {\n		if g.flights == nil {",
 		"	if f = nil; f == nil {\n		if g.flights == nil {"}}},

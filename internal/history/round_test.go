@@ -84,11 +84,12 @@ func (s *stage) readClock(c *Clock) {
 type tally struct {
 	calls, pending, inDoubt, generations, purged, deleted int
 	outcomes                                              map[journal.Outcome]int
+	executions                                            map[journal.Operation]int
 }
 
 func (y *tally) add(h *History) {
 	if y.outcomes == nil {
-		y.outcomes = make(map[journal.Outcome]int)
+		y.outcomes, y.executions = make(map[journal.Outcome]int), make(map[journal.Operation]int)
 	}
 	y.calls += len(h.Calls)
 	for _, c := range h.Calls {
@@ -97,6 +98,9 @@ func (y *tally) add(h *History) {
 			continue
 		}
 		y.outcomes[c.End.Outcome]++
+		if c.End.Outcome == journal.Executed {
+			y.executions[c.Operation]++
+		}
 		if c.End.InDoubt {
 			y.inDoubt++
 		}
@@ -112,6 +116,6 @@ func (y *tally) add(h *History) {
 }
 
 func (y *tally) String() string {
-	return fmt.Sprintf("%d calls (%v, %d pending, %d in doubt), %d generations, %d purged, %d deleted",
-		y.calls, y.outcomes, y.pending, y.inDoubt, y.generations, y.purged, y.deleted)
+	return fmt.Sprintf("%d calls (%v, executed %v, %d pending, %d in doubt), %d generations, %d purged, %d deleted",
+		y.calls, y.outcomes, y.executions, y.pending, y.inDoubt, y.generations, y.purged, y.deleted)
 }

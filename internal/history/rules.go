@@ -67,7 +67,7 @@ func secondEffect(h *History, report reporter) {
 	for _, e := range h.Witness.Effects {
 		name := journal.CallOf(e.Execution)
 		c := h.calls[name]
-		if c == nil || h.deletedDuring(c, e) {
+		if c == nil || mayStillArrive(c) || h.deletedDuring(c, e) {
 			continue
 		}
 		if other, ok := first[name]; ok {
@@ -136,7 +136,7 @@ func failedCall(h *History, report reporter) {
 
 // failingFates are those of runs that must not commit. (A run that dawdles may,
 // in a transaction that has another limit than MaxIdle.)
-var failingFates = map[string]bool{"fails": true, "panics": true, "swallows": true}
+var failingFates = map[string]bool{"fails": true, "panics": true, "swallows": true, "doubles": true}
 
 func failedRun(h *History, report reporter) {
 	for _, e := range h.Witness.Effects {
@@ -161,6 +161,13 @@ func purgedAlive(h *History, report reporter) {
 func (h *History) deletedDuring(c *journal.Call, e Effect) bool {
 	r, ok := h.removals[e.Execution]
 	return ok && r.Remover != remover && h.Clock.earliest(r.RemovedAt) <= h.endOf(c)
+}
+
+// mayStillArrive: what a QueryRow in doubt has sent can reach the server after the call
+// has ended with another answer. It takes effect if the key is free again by then: what
+// is recorded has expired, or was deleted. The rule overlap holds for it all the same.
+func mayStillArrive(c *journal.Call) bool {
+	return c.Operation == journal.QueryRow && c.End != nil && c.End.InDoubt
 }
 
 // began is when the call of an execution began.

@@ -42,9 +42,12 @@ func (h *History) steps() map[string][]porcupine.Operation {
 }
 
 // executed bounds the time at which an effect became visible: while its call was
-// running, and after its record was written.
+// running, or what it has sent was on its way, and after its record was written.
 func (h *History) executed(execution string, c *journal.Call) (from, to int64) {
 	from, to = c.At, h.endOf(c)
+	if mayStillArrive(c) && c.End.Value != execution {
+		to = h.horizon
+	}
 	if g, ok := h.generations[execution]; ok {
 		from = max(from, h.Clock.earliest(g.CompletedAt))
 	}
@@ -106,7 +109,7 @@ func (h *History) deleted(c *journal.Call) (step, bool) {
 func (h *History) refusedByNeighbour(c *journal.Call) bool {
 	return slices.ContainsFunc(h.Calls, func(n journal.Call) bool {
 		return n.Key == c.Key && n.Process() == c.Process() && n.Fingerprint != c.Fingerprint &&
-			n.Operation == journal.Do && (n.End == nil || n.End.Runs > 0) &&
+			(n.Operation == journal.Do || n.Operation == journal.QueryRow) && (n.End == nil || n.End.Runs > 0) &&
 			n.At < c.End.At && h.endOf(&n) > c.At
 	})
 }

@@ -39,8 +39,12 @@ type Removal struct {
 
 const remover = "purge" // of rows that have expired
 
-// witnessSQL makes the tables of the witness, and COMMITs that take their time
-// or fail: a commit in doubt is interesting as long as it is under way.
+// witnessSQL makes the tables of the witness, what the statement of QueryRow calls, and
+// COMMITs that take their time or fail: a commit in doubt is interesting as long as it is
+// under way.
+//
+// Each run of the statement draws its fate: it fails, or returns two rows where one is
+// wanted, or takes longer than MaxIdle, or succeeds.
 const witnessSQL = `
 create table effects (execution text not null, key text not null, fate text not null);
 
@@ -57,6 +61,9 @@ end $$;
 create trigger note_generation after update on idempotency_keys for each row
 	when (new.completed_at is not null and new.completed_at is distinct from old.completed_at)
 	execute function note_generation();
+create trigger note_first_generation after insert on idempotency_keys for each row
+	when (new.completed_at is not null)
+	execute function note_generation();
 
 create table removals (
 	key text not null, execution text not null, expires_at timestamptz not null,
@@ -71,6 +78,36 @@ begin
 end $$;
 create trigger note_removal after delete on idempotency_keys for each row
 	execute function note_removal();
+
+create function draw() returns setof text language plpgsql as $$
+declare n float := random() * 100;
+begin
+	if random() < 0.5 then
+		perform pg_sleep(random() * 0.01);
+	end if;
+	if n < 8 then
+		return next 'fails';
+	elsif n < 12 then
+		return next 'doubles';
+		return next 'doubles';
+	elsif n < 13 then
+		return next 'dawdles';
+	else
+		return next 'succeeds';
+	end if;
+end $$;
+create function conclude(execution text, fate text) returns text language plpgsql as $$
+begin
+	if random() < 0.5 then
+		perform pg_sleep(random() * 0.01);
+	end if;
+	if fate = 'fails' then
+		raise 'declined';
+	elsif fate = 'dawdles' then
+		perform pg_sleep(0.25);
+	end if;
+	return execution;
+end $$;
 
 create function linger() returns trigger language plpgsql as $$
 begin

@@ -21,10 +21,11 @@ import (
 type Operation string
 
 const (
-	Do     Operation = "Do"
-	DoTx   Operation = "DoTx"
-	Get    Operation = "Get"
-	Delete Operation = "Delete"
+	Do       Operation = "Do"
+	DoTx     Operation = "DoTx"
+	QueryRow Operation = "QueryRow"
+	Get      Operation = "Get"
+	Delete   Operation = "Delete"
 )
 
 // An Outcome is how a call ended.
@@ -72,7 +73,8 @@ func (b Begin) Process() string {
 	return process
 }
 
-// ExecutionOf names the n-th run of a call's function.
+// ExecutionOf names the n-th run of a call's function. What QueryRow runs is named by the
+// number of its transaction.
 func ExecutionOf(call string, n int) string { return call + "#" + strconv.Itoa(n) }
 
 // CallOf is the call that an execution was a run of.

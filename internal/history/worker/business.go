@@ -69,6 +69,13 @@ func (c *call) business(ctx context.Context, tx pgx.Tx) (string, error) {
 	return execution, nil
 }
 
+// businessSQL is business as one statement. The database draws its fate and names the
+// execution: see history.witnessSQL.
+const businessSQL = `
+insert into effects (execution, key, fate)
+select $1::text || '#' || pg_current_xact_id()::text, $2::text, fate from draw() fate
+returning conclude(execution, fate)`
+
 func pause() {
 	if chance(0.5) {
 		time.Sleep(rand.N(10 * time.Millisecond))

@@ -38,6 +38,8 @@ func (w *worker) call() {
 		w.newCall(journal.Get).get()
 	case n < 25:
 		w.newCall(journal.DoTx).doTx()
+	case n < 50:
+		w.newCall(journal.QueryRow).queryRow()
 	default:
 		w.newCall(journal.Do).do()
 	}
@@ -78,6 +80,16 @@ func (c *call) do() {
 	c.end(c.survive(func() (string, bool, error) {
 		return idempotency.Do(ctx, c.store, c.key(), c.business)
 	}))
+}
+
+// queryRow is do with a business function that is one statement. Only PostgreSQL knows
+// how often it ran: a batch whose answer was lost can have done so.
+func (c *call) queryRow() {
+	ctx, cancel := c.context()
+	defer cancel()
+	value, replayed, err := idempotency.QueryRow[string](ctx, c.store, c.key(), businessSQL, c.begin.Call, c.begin.Key)
+	c.runs = c.event.Runs
+	c.end(value, replayed, err)
 }
 
 var levels = []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable}

@@ -1,5 +1,5 @@
 // Command worker is one of the processes whose history is checked: it calls Do,
-// DoTx, Get and Delete on a few hot keys from many goroutines, purges beside
+// QueryRow, DoTx, Get and Delete on a few hot keys from many goroutines, purges beside
 // them, and writes what it did to a journal. Its argument is a journal.Job as
 // JSON. It ends when its standard input does, so that it never outlives the
 // driver.

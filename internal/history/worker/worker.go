@@ -97,6 +97,7 @@ func (w *worker) connect(name string, size int32, sign func(context.Context, *pg
 	conn := cfg.ConnConfig
 	conn.Host, conn.Port, conn.TLSConfig, conn.Fallbacks = "127.0.0.1", w.job.Port, nil, nil
 	conn.ConnectTimeout = time.Second
+	conn.DialFunc = dialLate
 	conn.RuntimeParams["application_name"] = name
 	// Store.MaxIdle is for the transactions of Do. This is for those of DoTx's
 	// callers, which would keep their key for as long as a half-open link lasts.
