@@ -31,11 +31,12 @@ const (
 	unanswered  fault = "COMMITs cut after the server"
 	lostAnswers fault = "answers to COMMIT lost"
 	lateAnswers fault = "answers to COMMIT delayed"
+	lateGuards  fault = "guards of statements delayed"
 )
 
 var allFaults = []fault{
 	killed, frozen, terminated, outages, cut, halfOpen, lostCancels, late,
-	unsent, unanswered, lostAnswers, lateAnswers,
+	unsent, unanswered, lostAnswers, lateAnswers, lateGuards,
 }
 
 // faults are injected at random moments while a fleet is at work.
@@ -165,6 +166,10 @@ func (f *faults) badLink() pgproxy.Rule {
 			}
 			return f.one(lostAnswers, 0.04, pgproxy.Drop, pgproxy.PassAndCut)
 		}
+		if m.Type == 'B' && isGuard(m.SQL) && chance(0.3) { // what the transaction sees is old by then
+			f.count(lateGuards)
+			time.Sleep(rand.N(60 * time.Millisecond))
+		}
 		if chance(0.03) {
 			f.count(late)
 			time.Sleep(rand.N(15 * time.Millisecond))
@@ -183,6 +188,11 @@ func (f *faults) badLink() pgproxy.Rule {
 
 // isShot: an operation of QueryRow with its record.
 func isShot(sql string) bool { return strings.Contains(sql, "idempotency_record as (") }
+
+// isGuard: what goes before it. It tells taken keys by this sentence.
+func isGuard(sql string) bool {
+	return strings.Contains(sql, "this call goes on by another guard")
+}
 
 // one returns one of the verdicts with the given probability.
 func (f *faults) one(kind fault, probability float64, verdicts ...pgproxy.Verdict) pgproxy.Verdict {

@@ -26,6 +26,7 @@ type fleet struct {
 	journals string // a folder
 	url      string
 	keys     []string
+	percent  int // of the calls are of QueryRow
 	berths   []*berth
 }
 
@@ -50,11 +51,13 @@ const (
 	callers   = 8 // in each process
 	hotKeys   = 4
 	maxIdle   = 200 * time.Millisecond
+
+	statements = 25 // of a hundred calls
 )
 
 // newFleet starts a process behind each of the proxies.
-func newFleet(t *testing.T, program, url string, proxies []*pgproxy.Proxy) *fleet {
-	f := &fleet{T: t, program: program, journals: t.TempDir(), url: url}
+func newFleet(t *testing.T, program, url string, statements int, proxies []*pgproxy.Proxy) *fleet {
+	f := &fleet{T: t, program: program, journals: t.TempDir(), url: url, percent: statements}
 	for i := range hotKeys {
 		f.keys = append(f.keys, fmt.Sprintf("key-%d", i+1))
 	}
@@ -80,6 +83,8 @@ func (b *berth) start() {
 		Port:    b.proxy.Port(),
 		Keys:    b.fleet.keys,
 		Callers: callers,
+
+		Statements: b.fleet.percent,
 
 		// Short enough for many generations, and for commits that are in doubt
 		// until their record has expired.

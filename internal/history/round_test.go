@@ -20,10 +20,12 @@ type stage struct {
 	pool    *pgxpool.Pool
 	proxies []*pgproxy.Proxy // one for each process
 	faults  map[fault]int    // of all its histories
+
+	statements int // of a hundred calls, how many are of QueryRow
 }
 
 func newStage(t *testing.T, program string) *stage {
-	s := &stage{T: t, program: program, pool: pgtest.New(t), faults: make(map[fault]int)}
+	s := &stage{T: t, program: program, pool: pgtest.New(t), faults: make(map[fault]int), statements: statements}
 	s.exec(witnessSQL)
 	server := s.pool.Config().ConnConfig
 	network, address := pgconn.NetworkAddress(server.Host, server.Port)
@@ -54,7 +56,7 @@ func (s *stage) play(trips int) *History {
 	s.exec(forgetSQL)
 	var clock Clock
 	s.readClock(&clock)
-	f := newFleet(s.T, s.program, pgtest.URL(s.pool), s.proxies)
+	f := newFleet(s.T, s.program, pgtest.URL(s.pool), s.statements, s.proxies)
 	(&faults{fleet: f, pool: s.pool, counts: s.faults}).inject(trips, roundBound)
 	f.stop()
 	witness := s.readWitness()

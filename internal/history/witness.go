@@ -85,12 +85,12 @@ begin
 	if random() < 0.5 then
 		perform pg_sleep(random() * 0.01);
 	end if;
-	if n < 8 then
+	if n < 15 then
 		return next 'fails';
-	elsif n < 12 then
+	elsif n < 20 then
 		return next 'doubles';
 		return next 'doubles';
-	elsif n < 13 then
+	elsif n < 21 then
 		return next 'dawdles';
 	else
 		return next 'succeeds';

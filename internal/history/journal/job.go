@@ -11,6 +11,8 @@ type Job struct {
 	Keys    []string
 	Callers int
 
+	Statements int // of a hundred calls, how many are of QueryRow; at most 75
+
 	// Retention, MaxIdle and Wait are those of idempotency.Config.
 	Retention, MaxIdle, Wait time.Duration
 }

@@ -38,7 +38,7 @@ func (w *worker) call() {
 		w.newCall(journal.Get).get()
 	case n < 25:
 		w.newCall(journal.DoTx).doTx()
-	case n < 50:
+	case n < 25+w.job.Statements:
 		w.newCall(journal.QueryRow).queryRow()
 	default:
 		w.newCall(journal.Do).do()

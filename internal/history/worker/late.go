@@ -13,10 +13,10 @@ import (
 
 const (
 	// lateShots is how many of the batches of QueryRow arrive late.
-	lateShots = 0.06
+	lateShots = 0.1
 
 	// latest is how late: the call has claimed its key by then, and may have ended.
-	latest = 100 * time.Millisecond
+	latest = 300 * time.Millisecond
 )
 
 // A lateConn breaks when a batch of QueryRow is sent, and the batch arrives later: a network
