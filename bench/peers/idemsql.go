@@ -3,8 +3,6 @@ package peers
 import (
 	"context"
 	"database/sql"
-	"errors"
-	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
@@ -39,8 +37,7 @@ func openIdemSQL(ctx context.Context, env Env) (Client, error) {
 func (o idemSQL) Close() { o.pool.Close() }
 
 func (o idemSQL) Do(ctx context.Context, call *Call) (answer string, err error) {
-	key := idempotency.Key{Scope: call.Scope, ID: call.ID, Fingerprint: idempotency.FingerprintOf(call.Body)}
-	answer, _, err = idempotency.Do(ctx, o.store, key, idemsql.Func(func(ctx context.Context, tx *sql.Tx) (string, error) {
+	answer, _, err = idempotency.Do(ctx, o.store, call.key(), idemsql.Func(func(ctx context.Context, tx *sql.Tx) (string, error) {
 		var id int64
 		if err := tx.QueryRowContext(ctx, BusinessSQL, call.ID, call.Amount).Scan(&id); err != nil {
 			return "", err
@@ -48,8 +45,5 @@ func (o idemSQL) Do(ctx context.Context, call *Call) (answer string, err error) 
 		call.Written(ctx)
 		return call.Answer(id), nil
 	}))
-	if errors.Is(err, idempotency.ErrInProgress) {
-		err = fmt.Errorf("%w: %w", ErrInProgress, err)
-	}
-	return answer, err
+	return answer, inProgress(err)
 }

@@ -20,7 +20,9 @@ func init() {
 		Name:    Ours,
 		About:   "This package: idempotency.Do with the default Config and a fingerprint of the request.",
 		Prepare: prepareOurs,
-		Open:    openOurs,
+		Open: func(ctx context.Context, env Env) (Client, error) {
+			return open(ctx, env, doOurs)
+		},
 	})
 }
 
@@ -36,29 +38,30 @@ func prepareOurs(ctx context.Context, env Env) error {
 type ours struct {
 	pool  *pgxpool.Pool
 	store *idempotency.Store
+	do    func(context.Context, *idempotency.Store, *Call) (answer string, err error)
 
 	mu      sync.Mutex
 	asked   map[string]int       // how often Unknown was asked for an id
 	fresher []*idempotency.Store // each of which meets an id once
 }
 
-func openOurs(ctx context.Context, env Env) (Client, error) {
+func open(ctx context.Context, env Env, do func(context.Context, *idempotency.Store, *Call) (string, error)) (Client, error) {
 	pool, err := env.Pool(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &ours{pool: pool, store: idempotency.New(pool), asked: make(map[string]int)}, nil
+	return &ours{pool: pool, store: idempotency.New(pool), do: do, asked: make(map[string]int)}, nil
 }
 
 func (o *ours) Close() { o.pool.Close() }
 
 func (o *ours) Do(ctx context.Context, call *Call) (answer string, err error) {
-	return doOurs(ctx, o.store, call)
+	return o.do(ctx, o.store, call)
 }
 
 // Unknown asks through a Store that has not met the key.
 func (o *ours) Unknown(ctx context.Context, call *Call) (answer string, err error) {
-	return doOurs(ctx, o.fresh(call.ID), call)
+	return o.do(ctx, o.fresh(call.ID), call)
 }
 
 func (o *ours) fresh(id string) *idempotency.Store {
@@ -73,14 +76,22 @@ func (o *ours) fresh(id string) *idempotency.Store {
 }
 
 func doOurs(ctx context.Context, store *idempotency.Store, call *Call) (answer string, err error) {
-	key := idempotency.Key{Scope: call.Scope, ID: call.ID, Fingerprint: idempotency.FingerprintOf(call.Body)}
-	answer, _, err = idempotency.Do(ctx, store, key, func(ctx context.Context, tx pgx.Tx) (string, error) {
+	answer, _, err = idempotency.Do(ctx, store, call.key(), func(ctx context.Context, tx pgx.Tx) (string, error) {
 		answer, err := call.Write(ctx, tx)
 		call.Written(ctx)
 		return answer, err
 	})
+	return answer, inProgress(err)
+}
+
+func (c *Call) key() idempotency.Key {
+	return idempotency.Key{Scope: c.Scope, ID: c.ID, Fingerprint: idempotency.FingerprintOf(c.Body)}
+}
+
+// inProgress translates an error of this package.
+func inProgress(err error) error {
 	if errors.Is(err, idempotency.ErrInProgress) {
-		err = fmt.Errorf("%w: %w", ErrInProgress, err)
+		return fmt.Errorf("%w: %w", ErrInProgress, err)
 	}
-	return answer, err
+	return err
 }

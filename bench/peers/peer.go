@@ -52,6 +52,12 @@ type Peer struct {
 	// storms show how often.
 	Races bool
 
+	// Whole: the business write, its record and COMMIT are sent at once, so that the
+	// client has no moment between them. There is nothing to kill it in, or to let the
+	// others wait for: such a peer is in no fault and no storm, and calls Call.Written
+	// when the call has returned.
+	Whole bool
+
 	// Prepare makes the tables, once in each new database, which has the business
 	// table already. Nil: there are none.
 	Prepare func(ctx context.Context, env Env) error
@@ -123,7 +129,7 @@ var registered []Peer
 func register(p Peer) { registered = append(registered, p) }
 
 // first are those that head the tables; the others follow by name.
-var first = []string{Bare, Ours, IdemSQL, FiveTrips, Pipelined}
+var first = []string{Bare, Ours, QueryRow, IdemSQL, FiveTrips, Pipelined}
 
 // All returns the peers, in the order of the tables.
 func All() []Peer {

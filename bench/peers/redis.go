@@ -13,9 +13,12 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+// Redis is the name of the usual recipe with it.
+const Redis = "Redis lock and response"
+
 func init() {
 	register(Peer{
-		Name:  "Redis lock and response",
+		Name:  Redis,
 		About: "The usual recipe with go-redis v9.23 and a redis-server: SET NX GET with an expiry of 10 s as the lock, the business transaction, SET of the response for 24 h. A failed transaction frees the lock at once.",
 		Redis: true,
 		Open:  openRedis,

@@ -45,6 +45,8 @@ func lookOf(all []results.Peer, name string) look {
 	switch name {
 	case peers.Ours:
 		return look{colour: ourColour, shape: draw.CircleGlyph{}, width: vg.Points(3)}
+	case peers.QueryRow:
+		return look{colour: ourColour, shape: draw.SquareGlyph{}, width: vg.Points(3), dashes: []vg.Length{vg.Points(5), vg.Points(3)}}
 	case peers.Bare:
 		return look{colour: bareColour, shape: draw.CircleGlyph{}, width: vg.Points(1.5)}
 	}
@@ -53,7 +55,7 @@ func lookOf(all []results.Peer, name string) look {
 		if p.Name == name {
 			break
 		}
-		if p.Name != peers.Ours && p.Name != peers.Bare {
+		if p.Name != peers.Ours && p.Name != peers.QueryRow && p.Name != peers.Bare {
 			i++
 		}
 	}

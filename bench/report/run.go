@@ -16,6 +16,7 @@ import (
 
 // Run writes the tables of a run.
 func Run(w io.Writer, run results.Run) {
+	statement(w, run)
 	counts(w, run)
 	faults(w, run)
 	for _, section := range []string{results.First, results.Replay, results.Mix} {
@@ -26,7 +27,7 @@ func Run(w io.Writer, run results.Run) {
 
 // name emphasises this package.
 func name(peer string) string {
-	if peer == peers.Ours {
+	if peer == peers.Ours || peer == peers.QueryRow {
 		return "**" + peer + "**"
 	}
 	return peer
@@ -39,7 +40,10 @@ func counts(w io.Writer, run results.Run) {
 	t := table{head: []string{"", "round trips", "waited for", "WAL bytes", "transaction ids", "fsyncs", "allocations", "connections held by 64 duplicates"}}
 	for _, c := range run.Counts {
 		held := count(c.Held)
-		if c.Executed > 1 {
+		switch {
+		case c.Executed == 0:
+			held = "-"
+		case c.Executed > 1:
 			held = fmt.Sprintf("%s: %d executions", held, c.Executed)
 		}
 		t.add(append(append([]string{name(c.Peer) + ": first call"}, cost(c.First)...), held)...)

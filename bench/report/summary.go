@@ -24,6 +24,8 @@ func Summary(w io.Writer, run results.Run, scale *results.Scale) {
 		add("first call, "+linkName(run, link)+", 1 / 8 callers; bare transaction = 1",
 			against(run, peers.Ours, results.First, link, 1), against(run, peers.Ours, results.First, link, 8))
 	}
+	add("first call of one statement, QueryRow, "+latency+", 1 / 8 / 16 callers; bare transaction = 1",
+		against(run, peers.QueryRow, results.First, results.Delay, 1), against(run, peers.QueryRow, results.First, results.Delay, 8), against(run, peers.QueryRow, results.First, results.Delay, 16))
 	add("the hand-written pattern of 5 round trips, "+latency+", 1 / 8 callers; ours = 1",
 		overOurs(run, peers.FiveTrips, results.First, 1), overOurs(run, peers.FiveTrips, results.First, 8))
 	for _, link := range []string{results.Delay, results.Socket} {

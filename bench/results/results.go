@@ -109,7 +109,7 @@ type Counts struct {
 	First, Replay Cost
 	Held          float64 // connections held by 64 duplicates in one process that wait for one call: the median of samples
 	HeldMost      int
-	Executed      int // of those 64
+	Executed      int // of those 64; 0: there were none
 }
 
 // Plain is what pgx alone allocates for the statements of this package.

@@ -248,6 +248,9 @@ func countAllocations(ctx context.Context, calls int, op measure.Operation, cost
 // countHeld samples the sessions that are not idle while duplicates wait for one
 // call, less those that the call alone needs.
 func (b *bench) countHeld(ctx context.Context, e *entrant, c *results.Counts) error {
+	if e.Whole {
+		return nil
+	}
 	client, err := b.client(ctx, e, b.env(e, results.Socket))
 	if err != nil {
 		return err

@@ -27,15 +27,16 @@ const faultBound = 45 * time.Second
 // nothing here is timed but how long retries take to get an answer, which with
 // some peers is the time until a lock expires.
 func (b *bench) faults(ctx context.Context) error {
-	b.logf("faults, %d peers at a time, %v at most", len(b.entrants), 4*faultBound)
+	entrants := b.divisible()
+	b.logf("faults, %d peers at a time, %v at most", len(entrants), 4*faultBound)
 	kinds := []struct {
 		name string
 		meet func(context.Context, *entrant, *results.Fault, []string) error
 	}{{results.Killed, b.kill}, {results.LostResponse, b.loseResponses}}
-	found := make([]results.Fault, len(b.entrants)*len(kinds))
+	found := make([]results.Fault, len(entrants)*len(kinds))
 	errs := make([]error, len(found))
 	var wg sync.WaitGroup
-	for i, e := range b.entrants {
+	for i, e := range entrants {
 		wg.Go(func() {
 			for k, kind := range kinds {
 				f := &found[i*len(kinds)+k]

@@ -141,6 +141,12 @@ func (b *bench) checkConnections(ctx context.Context) error {
 	return err
 }
 
+// divisible are the peers whose client does something between the business write and the
+// record.
+func (b *bench) divisible() []*entrant {
+	return slices.DeleteFunc(slices.Clone(b.entrants), func(e *entrant) bool { return e.Whole })
+}
+
 func (b *bench) openLinks() error {
 	b.routes = map[string]route{results.Socket: {}, results.Delay: {}}
 	socket, delay := b.routes[results.Socket], b.routes[results.Delay]

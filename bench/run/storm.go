@@ -27,7 +27,7 @@ const (
 
 func (b *bench) storms(ctx context.Context) error {
 	for _, linkName := range []string{results.Socket, results.Delay} {
-		for _, e := range b.entrants {
+		for _, e := range b.divisible() {
 			if err := b.storm(ctx, e, linkName, b.Duplicates, b.blow); err != nil {
 				return err
 			}
