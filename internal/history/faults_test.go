@@ -146,6 +146,7 @@ func (f *faults) terminate(ctx context.Context, _ *berth) {
 // badLink returns a rule for one proxy.
 func (f *faults) badLink() pgproxy.Rule {
 	var commitBound atomic.Bool // the Sync of a COMMIT, or of what commits by itself, comes next
+	var guardBound atomic.Bool  // the execution of a guard comes next
 	return func(m pgproxy.Message) pgproxy.Verdict {
 		switch {
 		case m.Type == pgproxy.CancelRequest && !m.FromServer:
@@ -166,9 +167,13 @@ func (f *faults) badLink() pgproxy.Rule {
 			}
 			return f.one(lostAnswers, 0.04, pgproxy.Drop, pgproxy.PassAndCut)
 		}
-		if m.Type == 'B' && isGuard(m.SQL) && chance(0.3) { // what the transaction sees is old by then
+		if m.Type == 'B' && isGuard(m.SQL) {
+			guardBound.Store(true)
+		} else if !m.FromServer && guardBound.CompareAndSwap(true, false) && chance(0.3) {
+			// It is bound, which fixes what it sees, and not yet executed, which takes the
+			// lock: long enough for the call that has the key to commit meanwhile.
 			f.count(lateGuards)
-			time.Sleep(rand.N(60 * time.Millisecond))
+			time.Sleep(rand.N(400 * time.Millisecond))
 		}
 		if chance(0.03) {
 			f.count(late)

@@ -141,9 +141,9 @@ var mutations = []mutation{
 
 // statementMutations are of the call in one round trip, in histories with more of them.
 // Each of its guard, which looks at the row, and the conflict of its record on the unique
-// index is enough for a key that was recorded before. For one that is recorded between
-// the beginning of the transaction and the guard there is only the index: above READ
-// COMMITTED the guard does not see it.
+// index is enough for a key that was recorded before. For one that is recorded after the
+// guard was bound and before it is executed there is only the index: the guard gets the
+// lock, and looks at what was there when it was bound.
 var statementMutations = []mutation{
 	{"a statement whose record may be missing", recordWithoutConflict},
 	{"a statement whose record may be missing, without a guard", append(recordWithoutConflict, noGuard)},
@@ -171,7 +171,8 @@ func lookUpWhileInDoubt(notFound string) []edit {
 }
 
 const (
-	// mutantTrips makes a history that shows most mutations.
+	// mutantTrips makes a history that shows most mutations. A process needs some more
+	// to describe and prepare its statements.
 	mutantTrips = 1000
 
 	// mutantCheckBound is short: porcupine can take for ever to find that a history
@@ -193,7 +194,7 @@ func TestMutationsAreCaught(t *testing.T) {
 	for _, m := range statementMutations {
 		t.Run(m.name, func(t *testing.T) {
 			s := newStage(t, buildWorker(t, mutate(t, m.edits)))
-			s.statements = 3 * statements
+			s.statements = 2 * statements
 			s.catches()
 		})
 	}
@@ -204,7 +205,7 @@ func (s *stage) catches() {
 	s.Helper()
 	var all tally
 	for start := time.Now(); time.Since(start) < catchBound; {
-		h := s.play(mutantTrips)
+		h := s.play(mutantTrips * s.statements / statements)
 		all.add(h)
 		violations := slices.DeleteFunc(h.Check(mutantCheckBound), func(v Violation) bool { return v.Rule == undecided })
 		if len(violations) > 0 {

@@ -96,7 +96,7 @@ func (w *worker) connect(name string, size int32, sign func(context.Context, *pg
 	cfg.PrepareConn = sign
 	conn := cfg.ConnConfig
 	conn.Host, conn.Port, conn.TLSConfig, conn.Fallbacks = "127.0.0.1", w.job.Port, nil, nil
-	conn.ConnectTimeout = time.Second
+	conn.ConnectTimeout = 3 * time.Second // on a busy machine, less is spent on connections that nobody waits for
 	conn.DialFunc = dialLate
 	conn.RuntimeParams["application_name"] = name
 	// Store.MaxIdle is for the transactions of Do. This is for those of DoTx's
