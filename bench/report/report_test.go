@@ -139,3 +139,37 @@ func TestReportOfSomeSectionsLeavesTheOthersOut(t *testing.T) {
 		}
 	}
 }
+
+func TestOneStatementHasATableOfItsOwn(t *testing.T) {
+	run := results.Run{
+		Peers: []results.Peer{{Name: peers.Bare}, {Name: peers.QueryRow}},
+		Counts: []results.Counts{
+			{Peer: peers.QueryRow, First: results.Cost{Waited: 1, WAL: 890}, Replay: results.Cost{Waited: 1}},
+		},
+		Timed: []results.Timed{
+			{Section: results.First, Link: results.Delay, Callers: 16, Peer: peers.Bare, Calls: 1, Ratio: 1},
+			{Section: results.First, Link: results.Delay, Callers: 16, Peer: peers.QueryRow, Calls: 1, Ratio: 0.8},
+			{Section: results.Replay, Link: results.Socket, Callers: 1, Peer: peers.QueryRow, Calls: 1, Ratio: 1.1},
+			{Section: results.Replay, Link: results.Socket, Callers: 1, Peer: peers.QueryRow + results.Unknown, Calls: 1, Ratio: 2.2},
+		},
+	}
+	var text bytes.Buffer
+	report.Run(&text, run)
+	for _, want := range []string{
+		"| round trips that a first call / a replay waits for | - | 1 / 1 | - | - | - |",
+		"| write-ahead log of a first call / a replay, bytes | - | 890 / 0 | - | - | - |",
+		"latency, 16 callers | 1.00× | 0.80× | - | - | - |",
+		"| replay, unix socket, 1 caller | - | 1.10× | - | - | - |",
+		"| replay, unix socket, 1 caller, key unknown to the process | - | 2.20× | - | - | - |",
+		"| **idempotency.QueryRow**: first call | 0 | 1 | 890 | 0 | 0 | 0 | - |", // nobody waits for it
+	} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, text.String())
+		}
+	}
+	run.Timed, run.Counts = run.Timed[:1], nil
+	text.Reset()
+	if report.Run(&text, run); strings.Contains(text.String(), "one statement") {
+		t.Errorf("there is a table without what it is about:\n%s", text.String())
+	}
+}
