@@ -177,7 +177,8 @@ type Config struct {
 
 	// Retention is how long a result can be replayed, by the database's clock,
 	// from the moment it is recorded; afterwards the key is free again. It has
-	// to be longer than the time over which clients retry. Default: 24 hours.
+	// to be longer than the time over which clients retry, and over which the network can
+	// hold a statement back. Default: 24 hours.
 	Retention time.Duration
 
 	// Wait is how long a call waits for another one with the same key before it

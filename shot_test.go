@@ -507,9 +507,12 @@ func TestStatementOnAConnectionThatLeadsToAnotherTableIsRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "tenant_b") {
 		t.Errorf("got %v", err)
 	}
-	if n := query[int](b, "select count(*) from charges where key = $1", b.key.ID); n != 1 {
-		t.Errorf("%d charges", n)
+	b.effects(1)
+	b.key.ID = "of no record"
+	if _, _, err := idempotency.QueryRow[ride](t.Context(), store, b.key, rideSQL, b.key.ID, 1); err == nil || !strings.Contains(err.Error(), "tenant_b") {
+		t.Errorf("a new key: %v", err)
 	}
+	b.nothingKept("a new key")
 }
 
 func TestNullIsTheZeroValueOrNil(t *testing.T) {
