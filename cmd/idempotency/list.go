@@ -229,7 +229,7 @@ func (q *listing) print(std stdio, asJSON bool, page []record, first bool) error
 	for _, rec := range page {
 		lines = append(lines, rec.cells(q.show))
 	}
-	return columns(std.out, lines, 0, 1, 6)
+	return fitted(std.out, lines, 0, 1, 6)
 }
 
 func (rec record) cells(show bool) []string {

@@ -208,7 +208,7 @@ func (s statistic) print(w io.Writer) error {
 		for i := range lines {
 			lines[i][0] = "  " + lines[i][0]
 		}
-		if err := columns(w, lines, 0); err != nil {
+		if err := fitted(w, lines, 0); err != nil {
 			return err
 		}
 	}

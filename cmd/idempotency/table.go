@@ -11,19 +11,27 @@ import (
 // gap is between two columns.
 const gap = 2
 
-// columns writes lines of cells, aligned. On a terminal, the columns of cuttable get
-// narrower, and at last the lines get shorter, until a line fits: one that wraps
-// breaks the table. Whoever reads through a pipe gets all of it.
-func columns(w io.Writer, lines [][]string, cuttable ...int) error {
+// columns writes lines of cells, aligned.
+func columns(w io.Writer, lines [][]string) error { return aligned(w, lines, 0) }
+
+// fitted does so, too. On a terminal, the columns of cuttable get narrower, and at last
+// the lines get shorter, until a line fits: one that wraps breaks the table. Whoever
+// reads through a pipe gets all of it.
+func fitted(w io.Writer, lines [][]string, cuttable ...int) error {
+	screen := screenWidth(w)
+	if screen > 0 {
+		cut(lines, screen, cuttable)
+	}
+	return aligned(w, lines, screen)
+}
+
+// aligned cuts off what is beyond the screen, if that is not 0.
+func aligned(w io.Writer, lines [][]string, screen int) error {
 	for i, cells := range lines {
 		for len(cells) > 0 && cells[len(cells)-1] == "" {
 			cells = cells[:len(cells)-1]
 		}
 		lines[i] = cells
-	}
-	screen := screenWidth(w)
-	if screen > 0 {
-		cut(lines, screen, cuttable)
 	}
 	widths := columnWidths(lines, false)
 	var b strings.Builder
