@@ -129,6 +129,10 @@ func TestFindAndListByKeyReadTheirRangeOfThePrimaryKeyAlone(t *testing.T) {
 	for name, prepare := range map[string]func(*testing.T, *pgxpool.Pool){
 		"never analyzed": func(t *testing.T, pool *pgxpool.Pool) { plainRows(t, pool, 20_000) },
 		"small":          func(t *testing.T, pool *pgxpool.Pool) { plainRows(t, pool, 40) },
+		"small and analyzed": func(t *testing.T, pool *pgxpool.Pool) {
+			plainRows(t, pool, 40)
+			do(t, pool, "vacuum analyze idempotency_keys")
+		},
 		"analyzed when it was empty": func(t *testing.T, pool *pgxpool.Pool) {
 			do(t, pool, "vacuum analyze idempotency_keys")
 			plainRows(t, pool, 20_000)

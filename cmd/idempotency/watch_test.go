@@ -86,7 +86,7 @@ func TestStatsGoOnAfterALostConnection(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
 	name := pool.Config().ConnConfig.Database + "-stats"
-	cmd, stdout, stderr := watched(t, append(on(pool), "PGAPPNAME="+name), "stats", "-every", "300ms", "-json")
+	cmd, stdout, stderr := watched(t, append(on(pool), "PGAPPNAME="+name), "stats", "-every", "1200ms", "-json") // the pool would replace a connection that is idle for a second
 	eventually(t, "a round", func() bool { return stdout.String() != "" })
 	for round := 1; round <= 2; round++ {
 		eventually(t, "a connection", func() bool { return terminate(t, pool, name) > 0 })
