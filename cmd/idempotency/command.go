@@ -42,10 +42,13 @@ func (c *command) execute(ctx context.Context, std stdio, path string, args []st
 	}
 	args, err := c.parse(fs, args)
 	switch {
-	case errors.Is(err, flag.ErrHelp), c.setup == nil && fs.Arg(0) == "help":
+	case errors.Is(err, flag.ErrHelp):
 		return c.help(std.out, path, fs)
 	case err != nil:
 		return quoting(path, "%v", err)
+	}
+	if c.setup == nil && len(args) > 0 && args[0] == "help" {
+		return c.helpOn(std.out, path, args[1:])
 	}
 	if c.setup == nil {
 		return c.descend(ctx, std, path, args)
@@ -83,12 +86,42 @@ func (c *command) descend(ctx context.Context, std stdio, path string, args []st
 	if len(args) == 0 {
 		return mistake(path, "a command is missing")
 	}
-	for _, sub := range c.subs {
-		if sub.name == args[0] {
-			return sub.execute(ctx, std, path+" "+sub.name, args[1:])
-		}
+	if sub := c.sub(args[0]); sub != nil {
+		return sub.execute(ctx, std, path+" "+sub.name, args[1:])
 	}
 	return quoting(path, "unknown command %q", args[0])
+}
+
+func (c *command) sub(name string) *command {
+	for _, sub := range c.subs {
+		if sub.name == name {
+			return sub
+		}
+	}
+	return nil
+}
+
+// helpOn prints what -h prints behind the same words.
+func (c *command) helpOn(w io.Writer, path string, words []string) error {
+	for ; len(words) > 0 && !isHelp(words[0]); words = words[1:] {
+		sub := c.sub(words[0])
+		switch {
+		case c.subs == nil:
+			return quoting(path, "unexpected argument %q", words[0])
+		case sub == nil:
+			return quoting(path, "unknown command %q", words[0])
+		}
+		c, path = sub, path+" "+sub.name
+	}
+	fs := flag.NewFlagSet(path, flag.ContinueOnError)
+	if c.setup != nil {
+		c.setup(fs)
+	}
+	return c.help(w, path, fs)
+}
+
+func isHelp(word string) bool {
+	return word == "help" || word == "-h" || word == "--help" || word == "-help"
 }
 
 func mistake(path, format string, args ...any) error {

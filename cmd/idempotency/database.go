@@ -26,6 +26,7 @@ type database struct {
 	asIs    bool   // the connection as the URL describes it
 	found   string // the schema that the table has, when it has been examined
 	tracer  pgx.QueryTracer
+	loop    bool // a connection that was lost meanwhile is told of, and not just replaced
 }
 
 func databaseFlags(fs *flag.FlagSet, timeout time.Duration) *database {
@@ -43,17 +44,17 @@ func schemaFlag(fs *flag.FlagSet, schema *string) {
 
 // use calls do with a pool on the database, and says what to do when that fails.
 func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
+	return d.connect(ctx, func(pool *pgxpool.Pool) error { return d.within(ctx, pool, do) })
+}
+
+// connect calls do with a pool on the database.
+func (d *database) connect(ctx context.Context, do func(*pgxpool.Pool) error) error {
 	if d.timeout < 0 {
 		return usageError{fmt.Sprintf("-timeout %v: it has to be 0 or more", d.timeout), true}
 	}
 	cfg, err := d.config()
 	if err != nil {
 		return err
-	}
-	if d.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d.timeout)
-		defer cancel()
 	}
 	cfg.ConnConfig.Tracer = d.tracer
 	if !d.asIs {
@@ -62,11 +63,24 @@ func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Po
 			cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe // as fast, and works through every pooler
 		}
 	}
+	if d.loop {
+		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
+	return do(pool)
+}
+
+// within calls do, which has to end in time, and says what to do when it fails.
+func (d *database) within(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgxpool.Pool) error) error {
+	if d.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d.timeout)
+		defer cancel()
+	}
 	return d.explain(ctx, do(ctx, pool))
 }
 
@@ -75,12 +89,17 @@ func (d *database) use(ctx context.Context, do func(context.Context, *pgxpool.Po
 // run with the rights of whoever types the command. From here on every statement names
 // the schema.
 func (d *database) useTable(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
-	return d.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+	return d.use(ctx, d.examined(do))
+}
+
+// examined is do after a look at the table.
+func (d *database) examined(do func(context.Context, *pgxpool.Pool) error) func(context.Context, *pgxpool.Pool) error {
+	return func(ctx context.Context, pool *pgxpool.Pool) error {
 		if err := d.examine(ctx, pool); err != nil {
 			return err
 		}
 		return do(ctx, pool)
-	})
+	}
 }
 
 func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) {
@@ -98,13 +117,18 @@ func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) 
 	case err != nil:
 		return fmt.Errorf("looking at %s: %w", name, err)
 	case !table.IsTable():
-		return fmt.Errorf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name)
+		return untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
 	case table.Stranger() != nil:
-		return fmt.Errorf("%s: %s", table.Stranger().Found(name), table.Stranger().Remedy())
+		return untrusted(fmt.Sprintf("%s: %s", table.Stranger().Found(name), table.Stranger().Remedy()))
 	}
 	d.found = schema
 	return nil
 }
+
+// untrusted is why the table is not worked with.
+type untrusted string
+
+func (e untrusted) Error() string { return string(e) }
 
 // qualified is the table's name in SQL.
 func qualified(schema string) string {

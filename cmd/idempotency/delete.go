@@ -17,70 +17,98 @@ var deleteKey = &command{
 	summary: "forget one key, so that the next call with it runs again",
 	text: `What the call has written stays: if its client still retries, the operation takes
 effect twice. It exits with 4, and changes nothing, while a call is in progress, and
-with 3 if there is no record.`,
+with 3 if there is no record. With -json it says so in an object, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		yes := fs.Bool("yes", false, "do not ask")
+		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, args []string) error {
+			tell := func(rec record) error { return tellDeletion(std, rec, *asJSON) }
 			if !*yes {
-				if err := db.askToDelete(ctx, std, args[0], args[1]); err != nil {
+				if absent, err := db.askToDelete(ctx, std, args[0], args[1]); err != nil {
 					return err
+				} else if absent != nil {
+					return tell(*absent)
 				}
 			}
 			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				if err := db.delete(ctx, pool, args[0], args[1]); err != nil {
+				rec, err := db.delete(ctx, pool, args[0], args[1])
+				if err != nil {
 					return err
 				}
-				_, err := fmt.Fprintln(std.out, "deleted")
-				return err
+				return tell(rec)
 			})
 		}
 	},
 }
 
-// askToDelete does not ask about what cannot be deleted.
-func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string) error {
-	var rec record
-	err := d.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) (err error) {
-		rec, err = d.lookUp(ctx, pool, scope, id, false)
-		if err == nil {
-			err = rec.absence()
-		}
-		return err
-	})
+// deleted is the state of a record that this command has deleted.
+const deleted = "deleted"
+
+// A deletion is what became of it.
+type deletion struct {
+	Scope   string   `json:"scope"`
+	ID      string   `json:"id"`
+	Deleted bool     `json:"deleted"`
+	State   string   `json:"state"` // deleted, not found, in progress
+	Holders []holder `json:"holders,omitempty"`
+}
+
+func tellDeletion(std stdio, rec record, asJSON bool) (err error) {
+	switch {
+	case asJSON:
+		err = jsonLine(std.out, deletion{rec.Scope, rec.ID, rec.State == deleted, rec.State, rec.Holders})
+	case rec.State == deleted:
+		_, err = fmt.Fprintln(std.out, "deleted")
+	}
 	if err != nil {
 		return err
 	}
+	if rec.State == inProgress && len(rec.Holders) == 0 {
+		return exitError{exitInProgress, rec.key() + " was in progress until now: nothing was deleted, ask again"}
+	}
+	return rec.absence()
+}
+
+// askToDelete does not ask about what cannot be deleted: that is absent then.
+func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string) (absent *record, err error) {
+	var rec record
+	err = d.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) (err error) {
+		rec, err = d.lookUp(ctx, pool, scope, id, false)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if rec.absence() != nil {
+		return &rec, nil
+	}
 	cfg, err := d.config()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	when := "without a result"
 	if rec.CompletedAt != nil {
 		when = "completed " + rec.CompletedAt.relative(rec.now)
 	}
-	return confirm(ctx, std, fmt.Sprintf("this forgets key %s of scope %s (%s, %s) in %s; a retry runs the operation again",
+	return nil, confirm(ctx, std, fmt.Sprintf("this forgets key %s of scope %s (%s, %s) in %s; a retry runs the operation again",
 		plain(id), plain(scope), rec.State, when, place(&cfg.ConnConfig.Config)))
 }
 
-func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id string) error {
+func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id string) (rec record, err error) {
 	store, err := d.store(pool, nil)
 	if err != nil {
-		return err
+		return rec, err
 	}
+	rec = record{Scope: scope, ID: id, State: deleted}
 	err = store.Delete(ctx, idempotency.Key{Scope: scope, ID: id})
-	rec := record{Scope: scope, ID: id, State: notFound}
 	switch {
 	case errors.Is(err, idempotency.ErrNotFound):
-		return rec.absence()
-	case !errors.Is(err, idempotency.ErrInProgress):
-		return err
+		rec.State = notFound
+		return rec, nil
+	case errors.Is(err, idempotency.ErrInProgress):
+		rec.State = inProgress
+		rec.Holders, err = d.holders(ctx, pool, scope, id)
 	}
-	if rec.Holders, err = d.holders(ctx, pool, scope, id); err != nil {
-		return err
-	}
-	if rec.State = inProgress; len(rec.Holders) == 0 {
-		return exitError{exitInProgress, fmt.Sprintf("key %s of scope %s was in progress until now: nothing was deleted, ask again", plain(id), plain(scope))}
-	}
-	return rec.absence()
+	return rec, err
 }

@@ -69,6 +69,9 @@ func (rec record) print(w io.Writer, show bool) error {
 		}
 	}
 	at("created:", rec.CreatedAt)
+	if rec.PurgeAfter != nil {
+		lines = append(lines, []string{"claimed:", claimed(*rec.PurgeAfter, rec.now)})
+	}
 	at("completed:", rec.CompletedAt)
 	at("expires:", rec.ExpiresAt)
 	text := func(name, value string) {
@@ -87,4 +90,17 @@ func (rec record) print(w io.Writer, show bool) error {
 	}
 	_, err := fmt.Fprintln(w, indented(rec.Result))
 	return err
+}
+
+// defaultRetention is that of idempotency.Config.
+const defaultRetention = 24 * time.Hour
+
+// claimed is what a row without a completion knows of its time. The retention of the
+// program that has claimed it does not stand in it.
+func claimed(purgeAfter, now instant) string {
+	text := "one retention before " + purgeAfter.String()
+	if purgeAfter.infinite != "" {
+		return text
+	}
+	return text + ": with the default of 24h at " + instant{Time: purgeAfter.Add(-defaultRetention)}.in(now)
 }

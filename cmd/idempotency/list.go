@@ -17,17 +17,27 @@ import (
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
+// shownTimes explains the table.
+const shownTimes = `An abandoned record has no time but its purge_after, which is the claim plus the
+Retention of the program: in brackets under EXPIRES is when that is over, although the
+record stays. On a terminal, long scopes, keys and results are cut so that a line fits.`
+
 var list = &command{
 	name:    "list",
 	summary: "list records, the last to expire first",
 	text: `Where all were made with the same retention, that is the newest first; else ask for
 the newest with -newer. It lists what has taken effect. Calls in progress cannot be seen here: see stats.
+With -id or -prefix it reads only the keys that match, and lists them by key and scope.
 Where there is more, it says with which -after to go on; in JSON each record has it
-as its cursor. On a large table a filter that few records pass reads far.`,
+as its cursor. On a large table another filter that few records pass reads far.
+
+` + shownTimes,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		q := new(listing)
 		fs.StringVar(&q.scope, "scope", "", "only this `SCOPE`")
+		fs.Var(&q.id, "id", "only this `KEY`, in all scopes")
+		fs.Var(&q.prefix, "prefix", "only keys that begin with this `TEXT`")
 		fs.StringVar(&q.state, "state", "", "only in this `STATE`: done, expired or abandoned")
 		fs.Var(&q.newer, "newer", "only completed within this `time`, such as 15m or 7d")
 		fs.Var(&q.older, "older", "only completed longer than this `time` ago")
@@ -44,17 +54,30 @@ as its cursor. On a large table a filter that few records pass reads far.`,
 				if err != nil {
 					return err
 				}
-				return q.write(std, *asJSON, func(after cursor, limit int) ([]record, error) {
+				none, err := q.write(std, *asJSON, func(after cursor, limit int) ([]record, error) {
 					return db.page(ctx, pool, q, readable, after, limit)
 				})
+				if none {
+					fmt.Fprintln(std.err, "idempotency: no records", q.filters())
+				}
+				return err
 			})
 		}
 	},
 }
 
-// listSQL is one page, along the purge's index, backwards. An age is in
-// microseconds, and null means any; so does a null place to go on from.
-func listSQL(readable bool) string {
+// listSQL is one page, along the purge's index, backwards, or with keys along the
+// primary key, which begins with the id. An age is in microseconds, and null means any;
+// so does a null place to go on from.
+func listSQL(readable, keys bool) string {
+	place := `($5::text is null or (purge_after, id, scope) < ($5::text::timestamp at time zone 'UTC', $6::text, $7::text))
+order by purge_after desc, id desc, scope desc`
+	if keys {
+		place = `($5::text is null or (id, scope) > ($6::text, $7::text))
+	and ($10::text is null or id = $10::text)
+	and ($11::text is null or id like $11::text)
+order by id, scope`
+	}
 	return `
 select ` + recordColumns(`state`, `$9::bool`, readable) + `
 from idempotency_keys, lateral (
@@ -63,13 +86,52 @@ where ($1::text = '' or scope = $1::text)
 	and ($2::text = '' or state = $2::text)
 	and ($3::bigint is null or completed_at > now() - $3::bigint::float8 * interval '1 microsecond')
 	and ($4::bigint is null or completed_at <= now() - $4::bigint::float8 * interval '1 microsecond')
-	and ($5::text is null or (purge_after, id, scope) < ($5::text::timestamp at time zone 'UTC', $6::text, $7::text))
-order by purge_after desc, id desc, scope desc
+	and ` + place + `
 limit $8::bigint`
+}
+
+// byKeySQL makes PostgreSQL use the primary key. It would do so anyway where its
+// statistics are right; but on a table that is small, or was small when it was
+// analyzed, it can prefer to read all of it. A plan that does not know the key (a
+// generic one) could not make a range of a prefix.
+const byKeySQL = `
+select set_config('enable_seqscan'::text, 'off'::text, true), set_config('plan_cache_mode'::text, 'force_custom_plan'::text, true)`
+
+// A keyFilter is an id, or the beginning of one. An empty one is a mistake: mostly a
+// variable of a script that is not set, which would list everything.
+type keyFilter string
+
+func (k *keyFilter) String() string { return string(*k) }
+
+func (k *keyFilter) Set(text string) error {
+	if text == "" {
+		return errors.New("it is empty")
+	}
+	*k = keyFilter(text)
+	return nil
+}
+
+// orNull is null for no filter.
+func (k keyFilter) orNull() *string {
+	if k == "" {
+		return nil
+	}
+	return (*string)(&k)
+}
+
+// pattern is what like takes for the texts that begin so. PostgreSQL makes a range of
+// the index of it, since the column is collate "C", in every encoding.
+func (k keyFilter) pattern() *string {
+	if k == "" {
+		return nil
+	}
+	text := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(string(k)) + "%"
+	return &text
 }
 
 type listing struct {
 	scope, state, after string
+	id, prefix          keyFilter
 	newer, older        age
 	limit               int
 	show                bool
@@ -82,6 +144,8 @@ func (q *listing) validate() (err error) {
 	switch {
 	case !slices.Contains(states, q.state):
 		return bad("-state %s: it has to be done, expired or abandoned", q.state)
+	case q.id != "" && q.prefix != "":
+		return bad("give -id or -prefix, not both")
 	case q.limit < 0:
 		return bad("-limit %d: it has to be 0 or more", q.limit)
 	case q.state == abandoned && (q.newer > 0 || q.older > 0):
@@ -103,8 +167,9 @@ const (
 	shownPage = 20
 )
 
-// write prints one page after the other. A table is aligned by the page.
-func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit int) ([]record, error)) error {
+// write prints one page after the other, and reports whether there was nothing to
+// print. A table is aligned by the page.
+func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit int) ([]record, error)) (none bool, err error) {
 	after, printed := q.from, 0
 	for {
 		want := listPage
@@ -116,32 +181,29 @@ func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit in
 		}
 		page, err := next(after, want+1) // one more tells whether there is more
 		if err != nil {
-			return err
+			return false, err
 		}
 		more := len(page) > want
 		page = page[:min(len(page), want)]
 		if err := q.print(std, asJSON, page, printed == 0); err != nil {
-			return err
+			return false, err
 		}
 		if len(page) > 0 {
 			after = page[len(page)-1].cursor()
 		}
 		printed += len(page)
 		switch {
-		case !more && printed == 0:
-			fmt.Fprintln(std.err, "idempotency: no records", q.filters())
-			return nil
 		case !more:
-			return nil
+			return printed == 0, nil
 		case q.limit > 0 && printed >= q.limit:
 			fmt.Fprintf(std.err, "idempotency: there is more: add -after %s\n", after)
-			return nil
+			return false, nil
 		}
 	}
 }
 
 func (q *listing) filters() string {
-	if q.scope == "" && q.state == "" && q.newer == 0 && q.older == 0 && q.after == "" {
+	if q.scope == "" && q.id == "" && q.prefix == "" && q.state == "" && q.newer == 0 && q.older == 0 && q.after == "" {
 		return "in the table"
 	}
 	return "pass these filters"
@@ -167,7 +229,7 @@ func (q *listing) print(std stdio, asJSON bool, page []record, first bool) error
 	for _, rec := range page {
 		lines = append(lines, rec.cells(q.show))
 	}
-	return columns(std.out, lines)
+	return fitted(std.out, lines, 0, 1, 6)
 }
 
 func (rec record) cells(show bool) []string {
@@ -178,6 +240,9 @@ func (rec record) cells(show bool) []string {
 			old = span(rec.now.Sub(rec.CompletedAt.Time))
 		}
 	}
+	if rec.PurgeAfter != nil {
+		expires = "(" + rec.PurgeAfter.relative(rec.now) + ")"
+	}
 	result := rec.resultSize()
 	if show && rec.Result != nil {
 		result = compact(rec.Result)
@@ -185,10 +250,22 @@ func (rec record) cells(show bool) []string {
 	return []string{plain(rec.Scope), plain(rec.ID), rec.State, completed, old, expires, result}
 }
 
-func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, readable bool, after cursor, limit int) ([]record, error) {
-	rows, _ := pool.Query(ctx, d.on(listSQL(readable)), q.scope, q.state, q.newer.micros(), q.older.micros(),
-		after.purgeAfter(), after.ID, after.Scope, limit, q.show)
-	page, err := pgx.CollectRows(rows, scanRecord)
+func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, readable bool, after cursor, limit int) (page []record, err error) {
+	keys := q.id != "" || q.prefix != ""
+	args := []any{q.scope, q.state, q.newer.micros(), q.older.micros(), after.purgeAfter(), after.ID, after.Scope, limit, q.show}
+	if !keys {
+		rows, _ := pool.Query(ctx, d.on(listSQL(readable, keys)), args...)
+		page, err = pgx.CollectRows(rows, scanRecord)
+		return page, remedy.Of(err, d.schema)
+	}
+	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, byKeySQL); err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, d.on(listSQL(readable, keys)), append(args, q.id.orNull(), q.prefix.pattern())...)
+		page, err = pgx.CollectRows(rows, scanRecord)
+		return err
+	})
 	return page, remedy.Of(err, d.schema)
 }
 

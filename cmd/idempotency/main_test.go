@@ -121,6 +121,8 @@ func TestHelpAtEachLevelGoesToStdout(t *testing.T) {
 		{"migrate sql -h", "-schema NAME"},
 		{"get -h", "SCOPE KEY"},
 		{"list -h", "-after CURSOR"},
+		{"list -h", "-prefix TEXT"},
+		{"find -h", "idempotency find [FLAGS] KEY"},
 		{"delete -h", "SCOPE KEY"},
 		{"purge -h", "-every"},
 		{"stats -h", "-exact"},
@@ -135,6 +137,23 @@ func TestHelpAtEachLevelGoesToStdout(t *testing.T) {
 			t.Errorf("%s prints the password", row.args)
 		}
 	}
+}
+
+func TestHelpOnACommandIsThatOfTheCommand(t *testing.T) {
+	t.Parallel()
+	for _, words := range []string{"get", "find", "list", "delete", "stats", "purge", "doctor", "migrate", "migrate up", "migrate sql"} {
+		want := run(t, nil, append(strings.Fields(words), "-h")...)
+		if !strings.Contains(want.stdout, "Usage: idempotency "+words) {
+			t.Errorf("%+v", want)
+		}
+		run(t, nil, append([]string{"help"}, strings.Fields(words)...)...).want(t, 0, want.stdout, "")
+		run(t, nil, append([]string{"help"}, append(strings.Fields(words), "-h")...)...).want(t, 0, want.stdout, "")
+	}
+	all := run(t, nil, "-h").stdout
+	for _, args := range []string{"help", "help help", "help -h"} {
+		run(t, nil, strings.Fields(args)...).want(t, 0, all, "")
+	}
+	run(t, nil, "migrate", "help", "up").want(t, 0, run(t, nil, "migrate", "up", "-h").stdout, "")
 }
 
 func TestUsageErrorsExitWith2(t *testing.T) {
@@ -152,6 +171,17 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		{"get", "SCOPE is missing: see 'idempotency get -h'"},
 		{"get scope", "KEY is missing: see 'idempotency get -h'"},
 		{"get scope key extra", `unexpected argument "extra"`},
+		{"help nonsense", `unknown command "nonsense": see 'idempotency -h'`},
+		{"help get extra", `unexpected argument "extra": see 'idempotency get -h'`},
+		{"help migrate nonsense", `unknown command "nonsense": see 'idempotency migrate -h'`},
+		{"find", "KEY is missing: see 'idempotency find -h'"},
+		{"find key extra", `unexpected argument "extra"`},
+		{"list -id a -prefix b", "give -id or -prefix, not both: see 'idempotency list -h'"},
+		{"list -id=", "it is empty: see 'idempotency list -h'"},
+		{"list -prefix=", "it is empty: see 'idempotency list -h'"},
+		{"stats -every 0s", "want a time such as 90s, 15m, 24h or 7d: see 'idempotency stats -h'"},
+		{"stats -every -2s", "want a time"},
+		{"stats -every soon", "want a time"},
 		{"delete scope -yes", "KEY is missing: see 'idempotency delete -h'"},
 		{"list -state lost", "-state lost: it has to be done, expired or abandoned: see 'idempotency list -h'"},
 		{"list -newer soon", "want a time such as 90s, 15m, 24h or 7d: see 'idempotency list -h'"},

@@ -97,7 +97,9 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.Contains(text, "-every") {
-			eventually(t, text, func() bool { return strings.Contains(errors.String(), "purging every") })
+			eventually(t, text, func() bool {
+				return strings.Contains(errors.String()+out.String(), "purging every") || strings.Contains(out.String(), "Transactions")
+			})
 			if err := cmd.Process.Signal(os.Interrupt); err != nil {
 				t.Fatal(err)
 			}
@@ -106,7 +108,7 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 			t.Errorf("%s: %v\n%s%s", text, err, out.String(), errors.String())
 		}
 	}
-	for _, sub := range []string{"get", "list", "delete", "stats", "doctor", "purge", "migrate"} {
+	for _, sub := range []string{"get", "find", "list", "delete", "stats", "doctor", "purge", "migrate"} {
 		if !seen[sub] {
 			t.Errorf("the page shows no %s", sub)
 		}
@@ -277,7 +279,9 @@ func TestReaderOfTheOperatorsPageCanLookAndNotTouch(t *testing.T) {
 	env := []string{"DATABASE_URL=" + with(pool, "role", role)}
 	run(t, env, "get", "s", "i").wantAll(t, 0, "done", "not for this role to read")
 	run(t, env, "list").wantAll(t, 0, "done", "not for this role to read")
-	for _, args := range []string{"get s i -json", "list -json"} {
+	run(t, env, "find", "i").wantAll(t, 0, "done", "not for this role to read")
+	run(t, env, "find", "held").wantLine(t, 3, "1 call is in progress that could be")
+	for _, args := range []string{"get s i -json", "list -json", "find i -json", "list -json -prefix i"} {
 		if o := objects(t, run(t, env, strings.Fields(args)...))[0]; o["id"] != "i" || o["result_bytes"] != nil {
 			t.Errorf("%s: %v", args, o)
 		}
@@ -304,7 +308,14 @@ func TestReaderOfTheOperatorsPageCanLookAndNotTouch(t *testing.T) {
 	run(t, env, "delete", "s", "i", "-yes").wantLine(t, 1, "SQLSTATE 42501")
 	run(t, env, "purge", "-once").wantLine(t, 1, "SQLSTATE 42501")
 	do(t, pool, "revoke pg_monitor from "+role)
-	run(t, env, "get", "s", "held").wantLine(t, 4, fmt.Sprintf("process %d", pid), "a member of pg_monitor may")
+	run(t, env, "get", "s", "held").wantLine(t, 4, fmt.Sprintf("process %d", pid), "a member of pg_monitor may: grant pg_monitor to "+role)
+	holder := objects(t, run(t, env, "get", "s", "held", "-json"))[0]["holders"].([]any)[0].(map[string]any)
+	if holder["pid"] != float64(pid) || holder["application"] != t.Name() || holder["user"] != pool.Config().ConnConfig.User || holder["client"] != nil || holder["transaction_start"] != nil ||
+		holder["transaction_seconds"] != nil || holder["grant"] != "grant pg_monitor to "+role {
+		t.Errorf("%v", holder)
+	}
+	do(t, pool, "grant pg_read_all_stats to "+role)
+	run(t, env, "get", "s", "held").wantLine(t, 4, fmt.Sprintf("process %d", pid), "client ", "since 2")
 }
 
 func TestPurgerOfTheOperatorsPageCanPurge(t *testing.T) {

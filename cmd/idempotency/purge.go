@@ -23,17 +23,19 @@ var purge = &command{
 records a second at most, so that calls beside it do not notice. It may be
 interrupted: what was deleted stays deleted. The loop goes on after a lost connection,
 may run on many machines (one of them works at a time), and ends with exit code 0 when
-it is interrupted.`,
+it is interrupted. With -json each purge is an object, one of the loop that found
+nothing, failed, or stood by for another process, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, 0)
 		once := fs.Bool("once", false, "delete what has expired by now, and end")
 		var every age
 		fs.Var(&every, "every", "go on, and look again after this `time`, such as 5m")
+		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			if *once == (every > 0) {
 				return usageError{"give -once, or -every TIME", true}
 			}
-			p := &purger{database: db, std: std}
+			p := &purger{database: db, std: std, asJSON: *asJSON}
 			if *once {
 				return p.once(ctx)
 			}
@@ -45,28 +47,57 @@ it is interrupted.`,
 type purger struct {
 	*database
 	std      stdio
+	asJSON   bool
 	deleting atomic.Int64 // by batches, of which a Store tells only the sum at the end
 }
 
 func (p *purger) once(ctx context.Context) error {
 	p.tracer = p
 	return p.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		store, err := p.store(pool, nil)
+		var event idempotency.Event
+		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) { event = e })
 		if err != nil {
 			return err
 		}
 		clear := p.progress()
 		deleted, err := store.Purge(ctx)
 		clear()
+		if p.asJSON {
+			if err := p.object(ctx, event); err != nil {
+				return err
+			}
+		}
 		if err != nil && deleted > 0 {
 			return fmt.Errorf("%s deleted, then: %w", plural(deleted, "expired record"), err)
 		}
-		if err != nil {
+		if err != nil || p.asJSON {
 			return err
 		}
 		_, err = fmt.Fprintln(p.std.out, plural(deleted, "expired record"), "deleted")
 		return err
 	})
+}
+
+// A purged is what one purge did, for programs.
+type purged struct {
+	Deleted int64   `json:"deleted"`
+	Seconds float64 `json:"seconds"`
+	Outcome string  `json:"outcome"` // done, standing_by, failed
+	Error   string  `json:"error,omitempty"`
+	Now     instant `json:"now"` // by the clock of this machine
+}
+
+func (p *purger) object(ctx context.Context, e idempotency.Event) error {
+	line := purged{e.Deleted, e.Duration.Seconds(), e.Outcome, p.said(ctx, e.Err), instant{Time: time.Now().UTC()}}
+	return jsonLine(p.std.out, line)
+}
+
+// said is the text of an error.
+func (p *purger) said(ctx context.Context, err error) string {
+	if err == nil {
+		return ""
+	}
+	return withoutPassword(p.explain(ctx, err).Error())
 }
 
 // readableSQL reads nothing, but fails where the table is missing.
@@ -97,15 +128,22 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 	return err
 }
 
-// report writes one line for each round that did something.
+// report writes one line for each round that did something, or an object for each.
 func (p *purger) report(ctx context.Context, e idempotency.Event) {
 	p.deleting.Add(e.Deleted)
 	now := moment(time.Now())
-	if e.Deleted > 0 {
+	if p.asJSON {
+		if e.Deleted == 0 && errors.Is(e.Err, context.Canceled) {
+			return
+		}
+		if err := p.object(ctx, e); err != nil {
+			fmt.Fprintf(p.std.err, "%s idempotency: %v\n", now, err)
+		}
+	} else if e.Deleted > 0 {
 		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, plural(e.Deleted, "expired record"), span(e.Duration))
 	}
 	if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
-		fmt.Fprintf(p.std.err, "%s idempotency: %s\n", now, visible.Text(withoutPassword(p.explain(ctx, e.Err).Error())))
+		fmt.Fprintf(p.std.err, "%s idempotency: %s\n", now, visible.Text(p.said(ctx, e.Err)))
 	}
 }
 

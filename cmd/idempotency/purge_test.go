@@ -105,7 +105,7 @@ func TestPasswordIsNeverPrintedByAnyCommand(t *testing.T) {
 		"postgres://u:a@s3cret@127.0.0.1:1/d",
 		"host=127.0.0.1 port=1 user=u password='s3cret",
 	} {
-		for _, args := range []string{"get s i", "list", "delete s i", "delete -yes s i", "stats", "purge -once", "purge -every 1h", "doctor"} {
+		for _, args := range []string{"get s i", "list", "find i", "list -id i", "delete s i", "delete -yes s i", "stats", "stats -every 1h", "purge -once", "purge -every 1h", "doctor"} {
 			r := run(t, []string{"DATABASE_URL=" + url}, append(strings.Fields(args), "-timeout", "2s")...)
 			if r.exit != 1 || strings.Contains(r.stdout+r.stderr, "s3cret") {
 				t.Errorf("%s: %+v", args, r)
@@ -128,6 +128,52 @@ func TestPasswordIsNeverPrintedByAnyCommand(t *testing.T) {
 				t.Errorf("%s: %+v", args, r)
 			}
 		}
+	}
+}
+
+func TestPurgeSaysInJSONWhatItHasDone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	expiredRows(t, pool, 1500)
+	for _, deleted := range []float64{1500, 0} {
+		r := run(t, on(pool), "purge", "-once", "-json")
+		o := objects(t, r)
+		if seconds, _ := o[0]["seconds"].(float64); r.exit != 0 || r.stderr != "" || len(o) != 1 || o[0]["deleted"] != deleted || o[0]["outcome"] != "done" || seconds <= 0 || o[0]["error"] != nil || o[0]["now"] == nil {
+			t.Errorf("%+v", r)
+		}
+	}
+	do(t, pool, "create function refuse() returns trigger language plpgsql as $$ begin raise 'not \x1b now'; end $$; create trigger t before delete on idempotency_keys for each row execute function refuse()")
+	expiredRows(t, pool, 1)
+	r := run(t, on(pool), "purge", "-once", "-json")
+	if o := objects(t, r); r.exit != 1 || len(o) != 1 || o[0]["deleted"] != 0.0 || o[0]["outcome"] != "failed" || !strings.Contains(o[0]["error"].(string), "now") || !strings.Contains(r.stderr, "now") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestPurgeLoopHasAnObjectForEachPurge(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	cmd, stdout, stderr := watched(t, on(pool), "purge", "-every", "30ms", "-json")
+	eventually(t, "a purge of nothing", func() bool { return strings.Contains(stdout.String(), `{"deleted":0,`) })
+	expiredRows(t, pool, 10)
+	eventually(t, "a purge", func() bool { return strings.Contains(stdout.String(), `{"deleted":10,`) })
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another's turn", func() bool { return strings.Contains(stdout.String(), `"outcome":"standing_by"`) })
+	ends(t, cmd, os.Interrupt, 0)
+	for _, o := range objects(t, result{stdout: stdout.String()}) {
+		if o["error"] != nil {
+			t.Errorf("%v", o)
+		}
+	}
+	if text := stderr.String(); !strings.Contains(text, "interrupted after 10 deleted records") {
+		t.Error(text)
 	}
 }
 

@@ -25,6 +25,7 @@ type record struct {
 	CreatedAt   *instant        `json:"created_at,omitempty"`
 	CompletedAt *instant        `json:"completed_at,omitempty"`
 	ExpiresAt   *instant        `json:"expires_at,omitempty"`
+	PurgeAfter  *instant        `json:"purge_after,omitempty"` // of an abandoned record: the claim plus the retention
 	Fingerprint string          `json:"fingerprint,omitempty"`
 	Origin      string          `json:"origin,omitempty"`
 	ResultBytes *int64          `json:"result_bytes"` // null: this role may not read the result
@@ -96,7 +97,9 @@ func scanRecord(row pgx.CollectableRow) (rec record, err error) {
 	if err != nil {
 		return rec, err
 	}
-	if rec.CompletedAt != nil && rec.ExpiresAt != nil {
+	if rec.CompletedAt == nil {
+		rec.PurgeAfter = &rec.purgeAfter
+	} else if rec.ExpiresAt != nil {
 		rec.CreatedAt = rec.purgeAfter.plus(*rec.CompletedAt, *rec.ExpiresAt) // both ends have the same retention
 	}
 	if result != nil {
@@ -113,12 +116,20 @@ func scanRecord(row pgx.CollectableRow) (rec record, err error) {
 // A holder is a session whose transaction has the key's advisory lock: a call at
 // work on it, or one that has just replayed it.
 type holder struct {
-	PID         int32    `json:"pid"`
+	PID         int32    `json:"pid"` // 0: a prepared transaction, which no process has
 	Application string   `json:"application,omitempty"`
-	Client      string   `json:"client,omitempty"`
+	User        string   `json:"user,omitempty"`
+	Client      string   `json:"client,omitempty"` // its address, or [local] for a Unix socket
 	State       string   `json:"state,omitempty"`
-	Seconds     *seconds `json:"transaction_seconds"` // null: this role may not see it
+	Start       *instant `json:"transaction_start"`   // null: this role may not see it
+	Seconds     *seconds `json:"transaction_seconds"` // likewise
 	Waiting     string   `json:"waiting_for,omitempty"`
+	Grant       string   `json:"grant,omitempty"` // what would show the rest to this role
+}
+
+// targets are where to scan the holderColumns into.
+func (h *holder) targets() []any {
+	return []any{&h.PID, &h.Application, &h.User, &h.Client, &h.State, &h.Start, &h.Seconds, &h.Waiting, &h.Grant}
 }
 
 // seconds come from the server as microseconds, a whole number.
@@ -133,11 +144,14 @@ func (s *seconds) ScanInt64(micros pgtype.Int8) error {
 func (h holder) replicating() bool { return h.Waiting == "SyncRep" }
 
 func (h holder) String() string {
+	if h.PID == 0 {
+		return "a prepared transaction (see pg_prepared_xacts)"
+	}
 	text := fmt.Sprintf("process %d", h.PID)
 	var about []string
-	for _, part := range []string{h.Application, h.Client, h.State} {
-		if part != "" {
-			about = append(about, plain(part))
+	for _, part := range []struct{ name, value string }{{"", h.Application}, {"user ", h.User}, {"client ", h.Client}, {"", h.State}} {
+		if part.value != "" {
+			about = append(about, part.name+plain(part.value))
 		}
 	}
 	if len(about) > 0 {
@@ -147,24 +161,51 @@ func (h holder) String() string {
 }
 
 func (h holder) since() string {
-	if h.Seconds == nil {
-		return "since a time that this role may not see (a member of pg_monitor may)"
+	switch {
+	case h.Grant != "":
+		return "since a time that this role may not see, like the client and the state (a member of pg_monitor may: " + plain(h.Grant) + ")"
+	case h.Seconds == nil || h.Start == nil:
+		return "since a time that the server does not tell"
 	}
-	return "for " + span(time.Duration(float64(*h.Seconds)*float64(time.Second)))
+	return "for " + span(time.Duration(float64(*h.Seconds)*float64(time.Second))) + ", since " + h.Start.String()
 }
 
-// holderColumns are those of a holder.
-const holderColumns = `l.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.state, ''),
-	(extract(epoch from clock_timestamp() - a.xact_start) * 1000000::numeric)::bigint, coalesce(a.wait_event, '')`
+// remedy is how to end it.
+func (h holder) remedy() string {
+	if h.PID == 0 {
+		return "commit prepared or rollback prepared ends it"
+	}
+	return fmt.Sprintf("end it with select pg_terminate_backend(%d)", h.PID)
+}
 
-// holderSQL looks for the lock that claims take: a number of 64 bits, of which
-// pg_locks shows the two halves. The row of a call in progress is invisible.
+// holderColumns are those of a holder. Of the sessions of other roles, everybody sees
+// the process, the user and the application, and a member of pg_read_all_stats, which
+// pg_monitor is, all: PostgreSQL's manual, "The Cumulative Statistics System".
+const holderColumns = `coalesce(l.pid, 0), coalesce(a.application_name, ''), coalesce(a.usename::text, ''),
+	coalesce(host(a.client_addr), case when a.client_port = -1 then '[local]' end, ''), coalesce(a.state, ''),
+	extract(epoch from a.xact_start)::text, (extract(epoch from clock_timestamp() - a.xact_start) * 1000000::numeric)::bigint, coalesce(a.wait_event, ''),
+	case when a.pid is not null and a.state is null then 'grant pg_monitor to '::text || quote_ident(current_user::text) else '' end`
+
+// keyLocks are the locks that claims take: a number of 64 bits, of which pg_locks
+// shows the two halves. The row of a call in progress is invisible.
+const keyLocks = `pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+	and l.database = (select oid from pg_database where datname = current_database())`
+
+// lockNumber is what keylock.ID has made of the key.
+const lockNumber = `((l.classid::bigint << 32) | l.objid::bigint) # 'idempotency_keys'::regclass::oid::bigint`
+
 const holderSQL = `
 select ` + holderColumns + `
-from pg_locks l left join pg_stat_activity a on a.pid = l.pid
-where l.locktype = 'advisory' and l.granted and l.objsubid = 1
-	and l.database = (select oid from pg_database where datname = current_database())
-	and (l.classid::bigint << 32) | l.objid::bigint = $1::bigint # 'idempotency_keys'::regclass::oid::bigint`
+from ` + keyLocks + `
+	and ` + lockNumber + ` = $1::bigint`
+
+// writesToTable takes for a call what has, in the transaction with such a lock, also
+// the lock of a write to the table.
+const writesToTable = `exists (
+		select from pg_locks t
+		where t.virtualtransaction = l.virtualtransaction and t.locktype = 'relation' and t.mode = 'RowExclusiveLock' and t.granted
+			and t.relation = 'idempotency_keys'::regclass::oid)`
 
 // lookUp returns what is known about a key. It asks for the lock first: a call
 // that has none any more has a record by then, or has failed. A call that is at
@@ -187,7 +228,7 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 		rec.State, rec.Holders = inProgress, holders
 	}
 	if err == nil && rec.State == notFound {
-		err = provesAbsence(ctx, pool, rec)
+		err = provesAbsence(ctx, pool, rec.key())
 	}
 	return rec, remedy.Of(err, d.schema)
 }
@@ -196,12 +237,12 @@ const standbySQL = `select pg_is_in_recovery()`
 
 // provesAbsence is an error on a standby: it can be behind, and has the locks of
 // no call in progress.
-func provesAbsence(ctx context.Context, pool *pgxpool.Pool, rec record) error {
+func provesAbsence(ctx context.Context, pool *pgxpool.Pool, key string) error {
 	var standby bool
 	if err := pool.QueryRow(ctx, standbySQL).Scan(&standby); err != nil || !standby {
 		return err
 	}
-	return fmt.Errorf("there is no record of %s here, but this server is a standby, which can be behind and knows of no call in progress: ask the primary, for example with target_session_attrs=read-write", rec.key())
+	return fmt.Errorf("there is no record of %s here, but this server is a standby, which can be behind and knows of no call in progress: ask the primary, for example with target_session_attrs=read-write", key)
 }
 
 func (rec record) key() string {
@@ -210,7 +251,10 @@ func (rec record) key() string {
 
 func (d *database) holders(ctx context.Context, pool *pgxpool.Pool, scope, id string) ([]holder, error) {
 	rows, _ := pool.Query(ctx, d.on(holderSQL), keylock.ID(scope, id))
-	holders, err := pgx.CollectRows(rows, pgx.RowToStructByPos[holder])
+	holders, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h holder, err error) {
+		err = row.Scan(h.targets()...)
+		return h, err
+	})
 	return holders, remedy.Of(err, d.schema)
 }
 
@@ -227,8 +271,8 @@ func (rec record) absence() error {
 			return exitError{exitInProgress, fmt.Sprintf("%s is being committed: %s: it waits for a synchronous standby (see pg_stat_replication): do not end it, that would show a commit that a failover can lose",
 				key, rec.Holders[0])}
 		}
-		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: %s: ask again, or end it with select pg_terminate_backend(%d)",
-			key, rec.Holders[0], effect, rec.Holders[0].PID)}
+		return exitError{exitInProgress, fmt.Sprintf("%s is in progress: %s: %s: ask again, or %s",
+			key, rec.Holders[0], effect, rec.Holders[0].remedy())}
 	case notFound:
 		return exitError{exitNotFound, "no record of " + key + ": no call with it has taken effect, or its record expired and was purged"}
 	}

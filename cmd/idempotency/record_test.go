@@ -133,7 +133,7 @@ func TestGetTellsApartWhatBecameOfAKey(t *testing.T) {
 func TestAbsentTableIsNamedWithAWayOut(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	for _, args := range []string{"get s i", "list", "stats", "purge -once", "purge -every 1h", "delete -yes s i", "delete s i"} {
+	for _, args := range []string{"get s i", "find i", "list", "list -prefix i", "stats", "stats -every 1h", "purge -once", "purge -every 1h", "delete -yes s i", "delete s i"} {
 		run(t, on(pool), strings.Fields(args)...).wantLine(t, 1, "idempotency migrate up", "SQLSTATE 42P01")
 	}
 }
@@ -144,7 +144,7 @@ func TestRecordsOfANamedSchemaAreFound(t *testing.T) {
 	execute(t, pool, "s", "i", 1)
 	do(t, pool, `create schema "My ""S"; alter table idempotency_keys set schema "My ""S"`)
 	schema := []string{"-schema", `My "S`}
-	for _, args := range []string{"get s i", "list", "stats", "purge -once", "doctor"} {
+	for _, args := range []string{"get s i", "find i", "list", "list -prefix i", "stats", "purge -once", "doctor"} {
 		run(t, on(pool), append(strings.Fields(args), schema...)...).wantAll(t, 0)
 	}
 	run(t, on(pool), append([]string{"delete", "s", "i", "-yes"}, schema...)...).want(t, 0, "deleted\n", "")
@@ -230,7 +230,7 @@ func TestListAndGetSendNothingOddToATerminal(t *testing.T) {
 	pool := pgtest.New(t)
 	const odd = "\x1b]0;title\a\u009b31m\nnext\u202e"
 	execute(t, pool, "scope"+odd, "key"+odd, odd)
-	for _, args := range [][]string{{"list", "-show-result"}, {"get", "scope" + odd, "key" + odd, "-show-result"}, {"stats"}, {"get", "scope" + odd, "none" + odd}} {
+	for _, args := range [][]string{{"list", "-show-result"}, {"get", "scope" + odd, "key" + odd, "-show-result"}, {"stats"}, {"get", "scope" + odd, "none" + odd}, {"find", "key" + odd}, {"list", "-prefix", "key" + odd}} {
 		r := run(t, on(pool), args...)
 		if all := r.stdout + r.stderr; strings.ContainsAny(all, "\x1b\a\u009b\u202e") || !strings.Contains(all, `\x1b]0;title`) {
 			t.Errorf("%v: %q", args, all)
@@ -256,6 +256,51 @@ func TestDeleteSaysInProgressAndByWhom(t *testing.T) {
 	for _, args := range []string{"delete s i", "delete s i -yes"} {
 		run(t, on(pool), strings.Fields(args)...).wantLine(t, 4, "is in progress", fmt.Sprintf("process %d", pid))
 	}
+}
+
+func TestDeleteSaysInJSONWhatItHasDone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	if r := run(t, on(pool), "delete", "s", "i", "-json"); r.exit != 2 || r.stdout != "" || !strings.Contains(r.stderr, "add -yes") {
+		t.Errorf("%+v", r)
+	}
+	run(t, on(pool), "delete", "s", "i", "-yes", "-json").want(t, 0, `{"scope":"s","id":"i","deleted":true,"state":"deleted"}`+"\n", "")
+	for _, args := range []string{"delete s i -json", "delete s i -json -yes"} {
+		r := run(t, on(pool), strings.Fields(args)...)
+		if r.wantAll(t, 3); r.stdout != `{"scope":"s","id":"i","deleted":false,"state":"not found"}`+"\n" || !strings.Contains(r.stderr, "no record of key i of scope s") {
+			t.Errorf("%+v", r)
+		}
+	}
+	pid, _ := hold(t, pool, "s", "i")
+	for _, args := range []string{"delete s i -json", "delete s i -json -yes"} {
+		r := run(t, on(pool), strings.Fields(args)...)
+		if r.wantAll(t, 4, `{"scope":"s","id":"i","deleted":false,"state":"in progress","holders":[{"pid":`+fmt.Sprint(pid)); !strings.Contains(r.stderr, "is in progress") {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func TestGetSaysWhoHoldsAKeyAndSinceWhen(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	cfg := pool.Config().ConnConfig
+	client := "127.0.0.1"
+	if strings.HasPrefix(cfg.Host, "/") {
+		client = "[local]"
+	}
+	before := time.Now().Add(-2 * time.Second)
+	pid, end := hold(t, pool, "s", "i")
+	defer end()
+	o := objects(t, run(t, on(pool), "get", "s", "i", "-json"))[0]["holders"].([]any)[0].(map[string]any)
+	start, err := time.Parse(time.RFC3339Nano, fmt.Sprint(o["transaction_start"]))
+	age, _ := o["transaction_seconds"].(float64)
+	if err != nil || start.Before(before) || start.After(time.Now().Add(2*time.Second)) || age <= 0 || age > 600 ||
+		o["pid"] != float64(pid) || o["application"] != t.Name() || o["user"] != cfg.User || o["client"] != client || o["state"] != "idle in transaction" || o["grant"] != nil {
+		t.Errorf("%v", o)
+	}
+	text := fmt.Sprintf("process %d (%s, user %s, client %s, idle in transaction) for ", pid, t.Name(), cfg.User, client)
+	run(t, on(pool), "get", "s", "i").wantLine(t, 4, text, "s, since "+start.Format("2006-01-02T15:04:05Z"), "select pg_terminate_backend")
 }
 
 func TestDeleteWithoutTerminalAndYesIsRefused(t *testing.T) {
@@ -288,6 +333,8 @@ func TestCommandsWorkInEveryModeOfPgx(t *testing.T) {
 		env := []string{"DATABASE_URL=" + with(pool, "default_query_exec_mode", mode)}
 		run(t, env, "get", "s", "i", "-show-result").wantAll(t, 0, "done")
 		run(t, env, "list", "-newer", "1h").wantAll(t, 0, "done")
+		run(t, env, "list", "-prefix", "i").wantAll(t, 0, "done")
+		run(t, env, "find", "i").wantAll(t, 0, "done")
 		run(t, env, "stats").wantAll(t, 0, "in progress")
 		run(t, env, "doctor").wantAll(t, 0)
 		run(t, env, "delete", "-yes", "s", "i").wantAll(t, 0)
@@ -306,7 +353,7 @@ func TestInterruptEndsEveryCommand(t *testing.T) {
 	if _, err := locked.Exec(t.Context(), "lock table idempotency_keys"); err != nil {
 		t.Fatal(err)
 	}
-	for i, args := range []string{"list", "get s i", "stats", "purge -once", "delete -yes s i"} {
+	for i, args := range []string{"list", "list -id i", "get s i", "find i", "stats", "purge -once", "delete -yes s i"} {
 		name := fmt.Sprintf("%s-%d", pool.Config().ConnConfig.Database, i)
 		cmd := command(t, append(on(pool), "PGAPPNAME="+name), strings.Fields(args)...)
 		wait := start(t, cmd)

@@ -30,7 +30,8 @@ func elsewhere(fs *flag.FlagSet, words []string) (where string) {
 	}
 	fs.Visit(func(f *flag.Flag) {
 		value := f.Value.String()
-		if f.Name != "database" && (connectionString.MatchString(value) || f.Name != "scope" && strings.Contains(value, "@")) {
+		ofKeys := f.Name == "scope" || f.Name == "id" || f.Name == "prefix" // where an address may stand
+		if f.Name != "database" && (connectionString.MatchString(value) || !ofKeys && strings.Contains(value, "@")) {
 			where = "-" + f.Name
 		}
 	})

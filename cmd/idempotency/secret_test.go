@@ -46,12 +46,12 @@ func oddLines(command []string, s string) [][]string {
 	lines := [][]string{
 		line(s), slices.Concat([]string{s}, command), line("--", s), line("-x=" + s), line("-x", s), line(s, s, s), line("-" + s),
 		line("-databse", s), line("-schema", s), line("-schema=" + s), line("-timeout", s), line("-schema", "-database", s),
-		line("-after", s), line("-state", s), line("-newer=" + s), line("-limit", s), line("-sample", s), line("-yes", s), line("-json=" + s),
+		line("-after", s), line("-state", s), line("-newer=" + s), line("-limit", s), line("-sample", s), line("-every", s), line("-yes", s), line("-json=" + s),
 		line(append([]string{"-timeout", "1s", "-database"}, strings.Fields(s)...)...), // without quotes
 		line("-timeout", "1s", "-database", s), line("-timeout", "1s", "-database="+s), line("-timeout", "1s", "--database", s, "extra"),
 	}
 	if !strings.HasPrefix(s, "u:") { // it can be a scope
-		lines = append(lines, line("-scope", s), line(s, "key"), line("scope", s))
+		lines = append(lines, line("-scope", s), line(s, "key"), line("scope", s), line("-id", s), line("-prefix", s))
 	}
 	return lines
 }
@@ -63,7 +63,7 @@ func TestSecretInAnOddCommandLineIsNeverPrinted(t *testing.T) {
 	t.Setenv("PGHOST", "127.0.0.1")
 	t.Setenv("PGPORT", "1")
 	lines, leaks := 0, 0
-	for _, command := range []string{"get", "list", "delete -yes", "delete", "stats", "purge -once", "purge -every 1h", "doctor", "migrate", "migrate up", "migrate down -yes", "migrate version", "migrate sql", ""} {
+	for _, command := range []string{"get", "find", "help", "list", "delete -yes", "delete", "stats", "purge -once", "purge -every 1h", "doctor", "migrate", "migrate up", "migrate down -yes", "migrate version", "migrate sql", ""} {
 		for i, s := range oddStrings() {
 			for j, line := range oddLines(strings.Fields(command), s) {
 				if command != "list" && command != "get" && (i+j)%5 > 0 { // they differ little
@@ -94,7 +94,7 @@ func TestNoScopeKeyOrFlagIsTakenForAConnectionString(t *testing.T) {
 		"customer-7", "charge/order-1", "a@example.com", "user:1@eu", "https://example.com/x?y=z", "https://medium.com/@user", "urn:uuid:018f", "a=b", "port=1",
 		"host=a", "key: value", "über", "-", "postgres", "passwords",
 	} {
-		for _, line := range [][]string{{"get", text, "k"}, {"get", "s", text}, {"list", "-scope", text}, {"delete", "-yes", text, text}} {
+		for _, line := range [][]string{{"get", text, "k"}, {"get", "s", text}, {"list", "-scope", text}, {"find", "--", text}, {"list", "-id", text}, {"list", "-prefix", text}, {"delete", "-yes", text, text}} {
 			if exit, said := inProcess(t, line); exit != exitFailed || !strings.Contains(said, "cannot connect") {
 				t.Errorf("%q: exit %d, %s", line, exit, said)
 			}

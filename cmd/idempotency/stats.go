@@ -12,7 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 var stats = &command{
@@ -20,12 +19,15 @@ var stats = &command{
 	summary: "sizes, arrivals, scopes, what has expired, and who holds a key now",
 	text: `A large table is sampled, and what rests on a sample is marked with ~; -exact reads all
 of it. Replays are not stored: what is counted are keys that took effect, once each, as
-far as they are not purged yet.`,
+far as they are not purged yet. With -every it goes on, after a lost connection too,
+-timeout is for each round, and it ends with exit code 0 when it is interrupted.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		exact := fs.Bool("exact", false, "read the whole table")
 		sample := fs.Int64("sample", 20_000, "read about so many `pages` of 8 kB of a larger table")
 		scopes := fs.Int("scopes", 10, "list so many of the largest `scopes`")
+		var every age
+		fs.Var(&every, "every", "go on, and look again after this `time`, such as 2s")
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			if *scopes < 0 {
@@ -37,16 +39,11 @@ far as they are not purged yet.`,
 			if *exact {
 				*sample = math.MaxInt64
 			}
-			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				s, err := db.statistics(ctx, pool, *sample, *scopes)
-				if err != nil {
-					return remedy.Of(err, db.schema)
-				}
-				if *asJSON {
-					return jsonLine(std.out, s)
-				}
-				return s.print(std.out)
-			})
+			w := watch{database: db, std: std, every: time.Duration(every), asJSON: *asJSON}
+			w.look = func(ctx context.Context, pool *pgxpool.Pool) (s statistic, err error) {
+				return db.statistics(ctx, pool, *sample, *scopes)
+			}
+			return w.run(ctx)
 		}
 	},
 }
@@ -142,19 +139,13 @@ where purge_after <= now() and expires_at <= now()
 order by purge_after
 limit 1`
 
-// holdersSQL takes for a call what holds an advisory lock of one number and, in
-// the same transaction, the lock of a write to the table. Their rows are invisible.
+// holdersSQL has a line for each transaction that is at a call, or at several.
 const holdersSQL = `
 select ` + holderColumns + `,
-	count(*), exists (select from pg_locks x where x.pid = l.pid and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)
-from pg_locks l left join pg_stat_activity a on a.pid = l.pid
-where l.locktype = 'advisory' and l.granted and l.objsubid = 1
-	and l.database = (select oid from pg_database where datname = current_database())
-	and exists (
-		select from pg_locks t
-		where t.pid = l.pid and t.locktype = 'relation' and t.mode = 'RowExclusiveLock' and t.granted
-			and t.relation = 'idempotency_keys'::regclass::oid)
-group by l.pid, a.application_name, a.client_addr, a.state, a.xact_start, a.wait_event
+	count(*), exists (select from pg_locks x where x.virtualtransaction = l.virtualtransaction and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)
+from ` + keyLocks + `
+	and ` + writesToTable + `
+group by l.virtualtransaction, l.pid, a.pid, a.application_name, a.usename, a.client_addr, a.client_port, a.state, a.xact_start, a.wait_event
 order by a.xact_start nulls last, l.pid`
 
 func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample int64, scopes int) (s statistic, err error) {
@@ -187,7 +178,7 @@ func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample in
 	}
 	rows, _ := pool.Query(ctx, d.on(holdersSQL))
 	s.Holders, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (h keyHolder, err error) {
-		err = row.Scan(&h.PID, &h.Application, &h.Client, &h.State, &h.Seconds, &h.Waiting, &h.Keys, &h.Writing)
+		err = row.Scan(append(h.targets(), &h.Keys, &h.Writing)...)
 		return h, err
 	})
 	return s, err
@@ -217,7 +208,7 @@ func (s statistic) print(w io.Writer) error {
 		for i := range lines {
 			lines[i][0] = "  " + lines[i][0]
 		}
-		if err := columns(w, lines); err != nil {
+		if err := fitted(w, lines, 0); err != nil {
 			return err
 		}
 	}

@@ -8,20 +8,10 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf16"
 )
-
-// columns writes lines of cells, aligned.
-func columns(w io.Writer, lines [][]string) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, cells := range lines {
-		fmt.Fprintln(table, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
-	}
-	return table.Flush()
-}
 
 // plain quotes a text that could do something to a terminal, or to a table: keys
 // come from clients.

@@ -33,19 +33,19 @@ func TestTextsOfClientsCannotHarmATerminalInAnyOutput(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"get", oddText, oddText}, {"get", oddText, oddText, "-show-result"}, {"get", oddText, oddText, "-show-result", "-json"},
-		{"list"}, {"list", "-show-result"}, {"list", "-show-result", "-json"}, {"stats"}, {"stats", "-json"},
+		{"find", oddText}, {"find", oddText, "-json"}, {"list", "-id", oddText}, {"list"}, {"list", "-show-result"}, {"list", "-show-result", "-json"}, {"stats"}, {"stats", "-json"},
 	} {
 		r := run(t, on(pool), args...)
 		r.wantAll(t, 0)
 		wantVisible(t, strings.Join(args, " "), r)
-		if args[len(args)-1] == "-json" && args[0] != "stats" {
+		if args[len(args)-1] == "-json" && args[0] != "stats" && args[0] != "find" {
 			o := objects(t, r)[0]
 			if o["scope"] != oddText || o["id"] != oddText || o["origin"] != oddText || o["result"].(map[string]any)[oddText] != oddText {
 				t.Errorf("%v: a program does not get the same text: %+q", args, o)
 			}
 		}
 	}
-	for _, args := range [][]string{{"get", oddText, "none"}, {"get", oddText, "none", "-json"}, {"delete", oddText, oddText},
+	for _, args := range [][]string{{"get", oddText, "none"}, {"get", oddText, "none", "-json"}, {"delete", oddText, oddText}, {"find", oddText + "x"}, {"help", oddText}, {"delete", oddText, oddText, "-yes", "-json"},
 		{"list", "-schema", oddText}, {"doctor", "-schema", oddText}, {"list", "-state", oddText}, {oddText}, {"list", oddText}, {"list", "-" + oddText},
 		{"purge", "-once", "-schema", oddText}, {"migrate", "version", "-schema", oddText}} {
 		wantVisible(t, strings.Join(args, " "), run(t, on(pool), args...))
