@@ -244,7 +244,7 @@ const effectSQL = `with idempotency_effect:alias as materialized (
 	end)::integer as fits, convert_to(value, 'UTF8'::name) as result
 	from :value
 ), idempotency_record as (
-	insert into idempotency_keys (id, scope, purge_after, fingerprint, result, origin, completed_at, expires_at)
+	insert into :table (id, scope, purge_after, fingerprint, result, origin, completed_at, expires_at)
 	select :id::text, :scope::text, now() + :retention::interval, :fingerprint::bytea, result, :origin::text, at, at + :retention::interval
 	from (select result, clock_timestamp() as at from idempotency_value where fits = 1 offset 0) v:conflict
 	returning result, fingerprint is not distinct from :fingerprint::bytea and origin is not distinct from :origin::text
@@ -420,8 +420,7 @@ type statements struct {
 	lockExpiredNowait           string
 	exists, purge, purgeTurn    string
 
-	effect, strictEffect string
-	effects              effects // by the texts of the callers
+	effects effects // by the texts of the callers
 
 	// missing: PostgreSQL has said that there is no such table. See table.
 	missing atomic.Bool
@@ -476,9 +475,6 @@ func newStatements(schema string, configured bool) *statements {
 		freeRead:    newNamed(on(freeReadSQL)),
 		guard:       newNamed(on(guardSQL)),
 		strictGuard: newNamed(on(strictGuardSQL)),
-
-		effect:       on(strings.Replace(effectSQL, ":conflict", "", 1)),
-		strictEffect: on(strings.Replace(effectSQL, ":conflict", strictConflictSQL, 1)),
 	}
 }
 

@@ -37,6 +37,7 @@ type oneStatement interface {
 	work
 	effect(ctx context.Context, conn *pgx.Conn, sql *statements) (*effect, error)
 	arguments() []any
+	forget(*statements)
 	executed(stored []byte) error
 }
 
@@ -138,15 +139,33 @@ func (o *operation) effect(ctx context.Context, conn *pgx.Conn, sql *statements)
 	if err != nil {
 		return nil, err
 	}
-	fit, err := columns.Match(o.element, cols)
+	compared := make([]columns.Column, len(cols))
+	for i, c := range cols {
+		compared[i] = c.Column
+	}
+	fit, err := columns.Match(o.element, compared)
 	if err != nil {
 		return nil, undecodable(err)
 	}
 	e := newEffect(sql, text, len(o.args), o.many, fit, cols)
-	if sql.effects.n.Add(1) <= maxEffects {
-		sql.effects.known.Store(key, e)
-	}
+	sql.effects.remember(key, e)
 	return e, nil
+}
+
+func (all *effects) remember(key effectKey, e *effect) {
+	if all.n.Load() >= maxEffects {
+		return
+	}
+	if _, had := all.known.LoadOrStore(key, e); !had {
+		all.n.Add(1)
+	}
+}
+
+// forget is called when the statement has failed: its table can have been altered.
+func (o *operation) forget(sql *statements) {
+	if _, had := sql.effects.known.LoadAndDelete(effectKey{o.element, o.many, o.sql}); had {
+		sql.effects.n.Add(-1)
+	}
 }
 
 // notOne explains the error of a text of several statements.
@@ -165,75 +184,107 @@ func notAPart(err error) error {
 	return fmt.Errorf("idempotency: the statement cannot be a part of another: it has to be a SELECT, VALUES, INSERT, UPDATE, DELETE or MERGE that returns rows, without a WITH that changes data: use Do for others: %w", err)
 }
 
-// typesSQL says of types that are not PostgreSQL's own whether they are enumerations.
-const typesSQL = `select oid, typname::text, typtype = 'e' from pg_catalog.pg_type where oid = any($1::oid[])`
+// typesSQL names types, with their schemas.
+const typesSQL = `
+select t.oid, n.nspname::text, t.typname::text, t.typtype = 'e'::"char"
+from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+where t.oid = any($1::oid[])`
 
-func columnsOf(ctx context.Context, conn *pgx.Conn, fields []pgconn.FieldDescription) ([]columns.Column, error) {
-	cols := make([]columns.Column, len(fields))
+// A column is one of a statement's result, with the name of its type in SQL.
+type column struct {
+	columns.Column
+	typeSQL string
+}
+
+func columnsOf(ctx context.Context, conn *pgx.Conn, fields []pgconn.FieldDescription) ([]column, error) {
 	oids := make([]uint32, len(fields))
 	for i, f := range fields {
-		cols[i].Name, oids[i] = f.Name, f.DataTypeOID
+		oids[i] = f.DataTypeOID
 	}
 	// In a mode that every pooler lets through.
 	rows, err := conn.Query(ctx, typesSQL, pgx.QueryExecModeExec, oids)
 	if err != nil {
 		return nil, err
 	}
-	types := map[uint32]columns.Column{}
+	types := map[uint32]column{}
 	var oid uint32
-	var c columns.Column
-	_, err = pgx.ForEachRow(rows, []any{&oid, &c.Type, &c.Enum}, func() error {
+	var schema, name string
+	var enum bool
+	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &name, &enum}, func() error {
+		c := column{columns.Column{Type: name, Enum: enum}, pgx.Identifier{schema, name}.Sanitize()}
+		if schema != "pg_catalog" {
+			c.Type = schema + "." + name
+		}
 		types[oid] = c
 		return nil
 	})
-	for i := range cols {
-		found := types[oids[i]]
-		cols[i].Type, cols[i].Enum = found.Type, found.Enum
+	all := make([]column, len(fields))
+	for i, f := range fields {
+		all[i] = types[f.DataTypeOID]
+		all[i].Name = f.Name
 	}
-	return cols, err
+	return all, err
+}
+
+// valueSQL is the column's value as it becomes JSON. A time is written in UTC: the offset
+// of the session's zone can have seconds, which RFC 3339 has not. Other types are cast to
+// what they were when the statement was described, so that a column that was altered since
+// is the same, or an error before the commit.
+func (c column) valueSQL(ref string) string {
+	switch {
+	case c.Type == "timestamptz":
+		return `case when isfinite(` + ref + `) and ` + ref + ` >= '0001-01-01 00:00:00+00'::timestamptz and ` + ref + ` < '10000-01-01 00:00:00+00'::timestamptz
+			then to_char(timezone('UTC'::text, ` + ref + `), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text) else ` + ref + `::text end`
+	case c.Known():
+		return ref + "::" + c.typeSQL
+	}
+	return ref
 }
 
 // newEffect puts a caller's statement into ours. The caller's text is put in last, so that
 // nothing in it is taken for a name of ours.
-func newEffect(sql *statements, text string, args int, many bool, fit columns.Fit, cols []columns.Column) *effect {
-	row, alias := "idempotency_row.*", "" // other than the bare name, never a column
+func newEffect(sql *statements, text string, args int, many bool, fit columns.Fit, cols []column) *effect {
+	names, values := make([]string, len(cols)), make([]string, len(cols))
+	for i, c := range cols {
+		names[i] = pgx.Identifier{"value"}.Sanitize()
+		if fit.Object {
+			names[i] = pgx.Identifier{c.Name}.Sanitize()
+		}
+		values[i] = c.valueSQL("idempotency_row."+names[i]) + " as " + names[i]
+	}
+	alias := " (" + strings.Join(names, ", ") + ")" // the names of columns can change meanwhile
+	row := "(select idempotency_object from (select " + strings.Join(values, ", ") + ") idempotency_object)"
 	if !fit.Object {
-		row, alias = "idempotency_row.value", " (value)"
+		row = "(select " + values[0] + ")"
 	}
 	value := oneValueSQL
 	if many {
 		value = manyValueSQL
 	}
-	value = strings.NewReplacer(":row", row, ":readable", readableSQL(fit, cols)).Replace(value)
-	ours := []string{":alias", alias, ":statement", text, ":value", value}
+	value = strings.NewReplacer(":row", row, ":readable", readableSQL(fit, names)).Replace(value)
+	ours := []string{":table", sql.table, ":alias", alias, ":statement", text, ":value", value}
 	for i, name := range []string{":id", ":scope", ":fingerprint", ":retention", ":origin", ":limit"} {
 		ours = append(ours, name, "$"+strconv.Itoa(args+i+1))
 	}
 	with := strings.NewReplacer(ours...).Replace
 	return &effect{
 		oneShot: fit.Proven,
-		shot:    newNamed(with(sql.effect)),
-		strict:  newNamed(with(sql.strictEffect)),
+		shot:    newNamed(with(strings.Replace(effectSQL, ":conflict", "", 1))),
+		strict:  newNamed(with(strings.Replace(effectSQL, ":conflict", strictConflictSQL, 1))),
 		alone:   with(aloneSQL),
 	}
 }
 
 // readableSQL is true for a row whose values can be read where the columns' types alone do
 // not say so.
-func readableSQL(fit columns.Fit, cols []columns.Column) string {
-	name := func(i int) string {
-		if !fit.Object {
-			return "idempotency_row.value"
-		}
-		return "idempotency_row." + pgx.Identifier{cols[i].Name}.Sanitize()
-	}
+func readableSQL(fit columns.Fit, names []string) string {
 	all := []string{"true"}
 	for _, i := range fit.Flat {
-		all = append(all, "coalesce(pg_catalog.array_ndims("+name(i)+") = 1, true)")
+		all = append(all, "coalesce(pg_catalog.array_ndims(idempotency_row."+names[i]+") = 1, true)")
 	}
 	for _, i := range fit.Base64 {
 		// encoding/base64 passes over line ends, which encode() writes.
-		all = append(all, `coalesce(translate(`+name(i)+`::text, chr(10) || chr(13), ''::text) ~ '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$'::text, true)`)
+		all = append(all, `coalesce(translate(idempotency_row.`+names[i]+`::text, chr(10) || chr(13), ''::text) ~ '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$'::text, true)`)
 	}
 	return strings.Join(all, " and ")
 }

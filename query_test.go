@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/columns"
+	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
 // A ride is a row of the table charges.
@@ -349,7 +351,7 @@ func TestValuesOfAStatementDoNotDependOnTheSession(t *testing.T) {
 			}
 		}
 		again := query[string](b, "select convert_from(result, 'UTF8') from idempotency_keys where id = $1", key.ID)
-		if settings != "set timezone = 'Asia/Kolkata'" && again != stored {
+		if again != stored {
 			t.Errorf("%s: stored %s, want %s", settings, again, stored)
 		}
 	}
@@ -403,6 +405,127 @@ func TestInfinityIsAnErrorThatSaysThatTheOperationIsRecorded(t *testing.T) {
 		}
 	}
 	b.effects(1)
+}
+
+func TestTimeOfAStatementIsReadInEveryTimeZone(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	want := []time.Time{{}, time.Date(1880, 2, 3, 4, 5, 6, 7000, time.UTC), time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 0, 0, 0, time.UTC)}
+	for i, zone := range []string{"UTC", "America/New_York", "Europe/Berlin", "Asia/Kolkata"} {
+		store := b.storeOn(b.anotherPool(param("timezone", zone), pgtest.Direct), idempotency.Config{})
+		for j, at := range want {
+			key := idempotency.Key{Scope: zone, ID: fmt.Sprint(i, j)}
+			for range 2 {
+				got, _, err := idempotency.QueryRow[time.Time](t.Context(), store, key, "select $1::timestamptz", at)
+				if !got.Equal(at) || err != nil {
+					t.Errorf("%s: %v, %v; want %v", zone, got, err, at)
+				}
+			}
+		}
+		list, _, err := idempotency.QueryRow[[]time.Time](t.Context(), store, idempotency.Key{Scope: zone, ID: "list"}, "select array[$1::timestamptz, null]", want[2])
+		if len(list) != 2 || !list[0].Equal(want[2]) || err != nil {
+			t.Errorf("%s: %v, %v", zone, list, err)
+		}
+	}
+}
+
+// A schema's name is no part of the text in which ours are put in.
+func TestStatementInASchemaOfAnyName(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.anotherTable("t$1")
+	for _, schema := range []string{"t:id", ":statement", ":scope :value", "$1", ":table"} {
+		b.anotherTable(schema)
+		store := b.storeOn(b.pool, idempotency.Config{Schema: schema})
+		b.key.ID = schema
+		for again := range 2 {
+			_, replayed, err := idempotency.QueryRow[ride](t.Context(), store, b.key, rideSQL, b.key.ID, 7)
+			if replayed != (again == 1) || err != nil {
+				t.Errorf("%s: replayed %v, %v", schema, replayed, err)
+			}
+			store.Forget(b.key)
+		}
+		if n := query[int](b, "select count(*) from charges where key = $1", schema); n != 1 {
+			t.Errorf("%s: %d charges", schema, n)
+		}
+		if n := query[int](b, "select count(*) from "+pgx.Identifier{schema, "idempotency_keys"}.Sanitize()); n != 1 {
+			t.Errorf("%s: %d records", schema, n)
+		}
+	}
+}
+
+func TestStatementWhoseTableWasAlteredKeepsItsMeaningOrKeepsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	type account struct {
+		ID  int32 `json:"id"`
+		Bal int32 `json:"bal"`
+	}
+	b.exec("create table accounts (id int, bal int); insert into accounts values (1, 0)")
+	add := func(id string, n int64) (account, error) {
+		got, _, err := idempotency.QueryRow[account](t.Context(), b.store, idempotency.Key{Scope: "s", ID: id}, "update accounts set bal = bal + $1 returning *", n)
+		return got, err
+	}
+	if got, err := add("before", 2); got != (account{1, 2}) || err != nil {
+		t.Fatal(got, err)
+	}
+	b.exec("alter table accounts alter column bal type bigint")
+	if _, err := add("larger", 1<<40); err == nil {
+		t.Error("a value that is too large was read")
+	}
+	if n := query[int64](b, "select bal from accounts"); n != 2 {
+		t.Errorf("the balance is %d", n)
+	}
+	b.exec("alter table accounts alter column bal type int")
+	if _, err := add("again", 1); err != nil {
+		t.Error(err)
+	}
+	b.exec("alter table accounts rename column bal to amount")
+	got, _, err := idempotency.QueryRow[account](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "renamed"}, "update accounts set id = id + 1 returning *")
+	if err == nil && got.Bal != 3 {
+		t.Errorf("after the column was renamed: %+v", got)
+	}
+}
+
+func TestTypesOfTheUsersWithNamesOfPostgreSQLsAreNotTakenForThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("create type circle as (r int); create table _events (n int); insert into _events values (7)")
+	_, _, err := idempotency.QueryRow[string](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning row(1)::public.circle")
+	if !errors.Is(err, idempotency.ErrUndecodable) {
+		t.Errorf("got %v", err)
+	}
+	b.nothingKept("a composite type")
+	event, _, err := idempotency.QueryRow[struct{ N int }](t.Context(), b.store, b.key, "select n from _events e")
+	if event.N != 7 || err != nil {
+		t.Errorf("%+v, %v", event, err)
+	}
+	row, _, err := idempotency.QueryRow[struct{ E struct{ N int } }](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "row"}, "select e from _events e")
+	if row.E.N != 7 || err != nil {
+		t.Errorf("%+v, %v", row, err)
+	}
+	oid, _, err := idempotency.QueryRow[string](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "oid"}, "select 16384::oid")
+	if oid != "16384" || err != nil {
+		t.Errorf("an oid: %q, %v", oid, err)
+	}
+}
+
+// What internal/columns takes for the form of a type is what PostgreSQL writes.
+func TestExamplesOfTypesAreOfTheFormThatPostgreSQLWrites(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for column, examples := range columns.Examples() {
+		for _, example := range examples {
+			var text string
+			if err := json.Unmarshal([]byte(example), &text); err != nil {
+				text = example
+			}
+			written := query[string](b, "select to_json($1::text::"+pgx.Identifier{column}.Sanitize()+")::text", text)
+			if (written[0] == '"') != (example[0] == '"') {
+				t.Errorf("%s: PostgreSQL writes %s, and the example is %s", column, written, example)
+			}
+		}
+	}
 }
 
 func TestErrorOfAStatementKeepsNothingAndTheNextCallRuns(t *testing.T) {

@@ -46,6 +46,9 @@ func (c *invocation) shoot(ctx context.Context) shot {
 		s, _ = a.send(ctx)
 	}
 	if !s.executed {
+		if a.stage != guarding {
+			w.forget(sql)
+		}
 		return s
 	}
 	c.store.memory.remember(c.key)
@@ -95,7 +98,7 @@ func (v *volley) send(ctx context.Context) (s shot, serializable bool) {
 	switch {
 	case err == nil:
 		return shot{executed: true}, false
-	case v.found.state == recorded && !v.found.elsewhere:
+	case v.stage == guarding && v.found.state == recorded && !v.found.elsewhere:
 		v.rollback()
 		v.c.store.memory.remember(v.c.key)
 		v.c.lead.share(v.found.answer)

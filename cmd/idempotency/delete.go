@@ -20,6 +20,7 @@ effect twice. It exits with 4, and changes nothing, while a call is in progress,
 with 3 if there is no record. With -json it says so in an object, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
+		db.deletes = true
 		yes := fs.Bool("yes", false, "do not ask")
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, args []string) error {

@@ -27,6 +27,7 @@ it is interrupted. With -json each purge is an object, one of the loop that foun
 nothing, failed, or stood by for another process, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, 0)
+		db.deletes = true
 		once := fs.Bool("once", false, "delete what has expired by now, and end")
 		var every age
 		fs.Var(&every, "every", "go on, and look again after this `time`, such as 5m")

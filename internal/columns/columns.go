@@ -21,8 +21,14 @@ import (
 // A Column is one of a statement's result.
 type Column struct {
 	Name string
-	Type string // as pg_type has it: int4, or _int4 for an array
+	Type string // of pg_catalog as pg_type has it: int4, or _int4 for an array; else with its schema
 	Enum bool
+}
+
+// Known: PostgreSQL writes the values of the column's type in one form, or as text.
+func (c Column) Known() bool {
+	examples, _ := examplesOf(strings.TrimPrefix(c.Type, "_"), c.Enum)
+	return examples != nil
 }
 
 // A Fit says how rows of these columns are read.
@@ -94,11 +100,16 @@ func (f *Fit) add(t reflect.Type, i int, c Column) error {
 		return errors.New(`has a form that depends on the session: select it as text, or extract(epoch from ...)`)
 	case element == "bytea":
 		return errors.New(`is not what JSON has for bytes: select encode(..., 'base64'), which a []byte reads`)
-	case target == reflect.TypeFor[[]byte]() && isText(element, c.Enum) && !array:
+	case target == reflect.TypeFor[[]byte]() && isText(element, c.Enum) && element != "bpchar" && !array:
 		f.Base64 = append(f.Base64, i)
-		return nil
-	case target == reflect.TypeFor[json.RawMessage]():
-		return nil // any JSON is one
+		return readExample(t, f.Object, c, target, `"AAAA"`)
+	case target == reflect.TypeFor[json.RawMessage](): // any JSON is one, but not of any depth
+		f.Proven = f.Proven && element != "json" && element != "jsonb"
+		return readExample(t, f.Object, c, target, `"x"`)
+	case element == "numeric" && isFloat(target):
+		f.Proven = false // it can be too large
+	case c.Type == "_timestamptz":
+		f.Proven = false // an offset of the session can have seconds
 	}
 	if array {
 		if target.Kind() == reflect.Array && !hasMethods(target) {
@@ -111,6 +122,9 @@ func (f *Fit) add(t reflect.Type, i int, c Column) error {
 		examples = inArrays(examples)
 	}
 	if own := ownMethods(target); own || len(examples) == 0 {
+		if len(examples) > 0 && knows(target, element) { // all of them have to be read
+			examples = append(slices.Clone(examples), "null")
+		}
 		f.Proven = f.Proven && own && closed && knows(target, element)
 		if len(examples) == 0 || !knows(target, element) {
 			return readable(t, f.Object, c, target, examples, true)
@@ -174,7 +188,7 @@ func readExample(t reflect.Type, object bool, c Column, target reflect.Type, exa
 	if err := decoder.Decode(value.Interface()); err != nil {
 		return fmt.Errorf("cannot be read into %v, for example %s: %s", target, example, remedyFor(c, target))
 	}
-	if c.Type == "numeric" && (target.Kind() == reflect.Float64 || target.Kind() == reflect.Float32) {
+	if c.Type == "numeric" && isFloat(target) {
 		return nil // it was the caller's choice to have a float
 	}
 	again, err := json.Marshal(value.Interface())
@@ -182,6 +196,10 @@ func readExample(t reflect.Type, object bool, c Column, target reflect.Type, exa
 		return fmt.Errorf("loses digits in %v, for example of %s: %s", target, example, remedyFor(c, target))
 	}
 	return nil
+}
+
+func isFloat(t reflect.Type) bool {
+	return t.Kind() == reflect.Float64 || t.Kind() == reflect.Float32
 }
 
 func remedyFor(c Column, target reflect.Type) string {

@@ -2,6 +2,7 @@ package columns
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -48,6 +49,22 @@ type ignored struct {
 	hidden int
 }
 
+type unsettableDoc struct{ *hiddenDoc }
+
+type hiddenDoc struct {
+	Doc json.RawMessage `json:"doc"`
+}
+
+// nullHater is a UUID that has to be there.
+type nullHater [16]byte
+
+func (n *nullHater) UnmarshalJSON(doc []byte) error {
+	if string(doc) == "null" {
+		return errors.New("there is none")
+	}
+	return nil
+}
+
 // custom reads what it likes.
 type custom struct{ N int }
 
@@ -70,18 +87,20 @@ func TestColumnsAndTypesThatFit(t *testing.T) {
 		{reflect.TypeFor[int64](), []Column{id}, false, true},
 		{reflect.TypeFor[*int64](), []Column{id}, false, true},
 		{reflect.TypeFor[json.Number](), []Column{column("n", "numeric")}, false, true},
-		{reflect.TypeFor[float64](), []Column{column("n", "numeric")}, false, true},
+		{reflect.TypeFor[float64](), []Column{column("n", "numeric")}, false, false},
 		{reflect.TypeFor[float64](), []Column{column("n", "int4")}, false, true},
 		{reflect.TypeFor[float64](), []Column{column("n", "float4")}, false, true},
 		{reflect.TypeFor[float32](), []Column{column("n", "float4")}, false, true},
 		{reflect.TypeFor[any](), []Column{column("n", "int4")}, false, true},
-		{reflect.TypeFor[uint32](), []Column{column("n", "oid")}, false, true},
+		{reflect.TypeFor[string](), []Column{column("n", "oid")}, false, true},
 		{reflect.TypeFor[time.Time](), []Column{column("at", "timestamptz")}, false, true},
-		{reflect.TypeFor[[]time.Time](), []Column{column("at", "_timestamptz")}, false, true},
+		{reflect.TypeFor[[]time.Time](), []Column{column("at", "_timestamptz")}, false, false},
 		{reflect.TypeFor[string](), []Column{column("at", "timestamp")}, false, true},
 		{reflect.TypeFor[[]string](), []Column{column("t", "_text")}, false, true},
 		{reflect.TypeFor[string](), []Column{{Name: "mood", Type: "mood", Enum: true}}, false, true},
-		{reflect.TypeFor[json.RawMessage](), []Column{column("doc", "jsonb")}, false, true},
+		{reflect.TypeFor[json.RawMessage](), []Column{column("doc", "jsonb")}, false, false},
+		{reflect.TypeFor[json.RawMessage](), []Column{column("n", "int4")}, false, true},
+		{reflect.TypeFor[string](), []Column{column("c", "public.circle")}, false, false},
 		{reflect.TypeFor[any](), []Column{column("doc", "jsonb")}, false, false},
 		{reflect.TypeFor[[]string](), []Column{column("doc", "json")}, false, false},
 		{reflect.TypeFor[string](), []Column{column("h", "hstore")}, false, false},
@@ -146,6 +165,10 @@ func TestColumnsAndTypesThatDoNotFit(t *testing.T) {
 		{reflect.TypeFor[string](), []Column{column("i", "interval")}, "depends on the session"},
 		{reflect.TypeFor[json.RawMessage](), []Column{column("i", "_interval")}, "depends on the session"},
 		{reflect.TypeFor[json.RawMessage](), []Column{column("i", "bytea")}, "base64"},
+		{reflect.TypeFor[uint32](), []Column{column("n", "oid")}, "cannot be read"},
+		{reflect.TypeFor[[]byte](), []Column{column("b", "bpchar")}, "cannot be read"},
+		{reflect.TypeFor[nullHater](), []Column{column("u", "uuid")}, "null"},
+		{reflect.TypeFor[unsettableDoc](), []Column{column("doc", "int4")}, "cannot be read"},
 		{reflect.TypeFor[[2]int64](), []Column{column("l", "_int8")}, "use a slice"},
 		{reflect.TypeFor[string](), []Column{id, id}, "has 2 columns"},
 		{reflect.TypeFor[string](), nil, "has 0 columns"},

@@ -2,6 +2,7 @@ package columns
 
 import (
 	"encoding/json"
+	"maps"
 	"math/big"
 	"strings"
 )
@@ -11,7 +12,6 @@ var numbers = map[string][]string{
 	"int2":   {"-32768", "32767"},
 	"int4":   {"-2147483648", "2147483647"},
 	"int8":   {"-9223372036854775808", "9223372036854775807"},
-	"oid":    {"0", "4294967295"},
 	"float4": {"-3.4028235e+38", "1e-45", "0.1"},
 	"float8": {"-1.7976931348623157e+308", "5e-324", "0.1"},
 	// All digits of a numeric are written; one into an interface would lose some.
@@ -21,6 +21,7 @@ var numbers = map[string][]string{
 // others are examples of the types that to_json writes in one form each.
 var others = map[string][]string{
 	"bool":        {"true", "false"},
+	"oid":         {`"0"`, `"4294967295"`}, // not a number in to_json
 	"uuid":        {`"00000000-0000-0000-0000-000000000000"`, `"ffffffff-ffff-4fff-bfff-ffffffffffff"`},
 	"date":        {`"2026-11-27"`, `"0001-01-01"`},
 	"time":        {`"21:05:00"`, `"24:00:00"`, `"21:05:00.123456"`},
@@ -38,6 +39,14 @@ var texts = []string{"text", "varchar", "bpchar", "name", "char", "xml",
 	"regclass", "regtype", "regproc", "regprocedure", "regoper", "regrole", "regnamespace"}
 
 var textExamples = []string{`""`, `"a b"`, `"\u00fc\n"`}
+
+// Examples are those of the types that have one form, for the test that PostgreSQL writes
+// them so.
+func Examples() map[string][]string {
+	all := maps.Clone(others)
+	maps.Copy(all, numbers)
+	return all
+}
 
 func isNumber(column string) bool { return numbers[column] != nil }
 
