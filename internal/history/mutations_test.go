@@ -42,7 +42,7 @@ var (
 			"	when exists (select from idempotency_keys where id = $1::text and scope = $2::text) then '` + sayTaken + `'\n",
 		"	when $1::text is null or $2::text is null or $3::bigint is null then ''\n"}
 	recordWithoutConflict = []edit{
-		{"postgres.go", `strings.Replace(effectSQL, ":conflict", "", 1)`, `strings.Replace(effectSQL, ":conflict", "\n	on conflict do nothing", 1)`},
+		{"query.go", `strings.Replace(effectSQL, ":conflict", "", 1)`, `strings.Replace(effectSQL, ":conflict", "\n	on conflict do nothing", 1)`},
 		{"postgres.go",
 			"	when (select r.same and r.result = v.result from idempotency_record r, idempotency_value v) then '1'\n	else '` + sayRecordChanged + `'\nend)::integer, (select result from idempotency_record)`",
 			"	when (select fits = 1 from idempotency_value) then '1'\n	else '` + sayRecordChanged + `'\nend)::integer, (select result from idempotency_value)`"},
@@ -60,8 +60,8 @@ var (
 var mutations = []mutation{
 	// The claim.
 	{"a claim that takes a recorded key", []edit{{"postgres.go",
-		"on conflict (id, scope) do nothing\n",
-		"on conflict (id, scope) do update set scope = excluded.scope\n"}}},
+		"on conflict (id, scope) do nothing\nreturning ` + claimColumns",
+		"on conflict (id, scope) do update set scope = excluded.scope\nreturning ` + claimColumns"}}},
 
 	// The take-over. Each of its row lock and its second look at the expiry is enough,
 	// and on one server so is the advisory lock.
@@ -157,9 +157,6 @@ var statementMutations = []mutation{
 		"		return shot{}, false\n"}}},
 	{"a statement that may still arrive when its call has failed", []edit{{"shot.go",
 		"		v.c.late = true\n", ""}}},
-	{"the answer of a statement shared before its commit", []edit{{"shot.go",
-		"	v.stage, v.out.result = ending, stored\n",
-		"	v.stage, v.out.result = ending, stored\n	v.c.lead.share(v.out)\n"}}},
 }
 
 // rare mutations need many histories: only their edits are tried, but for the long form.
