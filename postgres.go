@@ -386,18 +386,22 @@ order by purge_after
 limit 1::bigint
 for update skip locked`
 
-// expiredSQL: there is a row that purgeSQL would delete, if it may lock it.
+// expiredSQL is the place of a row that purgeSQL would delete, if it may lock it.
 const expiredSQL = `
-select exists (select from idempotency_keys where purge_after <= now() and expires_at <= now())`
-
-// lockExpiredNowaitSQL is lockExpiredSQL with an error for a row that is locked, which a
-// row that a policy does not let this role lock is not.
-const lockExpiredNowaitSQL = `
-select from idempotency_keys
+select tableoid::text, ctid::text from idempotency_keys
 where purge_after <= now() and expires_at <= now()
 order by purge_after
-limit 1::bigint
-for update nowait`
+limit 1::bigint`
+
+// lockAtSQL locks the row of a place, with an error where it is locked already. A row that
+// a policy does not let this role lock is no row. existsAtSQL tells it from one that has
+// gone meanwhile.
+const (
+	lockAtSQL   = `select from idempotency_keys where ` + atSQL + ` for update nowait`
+	existsAtSQL = `select exists (select from idempotency_keys where ` + atSQL + `)`
+
+	atSQL = `tableoid = $1::text::oid and ctid = $2::text::tid and purge_after <= now() and expires_at <= now()`
+)
 
 // purgeTurnSQL is for one purge at a time. Locks of two numbers never meet those of
 // one, which the keys have.
@@ -417,7 +421,7 @@ type statements struct {
 	prepareChange, lock, delete string
 	lockRow                     string
 	expired, lockExpired        string
-	lockExpiredNowait           string
+	lockAt, existsAt            string
 	exists, purge, purgeTurn    string
 
 	effects effects // by the texts of the callers
@@ -469,7 +473,8 @@ func newStatements(schema string, configured bool) *statements {
 		lockExpired:   on(lockExpiredSQL),
 		purgeTurn:     on(purgeTurnSQL),
 
-		lockExpiredNowait: on(lockExpiredNowaitSQL),
+		lockAt:   on(lockAtSQL),
+		existsAt: on(existsAtSQL),
 
 		ahead:       newNamed(on(aheadSQL)),
 		freeRead:    newNamed(on(freeReadSQL)),

@@ -261,7 +261,16 @@ func (s *schedules) forget(key idempotency.Key) {
 // check compares the charges of the key with its chronicle: each has been recorded,
 // each record has its charge, and none came while another one was live.
 func (s *schedules) check(key idempotency.Key, got []outcome) {
-	story := query[string](s.bundle, "select coalesce(string_agg(what, '' order by n), '') from chronicle where id = $1", key.ID)
+	var story string
+	for { // where it is SERIALIZABLE, PostgreSQL may refuse even to look
+		err := s.pool.QueryRow(s.Context(), "select coalesce(string_agg(what, '' order by n), '') from chronicle where id = $1", key.ID).Scan(&story)
+		if err == nil {
+			break
+		}
+		if sqlState(err) != "40001" {
+			s.Fatal(err)
+		}
+	}
 	live := false
 	for _, what := range story {
 		if what == 'R' && live {

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -61,16 +62,18 @@ func (sql *statements) purgeAgain(ctx context.Context, tx pgx.Tx) (done batch, e
 	return done, err
 }
 
-// checkLockable is an error where expired rows can be seen, and not one of them can be
-// locked, although none of them is locked: a policy for updates keeps this role from them.
+// checkLockable is an error where an expired row can be seen, and not be locked although
+// it is not locked: a policy for updates keeps this role from it. It looks at one version
+// of one row: beside calls and other purges, others come and go meanwhile.
 func (sql *statements) checkLockable(ctx context.Context, tx pgx.Tx) error {
-	var seen bool
-	if err := tx.QueryRow(ctx, sql.expired).Scan(&seen); err != nil || !seen {
-		return err
+	var part, place string
+	err := tx.QueryRow(ctx, sql.expired).Scan(&part, &place)
+	if err != nil {
+		return unlessNone(err)
 	}
 	lockable := false
-	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { // a savepoint: the error is expected
-		tag, err := tx.Exec(ctx, sql.lockExpiredNowait)
+	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { // a savepoint: the error is expected
+		tag, err := tx.Exec(ctx, sql.lockAt, part, place)
 		lockable = tag.RowsAffected() > 0
 		return err
 	})
@@ -80,9 +83,16 @@ func (sql *statements) checkLockable(ctx context.Context, tx pgx.Tx) error {
 	case err != nil:
 		return err
 	}
-	// Whoever had locked what was seen can have deleted it meanwhile.
-	if err := tx.QueryRow(ctx, sql.expired).Scan(&seen); err != nil || !seen {
+	var remains bool
+	if err := tx.QueryRow(ctx, sql.existsAt, part, place).Scan(&remains); err != nil || !remains {
 		return err
 	}
 	return sql.keptBack()
+}
+
+func unlessNone(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
 }
