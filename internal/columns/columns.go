@@ -25,7 +25,7 @@ type Column struct {
 	Enum bool
 }
 
-// Known: PostgreSQL writes the values of the column's type in one form, or as text.
+// Known reports whether PostgreSQL writes the values of the column's type in one form, or as text.
 func (c Column) Known() bool {
 	examples, _ := examplesOf(strings.TrimPrefix(c.Type, "_"), c.Enum)
 	return examples != nil
