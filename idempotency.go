@@ -442,15 +442,13 @@ func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx 
 //   - [Config.MaxIdle] does not matter, since nothing is ever idle. Under SERIALIZABLE the
 //     first call of a Store finds out that it is, and takes longer.
 func QueryRow[T any](ctx context.Context, s *Store, key Key, sql string, args ...any) (row T, replayed bool, err error) {
-	w := statement[T]{operation: operation{element: reflect.TypeFor[T](), sql: sql, args: args}}
-	w.store = s
+	w := statement[T]{operation: operation{store: s, element: reflect.TypeFor[T](), sql: sql, args: args}}
 	return w.values(s.call(ctx, "QueryRow", nil, key, &w))
 }
 
 // Query is [QueryRow] for any number of rows, none included: rows is never nil. They come
 // in the order in which the statement returns them.
 func Query[T any](ctx context.Context, s *Store, key Key, sql string, args ...any) (rows []T, replayed bool, err error) {
-	w := statement[[]T]{operation: operation{element: reflect.TypeFor[T](), many: true, sql: sql, args: args}}
-	w.store = s
+	w := statement[[]T]{operation: operation{store: s, element: reflect.TypeFor[T](), many: true, sql: sql, args: args}}
 	return w.values(s.call(ctx, "Query", nil, key, &w))
 }

@@ -114,10 +114,12 @@ type effectKey struct {
 	sql     string
 }
 
+func (o *operation) key() effectKey { return effectKey{o.element, o.many, o.sql} }
+
 // effect asks PostgreSQL for the columns of the statement, once, and builds the texts.
 // Nothing is executed.
 func (o *operation) effect(ctx context.Context, conn *pgx.Conn, sql *statements) (*effect, error) {
-	key := effectKey{o.element, o.many, o.sql}
+	key := o.key()
 	if known, ok := sql.effects.known.Load(key); ok {
 		return known.(*effect), nil
 	}
@@ -163,7 +165,7 @@ func (all *effects) remember(key effectKey, e *effect) {
 
 // forget is called when the statement has failed: its table can have been altered.
 func (o *operation) forget(sql *statements) {
-	if _, had := sql.effects.known.LoadAndDelete(effectKey{o.element, o.many, o.sql}); had {
+	if _, had := sql.effects.known.LoadAndDelete(o.key()); had {
 		sql.effects.n.Add(-1)
 	}
 }

@@ -43,14 +43,7 @@ type publication struct {
 	Wanted   bool
 }
 
-const publicationsSQL = `
-with parts as (
-	select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
-	where n.nspname = $1::text and c.relname = 'idempotency_keys'
-	union
-	select t.relid::oid from pg_class c join pg_namespace n on n.oid = c.relnamespace, pg_partition_tree(c.oid::regclass) t
-	where n.nspname = $1::text and c.relname = 'idempotency_keys'
-)
+const publicationsSQL = partsSQL + `
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Name', p.pubname, 'Changes', p.pubupdate or p.pubdelete,
 		'Nameless', t.nameless, 'Wanted', coalesce(obj_description(p.oid, 'pg_publication'::name), '') like '%' || $2::text || '%') order by p.pubname), '[]')
 from pg_publication p join (

@@ -21,18 +21,21 @@ type hook struct {
 // of it, and that it does no harm.
 const wanted = "idempotency: wanted"
 
-// hooksSQL leaves out what does not fire: disabled, or on a replica only. The
-// triggers of partitions count; those that PostgreSQL makes for itself, for a foreign
-// key or as a copy of the parent's, do not. No call truncates, and a rule on select
-// makes a view.
-const hooksSQL = `
+// partsSQL are the table and its partitions.
+const partsSQL = `
 with parts as (
 	select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
 	where n.nspname = $1::text and c.relname = 'idempotency_keys'
 	union
 	select p.relid::oid from pg_class c join pg_namespace n on n.oid = c.relnamespace, pg_partition_tree(c.oid::regclass) p
 	where n.nspname = $1::text and c.relname = 'idempotency_keys'
-), hooks as (
+)`
+
+// hooksSQL leaves out what does not fire: disabled, or on a replica only. The
+// triggers of partitions count; those that PostgreSQL makes for itself, for a foreign
+// key or as a copy of the parent's, do not. No call truncates, and a rule on select
+// makes a view.
+const hooksSQL = partsSQL + `, hooks as (
 	select 'trigger' as kind, t.tgname::text as name,
 		case when (t.tgtype::int & 2) > 0 then 'before ' else 'after ' end || pg_catalog.concat_ws(' or ',
 			case when (t.tgtype::int & 4) > 0 then 'insert' end, case when (t.tgtype::int & 16) > 0 then 'update' end, case when (t.tgtype::int & 8) > 0 then 'delete' end) as action,
