@@ -76,7 +76,8 @@ var ErrMissing = errors.New("missing")
 // the owner of a table that refers to this one: a cascade fires its triggers.
 //
 // pg_depend has what is used, and pg_shdepend its owner; what the first superuser owns
-// is not in it.
+// is not in it. From PostgreSQL 18 on, pg_constraint has each NOT NULL too ('n'), which
+// runs nothing.
 const strangersSQL = `
 with recursive parts (oid) as (
 	select c.oid
@@ -95,7 +96,7 @@ with recursive parts (oid) as (
 	union all
 	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, false from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
 	union all
-	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype = 'p' from pg_constraint k where k.conrelid in (select oid from parts)
+	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype in ('p', 'n') from pg_constraint k where k.conrelid in (select oid from parts)
 	union all
 	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
 	union all
