@@ -267,11 +267,15 @@ const (
 )
 
 // aloneSQL is an operation that is one statement in a transaction that has claimed its
-// key: how many rows it has returned, and their JSON.
+// key: how many rows it has returned, and their JSON with its size. One that is too large
+// is not sent.
 const aloneSQL = `with idempotency_effect:alias as materialized (
 :statement
+), idempotency_value as materialized (
+	select convert_to(value, 'UTF8'::name) as result from :value limit 1::bigint
 )
-select (select count(*) from idempotency_effect), (select convert_to(value, 'UTF8'::name) from :value limit 1::bigint)`
+select (select count(*) from idempotency_effect), coalesce((select octet_length(result) from idempotency_value), 0),
+	(select result from idempotency_value where octet_length(result) <= :max::bigint)`
 
 // What PostgreSQL says is no integer when guardSQL fails.
 const (

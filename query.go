@@ -53,9 +53,9 @@ func (w *statement[V]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var n int64
+	var n, size int64
 	var stored bytea.Bytes
-	if err := tx.QueryRow(ctx, e.alone, w.args...).Scan(&n, &stored); err != nil {
+	if err := tx.QueryRow(ctx, e.alone, append(w.arguments(), w.store.cfg.MaxResult)...).Scan(&n, &size, &stored); err != nil {
 		return nil, err
 	}
 	switch {
@@ -64,7 +64,7 @@ func (w *statement[V]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	case !w.many && n > 1:
 		return nil, pgx.ErrTooManyRows
 	}
-	if err := checkSize(stored, w.store.cfg.MaxResult); err != nil {
+	if err := checkSize(int(size), w.store.cfg.MaxResult); err != nil {
 		return nil, err
 	}
 	if err := w.read(stored); err != nil {
@@ -264,7 +264,7 @@ func newEffect(sql *statements, text string, args int, many bool, fit columns.Fi
 		value = manyValueSQL
 	}
 	value = strings.NewReplacer(":row", row, ":readable", readableSQL(fit, names)).Replace(value)
-	ours := []string{":table", sql.table, ":alias", alias, ":statement", text, ":value", value}
+	ours := []string{":table", sql.table, ":alias", alias, ":statement", text, ":value", value, ":max", "$" + strconv.Itoa(args+1)}
 	for i, name := range []string{":id", ":scope", ":fingerprint", ":retention", ":origin", ":limit"} {
 		ours = append(ours, name, "$"+strconv.Itoa(args+i+1))
 	}

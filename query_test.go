@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -563,6 +565,47 @@ func TestErrorOfAStatementKeepsNothingAndTheNextCallRuns(t *testing.T) {
 	got, replayed, err := idempotency.QueryRow[string](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning repeat('x', 198)")
 	if len(got) != 198 || replayed || err != nil {
 		t.Errorf("of the largest size: %d, %v, %v", len(got), replayed, err)
+	}
+}
+
+// received counts what the connections of a pool read.
+type received struct {
+	net.Conn
+	bytes *atomic.Int64
+}
+
+func (r received) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	r.bytes.Add(int64(n))
+	return n, err
+}
+
+func TestResultThatIsTooLargeIsNotSent(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var bytes atomic.Int64
+	pool := pgtest.Pool(t, b.pool, func(cfg *pgxpool.Config) {
+		dial := cfg.ConnConfig.DialFunc
+		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = nil, nil
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			return received{conn, &bytes}, err
+		}
+	})
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{MaxResult: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{ // in one round trip, and by itself
+		"select repeat('x', 1000000)",
+		"select to_json(repeat('x', 1000000))",
+	} {
+		if _, _, err := idempotency.QueryRow[string](t.Context(), store, b.key, sql); !errors.Is(err, idempotency.ErrTooLarge) || !strings.Contains(err.Error(), "1000002 bytes") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	if n := bytes.Load(); n < 1000 || n > 100_000 {
+		t.Errorf("%d bytes came", n)
 	}
 }
 

@@ -36,7 +36,7 @@ func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, undecodable(kept.NotWritten(&value, err))
 	}
-	if err := checkSize(stored, r.limit); err != nil {
+	if err := checkSize(len(stored), r.limit); err != nil {
 		return nil, err
 	}
 	if err := r.read(stored); err != nil {
@@ -62,9 +62,9 @@ func (r *result[T]) values(replayed bool, err error) (T, bool, error) {
 	return valuesOf(r.value, replayed, err)
 }
 
-func checkSize(stored []byte, limit int) error {
-	if len(stored) > limit {
-		return fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, len(stored), limit)
+func checkSize(bytes, limit int) error {
+	if bytes > limit {
+		return fmt.Errorf("%w: %d bytes, Config.MaxResult is %d", ErrTooLarge, bytes, limit)
 	}
 	return nil
 }
