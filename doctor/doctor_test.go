@@ -110,6 +110,9 @@ func TestHealthyDatabaseHasNoFinding(t *testing.T) {
 	healthy(t, d.check(d.pool(), idempotency.Config{Schema: "public"}))
 }
 
+// folding makes a collation for which "A" is equal to "a".
+const folding = `create collation folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false); `
+
 func TestWhatIsWrongWithTheTableIsFound(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -124,6 +127,9 @@ func TestWhatIsWrongWithTheTableIsFound(t *testing.T) {
 		{"no origin", "alter table idempotency_keys drop column origin", doctor.Error, "columns", "no column origin"},
 		{"text result", "alter table idempotency_keys alter column result type text using encode(result, 'escape')", doctor.Error, "columns", "needs result bytea"},
 		{"foreign column", "alter table idempotency_keys add column tenant int not null", doctor.Error, "columns", "no call fills: tenant"},
+		{"folding id", folding + `alter table idempotency_keys alter column id type text collate folding`, doctor.Error, "columns", "on column id"},
+		{"folding scope", folding + `alter table idempotency_keys alter column scope type text collate folding`, doctor.Error, "columns", "on column scope"},
+		{"folding unique index", folding + `create unique index folded on idempotency_keys (id collate folding, scope)`, doctor.Error, "second unique index", "folded"},
 		{"unlogged", "alter table idempotency_keys set unlogged", doctor.Error, "unlogged", "set logged"},
 		{"no unique index", "alter table idempotency_keys drop constraint idempotency_keys_pkey", doctor.Error, "unique index", "add primary key (id, scope)"},
 		{"invalid primary key", "update pg_index set indisvalid = false where indexrelid = 'idempotency_keys_pkey'::regclass", doctor.Error, "unique index", "reindex"},

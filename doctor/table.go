@@ -86,12 +86,14 @@ func (p *patient) checkColumns(t *table) bool {
 	}
 	bad(t.Missing(), "%s is of another version: it has no column %s", migrate)
 	bad(t.Mistyped(), "%s was not made by this package: it needs %s", "move the table out of the way, then "+migrate)
+	bad(t.Folding(), "for a nondeterministic collation different keys are equal, and calls of one get the result of the other: %s has it on column %s",
+		`alter table `+t.name+` alter column id type text collate "C", alter column scope type text collate "C"`)
 	bad(t.Foreign(), "%s has a column that is required and that no call fills: %s", "drop the column, or give it a default")
 	if t.Persistence == "u" {
 		p.find(Error, "unlogged", t.name+" is unlogged: a crash of the server empties it, and every retry runs again",
 			"alter table "+t.name+" set logged")
 	}
-	return len(p.findings) == before || len(t.Missing())+len(t.Mistyped()) == 0
+	return len(p.findings) == before || len(t.Missing())+len(t.Mistyped())+len(t.Folding()) == 0
 }
 
 func checkIndexes(_ context.Context, p *patient) error {

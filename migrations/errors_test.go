@@ -144,6 +144,9 @@ func TestForeignRelationIsRefusedAndUntouched(t *testing.T) {
 		{"other columns", `create table idempotency_keys (id bigint, key text)`, "it has no column scope, fingerprint, result"},
 		{"no key", `create table idempotency_keys (id text, scope text, fingerprint bytea, result bytea, origin text,
 			completed_at timestamptz, expires_at timestamptz, purge_after timestamptz)`, "no unique index on id and scope"},
+		{"folding", `create collation folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+			create table idempotency_keys (id text collate folding, scope text, fingerprint bytea, result bytea, origin text,
+			completed_at timestamptz, expires_at timestamptz, purge_after timestamptz, primary key (id, scope))`, "for the collation of column id different keys are equal"},
 		{"view", `create view idempotency_keys as select 1`, "not a table"},
 		{"sequence", `create sequence idempotency_keys`, "not a table"},
 	} {

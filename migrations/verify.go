@@ -40,6 +40,8 @@ func (s *session) inspect(ctx context.Context) (keytable.Table, error) {
 		err = s.squatted(keytable.Name, table.Stranger())
 	case len(table.Missing()) > 0:
 		err = s.foreign(keytable.Name, "it has no column "+strings.Join(table.Missing(), ", "))
+	case len(table.Folding()) > 0:
+		err = s.foreign(keytable.Name, "for the collation of column "+strings.Join(table.Folding(), ", ")+" different keys are equal")
 	case len(table.Arbiters()) == 0:
 		err = s.foreign(keytable.Name, "it has no unique index on id and scope")
 	}

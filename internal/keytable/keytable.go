@@ -43,6 +43,7 @@ type Column struct {
 	Name      string
 	Type      string // as pg_type has it, in pg_catalog without the schema
 	NoDefault bool   // not null, and without a default
+	Folding   bool   // its collation is nondeterministic: different texts can be equal
 }
 
 // An Index is on columns in that order. An expression's name is empty.
@@ -54,7 +55,8 @@ type Index struct {
 	Valid     bool
 	Immediate bool
 	Partial   bool
-	Included  int // columns that are not part of the key
+	Folding   bool // by a nondeterministic collation
+	Included  int  // columns that are not part of the key
 }
 
 // A Querier is a connection, a pool or a transaction.
@@ -130,6 +132,7 @@ const describeSQL = `
 select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'Name', a.attname, 'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = '',
+			'Folding', exists (select from pg_collation l where l.oid = a.attcollation and not l.collisdeterministic),
 			'Type', case when s.nspname = 'pg_catalog' then t.typname::text else s.nspname::text || '.' || t.typname::text end
 		) order by a.attnum), '[]')
 	from pg_attribute a join pg_type t on t.oid = a.atttypid join pg_namespace s on s.oid = t.typnamespace
@@ -138,6 +141,7 @@ select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 			'Name', x.relname, 'Unique', i.indisunique or i.indisexclusion, 'Primary', i.indisprimary,
 			'Valid', i.indisvalid, 'Immediate', i.indimmediate, 'Partial', i.indpred is not null,
 			'Included', i.indnatts - i.indnkeyatts,
+			'Folding', exists (select from pg_collation l where l.oid = any(i.indcollation::oid[]) and not l.collisdeterministic),
 			'Columns', array(
 				select coalesce(a.attname::text, '')
 				from pg_catalog.unnest(i.indkey::smallint[]) with ordinality k (number, place)
@@ -260,6 +264,17 @@ func (t Table) Mistyped() (names []string) {
 	return names
 }
 
+// Folding names the columns of the key that do not tell all texts apart: the call of one
+// key would get the result of another.
+func (t Table) Folding() (names []string) {
+	for _, c := range t.Columns {
+		if c.Folding && (c.Name == "id" || c.Name == "scope") {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
 // Foreign names the columns that a claim would have to fill, and does not.
 func (t Table) Foreign() (names []string) {
 	for _, c := range t.Columns {
@@ -291,7 +306,7 @@ func (t Table) Arbiters() (found []Index) {
 }
 
 func (i Index) arbitrates() bool {
-	return i.Unique && i.Valid && i.Immediate && !i.Partial && i.Included == 0 && len(i.Columns) == 2 &&
+	return i.Unique && i.Valid && i.Immediate && !i.Partial && !i.Folding && i.Included == 0 && len(i.Columns) == 2 &&
 		slices.Contains(i.Columns, "id") && slices.Contains(i.Columns, "scope")
 }
 
