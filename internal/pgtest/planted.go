@@ -36,7 +36,7 @@ begin
 	foreach a in array operands loop
 		foreach b in array operands loop
 			execute format('create function planted.trap(%s, %s) returns bool %s', a, b, body);
-			foreach op in array array['=', '<>', '<', '<=', '>', '>=', '+', '-', '*', '/', '||', '&', '|', '#', '<<', '>>', '~~', '!~~'] loop
+			foreach op in array array['=', '<>', '<', '<=', '>', '>=', '+', '-', '*', '/', '||', '&', '|', '#', '<<', '>>', '~~', '!~~', '~', '!~'] loop
 				if not exists (select from pg_operator where oprname = op and oprleft = a and oprright = b and oprnamespace = ours) then
 					execute format('create operator planted.%s (leftarg = %s, rightarg = %s, function = planted.trap)', op, a, b);
 				end if;
@@ -67,7 +67,7 @@ end $plant$`
 const plantLimit = 3 * time.Minute
 
 // called finds what could be the call of a function in a statement.
-var called = regexp.MustCompile(`(?:^|[^.\w])([a-z][a-z0-9_]*)\(`)
+var called = regexp.MustCompile(`\b([a-z][a-z0-9_]*)\(`)
 
 // Plant puts operators and functions into a schema, and that schema into the
 // search_path of pool's database, which new sessions have: a statement of which

@@ -56,6 +56,8 @@ func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(contex
 		}
 		statement := func(n int, config idempotency.Config) func(ctx context.Context) error {
 			return func(ctx context.Context) error {
+				runs := 0 // a statement in which something planted has run is made again, in another way
+				config.Observe = func(_ context.Context, e idempotency.Event) { runs += e.Runs }
 				store, err := idempotency.NewWithConfig(pool, config)
 				if err != nil {
 					return err
@@ -72,6 +74,9 @@ func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(contex
 					if store, err = idempotency.NewWithConfig(pool, config); err != nil {
 						return err
 					}
+				}
+				if runs != 2 {
+					return fmt.Errorf("two operations ran %d times", runs)
 				}
 				return nil
 			}
