@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -23,7 +24,7 @@ type interruption func(t *testing.T, pool *pgxpool.Pool, name, schema string, n 
 
 func TestKilledAnywhereNeedsNoRepair(t *testing.T) {
 	t.Parallel()
-	everywhere(t, 3, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
+	everywhere(t, 6, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
 		err := process(t, pool, name, schema, n).Run()
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == -1 {
 			return true // by a signal
@@ -37,7 +38,7 @@ func TestKilledAnywhereNeedsNoRepair(t *testing.T) {
 
 func TestCancelledAnywhereNeedsNoRepair(t *testing.T) {
 	t.Parallel()
-	everywhere(t, 2, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
+	everywhere(t, 4, func(t *testing.T, pool *pgxpool.Pool, name, schema string, n int) bool {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		tracer := &counter{after: n, then: cancel}
@@ -50,8 +51,12 @@ func TestCancelledAnywhereNeedsNoRepair(t *testing.T) {
 }
 
 // everywhere interrupts Up and Down after every step-th of their statements, and
-// then calls Up or Down. The two begin one statement apart.
+// then calls Up or Down. The two begin one statement apart. "make test-long" interrupts
+// them after each.
 func everywhere(t *testing.T, step int, interrupt interruption) {
+	if os.Getenv("IDEMPOTENCY_TEST_LONG") != "" {
+		step = 1
+	}
 	pool := pgtest.Empty(t)
 	for _, first := range []string{"up", "down"} {
 		for offset, second := range []string{"up", "down"} {
@@ -136,11 +141,10 @@ func TestDirtyVersionsAreRepaired(t *testing.T) {
 		for made := max(dirty-1, 0); made <= min(max(dirty, 0)+1, len(all)); made++ {
 			for name, job := range jobs {
 				schema := fmt.Sprintf("dirty %d made %d %s", dirty, made, name)
-				up(t, pool, schema)
-				down(t, pool, schema)
-				sql := fmt.Sprintf(`set local search_path to %q;
+				sql := fmt.Sprintf(`create schema %[1]q;
+					set local search_path to %[1]q;
 					create table idempotency_migrations (version bigint not null primary key, dirty boolean not null);
-					insert into idempotency_migrations values (%d, true);`, schema, dirty)
+					insert into idempotency_migrations values (%[2]d, true);`, schema, dirty)
 				for _, file := range all[:made] {
 					sql += read(t, file)
 				}

@@ -66,7 +66,6 @@ func TestAnySchemaName(t *testing.T) {
 	for _, schema := range []string{"plain", "My-Schema", `"quoted"`, `it's "odd"`, " ", "a.b", "select", "$USER", "схема", "%s", strings.Repeat("é", 40)} {
 		t.Run(schema, func(t *testing.T) {
 			up(t, pool, schema)
-			up(t, pool, schema)
 			stored := query[string](t, pool, `select $1::name::text`, schema) // the server shortens long names
 			wantVersion(t, pool, schema, uint(len(files(t))))
 			wantWhole(t, pool, stored)

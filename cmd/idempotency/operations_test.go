@@ -463,9 +463,9 @@ func TestRetentionLostInARestoreIsGivenBack(t *testing.T) {
 func TestSizePerKeyIsMeasured(t *testing.T) {
 	t.Parallel()
 	for _, bytes := range []int{20, 300, 1500, 20_000} {
-		calls := 8000
+		calls := 4000
 		if bytes > 1000 { // of small rows more, else the last pages count
-			calls = 1600
+			calls = 800
 		}
 		pool := pgtest.New(t)
 		store := idempotency.New(pool)
