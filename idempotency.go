@@ -127,20 +127,25 @@ func (k Key) validate() error {
 const maxKeyBytes = 255
 
 func validateText(field, text string) error {
-	problem := ""
+	if problem := problemOf(text); problem != "" {
+		return fmt.Errorf("%w: Key.%s %s", ErrInvalidKey, field, problem)
+	}
+	return nil
+}
+
+// problemOf says why a text cannot be stored as a part of a key, or as a name.
+func problemOf(text string) string {
 	switch {
 	case text == "":
-		problem = "is empty"
+		return "is empty"
 	case len(text) > maxKeyBytes:
-		problem = fmt.Sprintf("has %d bytes, more than %d", len(text), maxKeyBytes)
+		return fmt.Sprintf("has %d bytes, more than %d", len(text), maxKeyBytes)
 	case !utf8.ValidString(text):
-		problem = "is not valid UTF-8"
+		return "is not valid UTF-8"
 	case strings.IndexByte(text, 0) >= 0:
-		problem = "contains a NUL byte"
-	default:
-		return nil
+		return "contains a NUL byte"
 	}
-	return fmt.Errorf("%w: Key.%s %s", ErrInvalidKey, field, problem)
+	return ""
 }
 
 // lockID is the key's place among PostgreSQL's advisory locks.
@@ -202,6 +207,20 @@ type Config struct {
 	// each. Default: those of the connection.
 	TxOptions pgx.TxOptions
 
+	// CallWindow is how long after a [Call] was begun it is made again with the same key,
+	// where its outcome is not known. It has to be shorter than the time for which the
+	// other side knows a key. Default: 23 hours.
+	CallWindow time.Duration
+
+	// CallPool is the pool whose connections the procedures use, all of them. Default: the
+	// Store's, of which calls under way use half at most, and one at least. What comes
+	// beyond that waits, without a connection, until its context ends.
+	CallPool *pgxpool.Pool
+
+	// CallNamespace is made part of the keys that a Call sends. Services that share an
+	// account at a provider need different ones, where their keys could be the same.
+	CallNamespace string
+
 	// Observe is called after every operation on the goroutine of the caller,
 	// outside any transaction of the Store (DoTx: before its caller commits).
 	// Default: nobody is told.
@@ -228,6 +247,7 @@ func (c Config) withDefaults() Config {
 	c.Wait = cmp.Or(c.Wait, 10*time.Second)
 	c.MaxIdle = cmp.Or(c.MaxIdle, time.Minute)
 	c.MaxResult = cmp.Or(c.MaxResult, 1<<20)
+	c.CallWindow = cmp.Or(c.CallWindow, 23*time.Hour)
 	return c
 }
 
@@ -244,6 +264,8 @@ func (c Config) validate() error {
 		problem = fmt.Sprintf("MaxIdle is %v: PostgreSQL takes at most %v; negative means no limit", c.MaxIdle, maxServerTimeout)
 	case c.MaxResult < 0 || c.MaxResult > maxResultLimit:
 		problem = fmt.Sprintf("MaxResult is %d: it has to be 1 to %d bytes", c.MaxResult, maxResultLimit)
+	case c.CallWindow < 0:
+		problem = fmt.Sprintf("CallWindow is %v: it has to be more than 0", c.CallWindow)
 	case c.TxOptions.AccessMode == pgx.ReadOnly:
 		problem = "TxOptions.AccessMode is read only: the record could not be written"
 	case !isOne(c.TxOptions.BeginQuery, "begin", "start"):
@@ -282,6 +304,9 @@ type Store struct {
 	// The arguments of every claim, boxed once.
 	retention, idleTimeout any
 
+	// places are for the calls under way.
+	places chan struct{}
+
 	// unwatched: the server refuses client_connection_check_interval.
 	unwatched atomic.Bool
 
@@ -314,6 +339,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	}
 	s := &Store{pool: pool, cfg: cfg, retention: interval(cfg.Retention), idleTimeout: idleTimeout(cfg.MaxIdle)}
 	s.memory.seed = maphash.MakeSeed()
+	s.places = make(chan struct{}, callsAtOnce(pool, cfg.CallPool))
 	s.strict.Store(cfg.TxOptions.IsoLevel == pgx.Serializable)
 	s.cachesStatements = pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 	s.hasTxOptions = cfg.TxOptions != pgx.TxOptions{}

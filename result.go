@@ -32,17 +32,22 @@ func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	stored, err := json.Marshal(&value)
+	return encode(&value, &r.value, r.limit)
+}
+
+// encode returns value as it is stored, and reads it back.
+func encode[T any](value, read *T, limit int) ([]byte, error) {
+	stored, err := json.Marshal(value)
 	if err != nil {
-		return nil, undecodable(kept.NotWritten(&value, err))
+		return nil, undecodable(kept.NotWritten(value, err))
 	}
-	if err := checkSize(len(stored), r.limit); err != nil {
+	if err := checkSize(len(stored), limit); err != nil {
 		return nil, err
 	}
-	if err := r.read(stored); err != nil {
-		return nil, undecodable(kept.NotRead(&value, err))
+	if err := decodeInto(stored, read); err != nil {
+		return nil, undecodable(kept.NotRead(value, err))
 	}
-	if err := kept.Check(&value, &r.value, stored); err != nil {
+	if err := kept.Check(value, read, stored); err != nil {
 		return nil, undecodable(err)
 	}
 	return stored, nil
@@ -55,8 +60,6 @@ func undecodable(err error) error {
 
 // decode reads the record of an operation that has taken effect before.
 func (r *result[T]) decode(stored []byte) error { return replayInto(stored, &r.value) }
-
-func (r *result[T]) read(stored []byte) error { return decodeInto(stored, &r.value) }
 
 func (r *result[T]) values(replayed bool, err error) (T, bool, error) {
 	return valuesOf(r.value, replayed, err)
