@@ -96,7 +96,7 @@ type Procedure[In, Out any] struct {
 //
 // See also [ErrStepsChanged] and [ErrCallExpired].
 func (p Procedure[In, Out]) Do(ctx context.Context, s *Store, key Key, in In) (out Out, replayed bool, err error) {
-	input, err := encode(&in, new(In), s.cfg.MaxResult)
+	input, err := encode(&in, new(In), s.cfg.MaxResult, unstorable)
 	if err != nil {
 		return out, false, fmt.Errorf("idempotency: the input of procedure %q: %w", p.Name, err)
 	}
@@ -116,7 +116,7 @@ func (p Procedure[In, Out]) call(ctx context.Context, s *Store, key Key, w *cour
 		if err != nil {
 			return nil, err
 		}
-		stored, err := encode(&value, &out, s.cfg.MaxResult)
+		stored, err := encode(&value, &out, s.cfg.MaxResult, unstorable)
 		if err != nil {
 			return nil, fmt.Errorf("idempotency: the result of procedure %q: %w", p.Name, err)
 		}
@@ -214,7 +214,7 @@ func (v *stepValue[T]) stored(value T, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	stored, err := encode(&value, &v.value, v.op.c.store.cfg.MaxResult)
+	stored, err := encode(&value, &v.value, v.op.c.store.cfg.MaxResult, unstorable)
 	if err != nil {
 		return nil, fmt.Errorf("idempotency: the value of %s %q cannot be recorded: %w", v.what, v.name, err)
 	}

@@ -32,23 +32,24 @@ func (r *result[T]) execute(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encode(&value, &r.value, r.limit)
+	return encode(&value, &r.value, r.limit, undecodable)
 }
 
-// encode returns value as it is stored, and reads it back.
-func encode[T any](value, read *T, limit int) ([]byte, error) {
+// encode returns value as it is stored, and reads it back. An error of the type of the
+// value goes through refused.
+func encode[T any](value, read *T, limit int, refused func(error) error) ([]byte, error) {
 	stored, err := json.Marshal(value)
 	if err != nil {
-		return nil, undecodable(kept.NotWritten(value, err))
+		return nil, refused(kept.NotWritten(value, err))
 	}
 	if err := checkSize(len(stored), limit); err != nil {
 		return nil, err
 	}
 	if err := decodeInto(stored, read); err != nil {
-		return nil, undecodable(kept.NotRead(value, err))
+		return nil, refused(kept.NotRead(value, err))
 	}
 	if err := kept.Check(value, read, stored); err != nil {
-		return nil, undecodable(err)
+		return nil, refused(err)
 	}
 	return stored, nil
 }
@@ -57,6 +58,9 @@ func encode[T any](value, read *T, limit int) ([]byte, error) {
 func undecodable(err error) error {
 	return fmt.Errorf("%w, and nothing of this call was kept: %w", ErrUndecodable, err)
 }
+
+// unstorable is the error of a value of a procedure, of which other steps can be kept.
+func unstorable(err error) error { return fmt.Errorf("%w: %w", ErrUndecodable, err) }
 
 // decode reads the record of an operation that has taken effect before.
 func (r *result[T]) decode(stored []byte) error { return replayInto(stored, &r.value) }
