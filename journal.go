@@ -3,14 +3,13 @@ package idempotency
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency/internal/bytea"
 )
 
@@ -24,7 +23,8 @@ import (
 // the key's row as well, in the same snapshot: the operation can have ended while the lock
 // was not held.
 const journalSQL = `
-select ` + beginningSQL + `, 'idempotency_keys'::regclass::oid, k.expires_at is null, o.number::text, o.name, o.fingerprint, o.input, o.labels, o.results,
+select ` + beginningSQL + `, 'idempotency_keys'::regclass::oid, k.expires_at is null, o.number::text, o.name, o.fingerprint, o.input, o.labels,
+	pg_catalog.array_to_string(array(select encode(r.value, 'base64'::text) from pg_catalog.unnest(o.results) with ordinality r (value, place) order by r.place), ' '::text),
 	(extract(epoch from clock_timestamp() - o.progressed_at) * 1000000::numeric)::bigint, ` + restoreSeqscanSQL + ` is not null
 from idempotency_keys k left join idempotency_operations o on o.id = k.id and o.scope = k.scope
 where k.id = $1::text and k.scope = $2::text`
@@ -47,11 +47,11 @@ select (case
 	else '` + sayNotRecorded + `'
 end)::integer`
 
-// advanceSQL records the results $6 and the label $7 of a call that begins.
+// advanceSQL records results, and the label of a call that begins.
 const advanceSQL = `
 with recorded as (
 	update idempotency_operations
-	set labels = pg_catalog.array_cat(labels, $7::text[]), results = pg_catalog.array_cat(results, $6::bytea[]), progressed_at = clock_timestamp()
+	set labels = pg_catalog.array_cat(labels, $8::text[]), results = pg_catalog.array_cat(results, $7::bytea[]), progressed_at = clock_timestamp()
 	where ` + sameJournalSQL + `
 	returning 1
 )` + journalWrittenSQL
@@ -79,7 +79,7 @@ const (
 	journalWrittenSQL = `
 select (case
 	when ` + restoreSeqscanSQL + ` is null then ''
-	when ` + beginningSQL + ` <> $8::bigint then '` + sayTransactionEnded + `'
+	when ` + beginningSQL + ` <> $6::bigint then '` + sayTransactionEnded + `'
 	when exists (select from recorded) then '1'
 	else '` + sayNotRecorded + `'
 end)::integer`
@@ -190,7 +190,7 @@ func (x *session) readJournal(ctx context.Context) (j *journal, locked bool, err
 	var number, name *string
 	var fingerprint, input bytea.Bytes
 	var labels []string
-	var values []bytea.Bytes
+	var values *string
 	var age *int64
 	var incomplete, restored bool
 	err = results.QueryRow().Scan(&x.claim.began, &x.claim.table, &incomplete, &number, &name, &fingerprint, &input, &labels, &values, &age, &restored)
@@ -202,11 +202,23 @@ func (x *session) readJournal(ctx context.Context) (j *journal, locked bool, err
 	}
 	j.number, j.name, j.input, j.labels, j.age = *number, *name, input, labels, time.Duration(*age)*time.Microsecond
 	copy(j.fingerprint[:], fingerprint)
-	for _, v := range values {
-		j.results = append(j.results, v)
+	if j.results, err = readResults(*values); err != nil {
+		return nil, false, err
 	}
 	j.recorded, j.labelled = len(j.results), len(j.labels)
 	return j, locked, nil
+}
+
+// readResults reads an array of bytea as text that no setting of the session changes.
+func readResults(text string) (results [][]byte, err error) {
+	for _, encoded := range strings.Fields(strings.ReplaceAll(text, "\n", "")) {
+		value, err := base64.StdEncoding.DecodeString(encoded)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, value)
+	}
+	return results, nil
 }
 
 // errElsewhere: another attempt has gone on with the operation.
@@ -231,10 +243,16 @@ func (j *journal) write(x *session, batch *pgx.Batch) {
 	batch.Queue(planSQL)
 	same := []any{id, scope, j.number, j.recorded, j.labelled}
 	if len(results) == 0 && len(j.labels) == j.labelled {
-		batch.Queue(x.sql.journal.touch, append(same, nil, nil, x.claim.began)...)
+		batch.Queue(x.sql.journal.touch, append(same, x.claim.began)...)
 		return
 	}
-	batch.Queue(x.sql.journal.advance, append(same, results, nonNil(j.labels[j.labelled:]), x.claim.began)...)
+	batch.Queue(x.sql.journal.advance, append(same, x.claim.began, results, nonNil(j.labels[j.labelled:]))...)
+}
+
+// end queues the statements that go before the record of the procedure's result.
+func (j *journal) end(x *session, batch *pgx.Batch) {
+	batch.Queue(planSQL)
+	batch.Queue(x.sql.journal.close, x.args[0], x.args[1], j.number, j.recorded, j.labelled, x.claim.began)
 }
 
 func nonNil[T any](list []T) []T { return append([]T{}, list...) }
@@ -380,6 +398,3 @@ func uuid(b [16]byte, version byte) string {
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
-
-var _ = slices.Contains[[]string]
-var _ pgtype.UUID

@@ -428,6 +428,7 @@ type statements struct {
 	lockAt, existsAt            string
 	exists, purge, purgeTurn    string
 
+	journal journalStatements
 	effects effects // by the texts of the callers
 
 	// missing: PostgreSQL has said that there is no such table. See table.
@@ -451,6 +452,7 @@ func newStatements(schema string, configured bool) *statements {
 		"'search_path idempotency_keys'", path,
 		"'idempotency_keys'", literal,
 		"idempotency_keys", table,
+		"idempotency_operations", beside(name, "idempotency_operations").Sanitize(),
 	).Replace
 	return &statements{
 		schema: schema,
@@ -480,11 +482,18 @@ func newStatements(schema string, configured bool) *statements {
 		lockAt:   on(lockAtSQL),
 		existsAt: on(existsAtSQL),
 
+		journal: newJournalStatements(on),
+
 		ahead:       newNamed(on(aheadSQL)),
 		freeRead:    newNamed(on(freeReadSQL)),
 		guard:       newNamed(on(guardSQL)),
 		strictGuard: newNamed(on(strictGuardSQL)),
 	}
+}
+
+// beside is another table of the same schema.
+func beside(table pgx.Identifier, name string) pgx.Identifier {
+	return append(table[:len(table)-1:len(table)-1], name)
 }
 
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.

@@ -35,6 +35,9 @@ type session struct {
 	claim claim // once it has claimed the key
 	began time.Time
 
+	journal *journal // of a procedure that goes on
+	close   bool     // it ends with the record
+
 	askRole bool   // before the record, so that its error can name the role
 	role    string // that the function has left, if it was asked for
 }
@@ -177,7 +180,11 @@ func (x *session) commit(out *answer) *failure {
 	// with a timeout: pgx would watch it, with a timer and nine allocations a call.
 	sent := time.Now()
 	_ = x.wire().SetDeadline(sent.Add(commitBound))
-	recorded, err := x.finish(context.Background(), x.sql.record, x.args.record(x.claim, out)...)
+	record := x.sql.record
+	if x.close {
+		record = x.sql.journal.finish
+	}
+	recorded, err := x.finish(context.Background(), record, x.args.record(x.claim, out)...)
 	_ = x.wire().SetDeadline(time.Time{})
 	if err == nil {
 		x.conn.Release()
@@ -215,17 +222,24 @@ func (x *session) finish(ctx context.Context, sql string, args ...any) (done boo
 	if x.askRole {
 		batch.Queue(roleSQL)
 	}
+	if x.close {
+		x.journal.end(x, &batch)
+	}
 	batch.Queue(sql, args...)
+	statements := batch.Len()
 	batch.Queue(x.store.commitSQL())
 	results := x.conn.SendBatch(ctx, &batch)
 	defer closeResults(results, &err)
 	if x.askRole {
+		statements--
 		if err := results.QueryRow().Scan(&x.role); err != nil {
 			return false, err
 		}
 	}
-	if _, err := results.Exec(); err != nil {
-		return false, err
+	for range statements {
+		if _, err := results.Exec(); err != nil {
+			return false, err
+		}
 	}
 	tag, err := results.Exec()
 	switch {
