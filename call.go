@@ -41,6 +41,9 @@ type invocation struct {
 	late    bool   // something that this call has sent may still arrive, and take effect
 	askRole bool   // before the record: see failure.forbidden
 
+	outcome outcome // of a procedure
+	placed  bool    // among the calls under way: see progress.place
+
 	waitFrom   time.Time // Config.Wait counts from here
 	heldSince  time.Time // since when the key is known to be another call's
 	unheld     bool      // the last round found nobody at work on the key: see unreachable
@@ -95,7 +98,7 @@ func (c *invocation) do(ctx context.Context) (*answer, error) {
 	if err := c.admit(ctx); err != nil {
 		return nil, err
 	}
-	lead, found, err := c.store.gate.enter(ctx, c.key, c.store.cfg.Wait)
+	lead, found, err := c.store.gate.enter(ctx, c.key, c.patience())
 	c.event.Waited = time.Since(c.waitFrom)
 	if lead == nil {
 		return found, err
@@ -166,8 +169,26 @@ func (c *invocation) admit(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// patience is how long the call waits for another one.
+func (c *invocation) patience() time.Duration {
+	if w, ok := c.work.(*course); ok && w.completing {
+		return -1
+	}
+	return c.store.cfg.Wait
+}
+
+// begin starts a transaction and claims the key: see Store.begin.
+func (c *invocation) begin(ctx context.Context) (*session, finding, error) {
+	pool := c.store.pool
+	if _, ok := c.work.(*course); ok && c.store.cfg.CallPool != nil {
+		pool = c.store.cfg.CallPool
+	}
+	return c.store.begin(ctx, pool, c.key)
+}
+
 // leave lets the next call for the key in, unless the lead was handed on.
 func (c *invocation) leave() {
+	c.leavePlace()
 	if c.lead != nil {
 		c.lead.leave()
 	}
@@ -183,7 +204,7 @@ func (c *invocation) claim(ctx context.Context) (*session, *answer, error) {
 	c.failed = false
 	for {
 		c.lead.seal()
-		x, f, err := c.store.begin(ctx, c.key)
+		x, f, err := c.begin(ctx)
 		switch {
 		case err == nil && f.state == claimed:
 			c.lead.know(owning)
@@ -192,8 +213,17 @@ func (c *invocation) claim(ctx context.Context) (*session, *answer, error) {
 			c.replay(x, f.answer)
 			return nil, f.answer, nil
 		case err == nil && f.state == abandoned:
+			if err = c.resume(ctx, x); err == nil {
+				c.lead.know(owning)
+				return x, nil, nil
+			}
 			x.rollback()
-			return nil, nil, ErrAbandoned
+			switch {
+			case errors.Is(err, errHeld):
+				err = c.wait(ctx, ErrInProgress)
+			case c.reconnects.worthwhile(ctx, err):
+				err = c.retries.pause(ctx)
+			}
 		case err == nil:
 			err = c.unreachable(ctx, x.tx, x.sql, f)
 			x.rollback()
@@ -240,8 +270,9 @@ func (c *invocation) wait(ctx context.Context, inProgress error) error {
 	if c.heldSince.IsZero() {
 		c.heldSince = now
 	}
-	end := c.waitFrom.Add(c.store.cfg.Wait)
-	if c.store.cfg.Wait < 0 {
+	patience := c.patience()
+	end := c.waitFrom.Add(patience)
+	if patience < 0 {
 		end = c.heldSince.Add(impatientBound)
 	}
 	if !now.Before(end) {
@@ -258,6 +289,9 @@ func (c *invocation) wait(ctx context.Context, inProgress error) error {
 // attempt runs the function in a session that owns the key, commits, and ends
 // the session. Nothing remains of a failure, unless it is in doubt.
 func (c *invocation) attempt(ctx context.Context, x *session) *failure {
+	if w, ok := c.work.(*course); ok {
+		return c.attemptSteps(ctx, x, w)
+	}
 	committed := false
 	defer func() { // also when the function panics or calls runtime.Goexit
 		if !committed {
@@ -289,7 +323,7 @@ func (c *invocation) run(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	defer function.End()
 	guard := guardTx(tx)
 	defer guard.end()
-	result, err := c.work.execute(ctx, guard)
+	result, err := c.work.(transactional).execute(ctx, guard)
 	if c.failed = err != nil; c.failed {
 		return nil, c.store.waitedForThePool(tx, err)
 	}
@@ -322,7 +356,7 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 	var waits backoff
 	for {
 		c.lead.seal()
-		x, f, err := c.store.begin(ask, c.key)
+		x, f, err := c.begin(ask)
 		// Near the end of the retention, our own record can have come and gone.
 		conclusive := time.Since(failed.sent) < c.store.cfg.Retention/10*9
 		switch {
@@ -344,6 +378,13 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 			return nil, nil, failed.err
 		case f.state == inFlight:
 			x.rollback()
+		case f.state == abandoned && c.goesOn(ask, x):
+			c.event.InDoubt = "" // the journal tells what was committed
+			if ctx.Err() == nil && c.event.Runs < maxRuns {
+				return x, nil, nil
+			}
+			x.rollback()
+			return nil, nil, failed.err
 		default:
 			x.rollback()
 			return nil, nil, unknown
@@ -352,6 +393,12 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 			return nil, nil, unknown
 		}
 	}
+}
+
+// goesOn: the key is that of a procedure's operation, and x goes on with it.
+func (c *invocation) goesOn(ctx context.Context, x *session) bool {
+	_, procedure := c.work.(*course)
+	return procedure && c.resume(ctx, x) == nil
 }
 
 // mark is what the function's context is marked with.

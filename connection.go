@@ -19,8 +19,12 @@ func connOf(tx pgx.Tx) *pgx.Conn {
 }
 
 func (s *Store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	conn, err := s.pool.Acquire(ctx)
-	return conn, s.usedUp(err)
+	return acquire(ctx, s.pool)
+}
+
+func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
+	conn, err := pool.Acquire(ctx)
+	return conn, usedUp(pool, err)
 }
 
 // leastLost is how many connections one operation may lose, at least, before it has

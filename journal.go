@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/bytea"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // The statements on the journal of a procedure's operation. The rules of postgres.go hold
@@ -123,8 +124,6 @@ var finishSQL = strings.NewReplacer(", purge_after = excluded.purge_after", "", 
 // unfinishedSQL tells a key of a procedure from an abandoned one.
 const unfinishedSQL = `select exists (select from idempotency_operations where id = $1::text and scope = $2::text)`
 
-// discardSQL deletes an operation with its key. $3: also if a call of it has begun whose
-// outcome is not known.
 const discardSQL = `delete from idempotency_operations where id = $1::text and scope = $2::text`
 
 // A journal is what is known of a procedure's operation: what is recorded, and the result
@@ -224,6 +223,10 @@ func readResults(text string) (results [][]byte, err error) {
 // errElsewhere: another attempt has gone on with the operation.
 var errElsewhere = errors.New("idempotency: another attempt has gone on with the operation")
 
+func saysElsewhere(err error) bool { return strings.Contains(err.Error(), sayNotRecorded) }
+
+func missingOperations(err error) bool { return err != nil && remedy.Missing(err, "idempotency_operations") }
+
 // A leg is what comes next on a session of a procedure, behind the commit of what has
 // been done.
 type leg struct {
@@ -283,7 +286,7 @@ func (x *session) advance(j *journal, next leg) *failure {
 		return nil
 	case committed:
 		return &failure{err: explain("begin the next step", err), transient: true}
-	case strings.Contains(err.Error(), sayNotRecorded):
+	case saysElsewhere(err):
 		return &failure{err: errElsewhere, transient: true}
 	}
 	failed := &failure{err: x.sql.explainRecord(err, ""), sent: sent, transient: conflicted(err) || x.closed()}
@@ -382,6 +385,7 @@ type journalStatements struct {
 	read, open, advance, touch, close string
 	mark, call, finish                string
 	unfinished, discard               string
+	pending, failed, settle, turn     string
 }
 
 func newJournalStatements(on func(string) string) journalStatements {
@@ -389,6 +393,7 @@ func newJournalStatements(on func(string) string) journalStatements {
 		read: on(journalSQL), open: on(openSQL), advance: on(advanceSQL), touch: on(touchSQL), close: on(closeSQL),
 		mark: on(markSQL), call: on(callSQL), finish: on(finishSQL),
 		unfinished: on(unfinishedSQL), discard: on(discardSQL),
+		pending: on(pendingSQL), failed: on(attemptFailedSQL), settle: on(settleSQL), turn: on(completeTurnSQL),
 	}
 }
 

@@ -353,7 +353,8 @@ const lockRowSQL = `select from idempotency_keys where id = $1::text and scope =
 const deleteSQL = `
 delete from idempotency_keys
 where id = $1::text and scope = $2::text and ctid = any(array(
-	select ctid from idempotency_keys where id = $1::text and scope = $2::text for update skip locked))`
+	select ctid from idempotency_keys where id = $1::text and scope = $2::text for update skip locked))
+returning expires_at is not null`
 
 const existsSQL = `select exists (select from idempotency_keys where id = $1::text and scope = $2::text)`
 

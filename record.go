@@ -49,9 +49,24 @@ func (s *Store) get(ctx context.Context, key Key) (Record, error) {
 	case err != nil:
 		return Record{}, explain("get the record", err)
 	case rec.ExpiresAt.IsZero(): // CompletedAt can be -infinity
-		return Record{}, ErrAbandoned
+		return Record{}, s.incomplete(ctx, key)
 	}
 	return rec, nil
+}
+
+// incomplete is the error of a key whose row has no result.
+func (s *Store) incomplete(ctx context.Context, key Key) error {
+	var there bool
+	err := s.query(ctx, func(sql *statements) string { return sql.journal.unfinished }, []any{key.ID, key.Scope}, func(results pgx.BatchResults) error {
+		return results.QueryRow().Scan(&there)
+	})
+	switch {
+	case there:
+		return ErrUnfinished
+	case err != nil && !missingOperations(err):
+		return explain("look for an unfinished operation", err)
+	}
+	return ErrAbandoned
 }
 
 // listPage is the number of records that All reads at a time.
@@ -210,16 +225,30 @@ func (s *Store) Delete(ctx context.Context, key Key) error {
 const deletePatience = time.Second
 
 func (s *Store) delete(ctx context.Context, key Key) error {
+	return s.changeKey(ctx, "delete the record", key, func(tx pgx.Tx, sql *statements) error {
+		return sql.deleteIn(ctx, tx, key)
+	})
+}
+
+// changeKey is change with the key's lock, which it tries for some time.
+func (s *Store) changeKey(ctx context.Context, doing string, key Key, do func(pgx.Tx, *statements) error) error {
 	var waits backoff
 	for start := time.Now(); ; {
 		err := s.change(ctx, s.cfg.MaxIdle, func(tx pgx.Tx, sql *statements) error {
-			return sql.deleteIn(ctx, tx, key)
+			free, err := sql.tryLock(ctx, tx, key)
+			switch {
+			case err != nil:
+				return err
+			case !free:
+				return ErrInProgress
+			}
+			return do(tx, sql)
 		})
 		switch {
-		case err == nil || errors.Is(err, ErrNotFound):
+		case err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnfinished):
 			return err
 		case !errors.Is(err, ErrInProgress):
-			return explain("delete the record", err)
+			return explain(doing, err)
 		case time.Since(start) >= deletePatience:
 			return err
 		}
@@ -270,13 +299,6 @@ func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx
 }
 
 func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
-	free, err := sql.tryLock(ctx, tx, key)
-	switch {
-	case err != nil:
-		return err
-	case !free:
-		return ErrInProgress
-	}
 	remains, err := sql.deleteRow(ctx, tx, key)
 	if err != nil || !remains {
 		return err
@@ -304,8 +326,12 @@ func (sql *statements) tryLock(ctx context.Context, tx pgx.Tx, key Key) (free bo
 // deleteRow reports whether the row is there and was not deleted. It is ErrNotFound when
 // there was none.
 func (sql *statements) deleteRow(ctx context.Context, tx pgx.Tx, key Key) (remains bool, err error) {
-	tag, err := tx.Exec(ctx, sql.delete, key.ID, key.Scope)
-	if err != nil || tag.RowsAffected() > 0 {
+	var complete bool
+	err = tx.QueryRow(ctx, sql.delete, key.ID, key.Scope).Scan(&complete)
+	switch {
+	case err == nil && !complete:
+		return false, sql.checkAbandoned(ctx, tx, []any{key.ID, key.Scope})
+	case !errors.Is(err, pgx.ErrNoRows):
 		return false, err
 	}
 	err = tx.QueryRow(ctx, sql.exists, key.ID, key.Scope).Scan(&remains)
@@ -313,4 +339,20 @@ func (sql *statements) deleteRow(ctx context.Context, tx pgx.Tx, key Key) (remai
 		err = ErrNotFound
 	}
 	return remains, err
+}
+
+// checkAbandoned is ErrUnfinished if the key has an operation of a procedure.
+func (sql *statements) checkAbandoned(ctx context.Context, tx pgx.Tx, key []any) (err error) {
+	var there bool
+	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) { // a savepoint: the table can be missing
+		there, err = sql.isUnfinished(ctx, tx, key)
+		return err
+	})
+	switch {
+	case there:
+		return ErrUnfinished
+	case missingOperations(err):
+		return nil
+	}
+	return err
 }

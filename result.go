@@ -13,8 +13,13 @@ import (
 // work is what a call is for: the caller's function, with its value as it is
 // stored.
 type work interface {
-	execute(ctx context.Context, tx pgx.Tx) (stored []byte, err error)
 	decode(stored []byte) error
+}
+
+// transactional is a work in one transaction.
+type transactional interface {
+	work
+	execute(ctx context.Context, tx pgx.Tx) (stored []byte, err error)
 }
 
 // A result is the work of a caller with values of type T.

@@ -138,6 +138,9 @@ func (sp *savepoint) incomplete(ctx context.Context) error {
 	if own { // with a context, or a Store, that is not the function's
 		return fmt.Errorf("%w: it is a function of the same transaction that made this call", ErrInProgress)
 	}
+	if err := sp.sql.checkAbandoned(ctx, sp.tx, sp.args.read()); err != nil {
+		return err
+	}
 	return ErrAbandoned
 }
 

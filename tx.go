@@ -45,17 +45,17 @@ type session struct {
 // begin starts a transaction and claims key, in one round trip. There is a
 // session if and only if the error is nil. One that has claimed the key while ctx
 // ended is given up: its function is not run.
-func (s *Store) begin(ctx context.Context, key Key) (x *session, f finding, err error) {
+func (s *Store) begin(ctx context.Context, pool *pgxpool.Pool, key Key) (x *session, f finding, err error) {
 	for again := false; ; again = true {
-		x, f, err = s.beginOn(ctx, key)
+		x, f, err = s.beginOn(ctx, pool, key)
 		if err == nil || !s.adapt(err, again) {
 			return x, f, err
 		}
 	}
 }
 
-func (s *Store) beginOn(ctx context.Context, key Key) (*session, finding, error) {
-	conn, err := s.acquire(ctx)
+func (s *Store) beginOn(ctx context.Context, pool *pgxpool.Pool, key Key) (*session, finding, error) {
+	conn, err := acquire(ctx, pool)
 	if err != nil {
 		return nil, finding{}, explain("acquire a connection", err)
 	}
@@ -134,11 +134,11 @@ func closeResults(results pgx.BatchResults, err *error) {
 }
 
 // usedUp adds to a deadline that every connection of the pool is in use.
-func (s *Store) usedUp(err error) error {
+func usedUp(pool *pgxpool.Pool, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	if pool := s.pool.Stat(); pool.AcquiredConns() >= pool.MaxConns() {
+	if pool := pool.Stat(); pool.AcquiredConns() >= pool.MaxConns() {
 		return fmt.Errorf("all connections of the pool are in use (MaxConns is %d): a function that sends a statement through the pool, and not through its tx, holds one and waits for another: %w", pool.MaxConns(), err)
 	}
 	return err
@@ -150,7 +150,7 @@ func (s *Store) waitedForThePool(tx pgx.Tx, err error) error {
 	if conn := connOf(tx); conn == nil || conn.IsClosed() {
 		return err
 	}
-	if explained := s.usedUp(err); explained != err {
+	if explained := usedUp(s.pool, err); explained != err {
 		return explain("run the function", explained)
 	}
 	return err
