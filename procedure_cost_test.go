@@ -1,0 +1,160 @@
+package idempotency_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// countedRide is takeRide without its provider, with a message to be sent, or its first step
+// alone.
+func countedRide(whole bool) idempotency.Procedure[fare, receipt] {
+	return idempotency.Procedure[fare, receipt]{Name: "take ride", Run: func(ctx context.Context, op *idempotency.Op, in fare) (r receipt, err error) {
+		r.Ride, err = idempotency.Step(ctx, op, "create", func(ctx context.Context, tx pgx.Tx) (id int, err error) {
+			err = tx.QueryRow(ctx, "insert into rides (rider, amount) values ('c', 20) returning id").Scan(&id)
+			return id, err
+		})
+		if err != nil || !whole {
+			return r, err
+		}
+		charge, err := idempotency.Call(ctx, op, "charge", func(context.Context, string) (payment, error) {
+			return payment{ID: "ch_3MmlLrLkdIwHu7ix0snN0B15", Rider: "c", Amount: 20}, nil
+		})
+		if err != nil {
+			return r, err
+		}
+		r.Charge = charge.ID
+		_, err = idempotency.Step(ctx, op, "confirm", func(ctx context.Context, tx pgx.Tx) (struct{}, error) {
+			if _, err := tx.Exec(ctx, "update rides set state = 'paid', charge = $2 where id = $1", r.Ride, r.Charge); err != nil {
+				return struct{}{}, err
+			}
+			_, err := tx.Exec(ctx, "insert into outbox (message) values ($1)", fmt.Sprintf("receipt of ride %d", r.Ride))
+			return struct{}{}, err
+		})
+		return r, err
+	}}
+}
+
+// The counters are of the whole server: this test is not parallel, and takes the quietest
+// of several tries.
+func TestProcedureCostsLittle(t *testing.T) {
+	j := setupRides(t, idempotency.Config{})
+	j.exec("create table outbox (id int generated always as identity primary key, message text not null)")
+	store, proxy := j.through(idempotency.Config{}, pgtest.MaxConns(1))
+	in := fare{Rider: "customer-7", Amount: 20, Provider: "https://api.example.com"}
+	body, _ := json.Marshal(in)
+	do := func(p idempotency.Procedure[fare, receipt], what string, i int) (replayed bool) {
+		key := idempotency.Key{Scope: "customer-7", ID: fmt.Sprintf("0192f1c4-%s-7d2a-9c1e-%012d", what, i), Fingerprint: idempotency.FingerprintOf(body)}
+		_, replayed, err := p.Do(t.Context(), store, key, in)
+		if err != nil {
+			t.Fatal(what, err)
+		}
+		return replayed
+	}
+	for _, c := range []struct {
+		name            string
+		op              func(i int)
+		trips           int
+		wal, identities int64 // at most
+	}{
+		{"step, call, step", func(i int) { do(countedRide(true), "ride", i) }, 7, 2200, 3},
+		{"one step", func(i int) { do(countedRide(false), "step", i) }, 3, 1000, 1},
+		{"replay", func(i int) {
+			if !do(countedRide(true), "ride", 1000+i%100) {
+				t.Fatal("not replayed")
+			}
+		}, 1, 0, 0},
+	} {
+		if got := roundTrips(t, proxy, c.op); got != c.trips*j.described() {
+			t.Errorf("%s: %d round trips, want %d", c.name, got, c.trips*j.described())
+		}
+		const calls = 100
+		wal, identities := int64(1<<60), int64(1<<60)
+		j.exec("checkpoint")
+		for i := range 5 * calls {
+			c.op(1000 + i) // logs the full pages that follow a checkpoint
+		}
+		for try := range 5 {
+			xid, before := j.counters()
+			for i := range calls {
+				c.op(10_000*(try+1) + i)
+			}
+			newXid, after := j.counters()
+			wal, identities = min(wal, (after-before)/calls), min(identities, (newXid-xid)/calls)
+		}
+		t.Logf("%s: %d bytes of WAL and %d transaction ids", c.name, wal, identities)
+		if serializable(j.bundle) {
+			continue
+		}
+		if wal > c.wal || identities != c.identities {
+			t.Errorf("%s: %d bytes of WAL and %d transaction ids, want %d and %d", c.name, wal, identities, c.wal, c.identities)
+		}
+	}
+}
+
+func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{})
+	held := make(chan string, 1)
+	j.p.hook = func(stage string) {
+		if stage == "received" {
+			time.Sleep(50 * time.Millisecond)
+			held <- query[string](j.bundle, `select coalesce(string_agg(format('%s xid=%s xmin=%s', state, backend_xid, backend_xmin), '; '), 'nothing')
+				from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in%'`)
+		}
+	}
+	if _, _, err := j.ride("a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-held; got != "idle in transaction xid= xmin=" {
+		t.Error(got)
+	}
+}
+
+// The Store's calls take half of the pool: the other half is for everybody else.
+func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{}, pgtest.MaxConns(8))
+	j.p.delay = 100 * time.Millisecond
+	var rides sync.WaitGroup
+	for i := range 24 {
+		rides.Go(func() {
+			if _, _, err := j.ride(fmt.Sprint(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	most := int32(0)
+	ended := make(chan struct{})
+	go func() { rides.Wait(); close(ended) }()
+	var waits []time.Duration
+	for waiting := true; waiting; {
+		select {
+		case <-ended:
+			waiting = false
+		case <-time.After(5 * time.Millisecond):
+			start := time.Now()
+			j.exec("select 1")
+			waits = append(waits, time.Since(start))
+			most = max(most, int32(query[int](j.bundle, `select count(*) from pg_stat_activity
+				where datname = current_database() and state = 'idle in transaction' and state_change < clock_timestamp() - interval '20 milliseconds'`)))
+		}
+	}
+	slices.Sort(waits)
+	t.Logf("select 1: median %v, longest %v", waits[len(waits)/2], waits[len(waits)-1])
+	if most < 2 || most > 4 {
+		t.Errorf("%d calls held a connection at a time, want 4 at most, and several", most)
+	}
+	j.once(24)
+	if j.p.overlaps > 0 {
+		t.Error("two at a time in one call")
+	}
+}
