@@ -104,13 +104,13 @@ func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{})
 	held := make(chan string, 1)
-	j.p.hook = func(stage string) {
+	j.p.onStage("a", func(stage string) {
 		if stage == "received" {
 			time.Sleep(50 * time.Millisecond)
 			held <- query[string](j.bundle, `select coalesce(string_agg(format('%s xid=%s xmin=%s', state, backend_xid, backend_xmin), '; '), 'nothing')
 				from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in%'`)
 		}
-	}
+	})
 	if _, _, err := j.ride("a"); err != nil {
 		t.Fatal(err)
 	}

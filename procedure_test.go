@@ -71,7 +71,7 @@ type provider struct {
 	overlaps int // requests with a key that was in progress
 	delay    time.Duration
 	lose     float64            // the share of answers that are lost
-	hook     func(stage string) // "received", "charged"
+	hooks    map[string]func(stage string) // by rider: "received", "charged"
 }
 
 type payment struct {
@@ -82,7 +82,7 @@ type payment struct {
 }
 
 func newProvider(t testing.TB) *provider {
-	p := &provider{charges: map[string]int{}, answers: map[string]payment{}, inFlight: map[string]int{}}
+	p := &provider{charges: map[string]int{}, answers: map[string]payment{}, inFlight: map[string]int{}, hooks: map[string]func(string){}}
 	p.Server = httptest.NewServer(p)
 	t.Cleanup(func() { p.CloseClientConnections(); p.Close() })
 	return p
@@ -95,7 +95,7 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "bad request", http.StatusBadRequest)
 		return
 	}
-	hook, ok := p.arrives(key)
+	hook, ok := p.arrives(key, asked.Rider)
 	defer p.leaves(key)
 	if !ok {
 		http.Error(w, "in progress", http.StatusConflict)
@@ -115,12 +115,19 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
-func (p *provider) arrives(key string) (hook func(string), ok bool) {
+// onStage has hook called at the stages of a rider's requests.
+func (p *provider) onStage(rider string, hook func(stage string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hooks[rider] = hook
+}
+
+func (p *provider) arrives(key, rider string) (hook func(string), ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requests++
 	p.inFlight[key]++
-	if hook = p.hook; hook == nil {
+	if hook = p.hooks[rider]; hook == nil {
 		hook = func(string) {}
 	}
 	if p.inFlight[key] > 1 {
@@ -184,6 +191,13 @@ func setupRides(t testing.TB, cfg idempotency.Config, opts ...pgtest.Option) *jo
 	j := &journey{setup(t, cfg, opts...), newProvider(t)}
 	j.exec(ridesSQL)
 	return j
+}
+
+// in is j in a subtest.
+func (j *journey) in(t testing.TB) *journey {
+	b := *j.bundle
+	b.TB = t
+	return &journey{&b, j.p}
 }
 
 func rideKey(id string) idempotency.Key {

@@ -32,6 +32,9 @@ type job struct {
 	Keys     int // that each caller calls with; 0 is Key alone
 	MaxIdle  time.Duration
 	Shots    bool   // every second caller sends one statement
+	Rides    []string // that each caller takes, from this provider, until it has a receipt; the other fields but MaxIdle do not count
+	Provider string
+	Once     bool   // one attempt
 	Hang     string // "": not at all; "client": the function sleeps; "server": its statement does; "briefly": both go on
 }
 
@@ -39,6 +42,9 @@ type report struct {
 	Value    int
 	Replayed bool
 	Err      string
+
+	Ride    string
+	Receipt receipt
 }
 
 func work() int {
@@ -76,6 +82,17 @@ func work() int {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	for caller := range j.Callers {
+		for _, id := range j.Rides {
+			wg.Go(func() {
+				r := j.ride(ctx, store, id)
+				mu.Lock()
+				defer mu.Unlock()
+				json.NewEncoder(os.Stdout).Encode(r)
+			})
+		}
+		if len(j.Rides) > 0 {
+			continue
+		}
 		for k := range max(j.Keys, 1) {
 			wg.Go(func() {
 				r := j.call(ctx, store, k, j.Shots && caller%2 == 0)
