@@ -99,24 +99,25 @@ func (p *progress) conclude(result []byte, err error) *failure {
 	}
 	defer p.mu.Unlock()
 	p.ended = true
+	failed := p.failed // the function may have swallowed it
 	switch {
-	case p.failed != nil:
-		return p.failed
-	case err == nil && !idle:
-		err = errors.New("idempotency: the procedure has returned while one of its steps ran")
-	case err == nil && p.next < len(p.j.labels):
-		err = fmt.Errorf("%w: the procedure has ended without %s", ErrStepsChanged, p.j.labels[p.next])
-	}
-	if err == nil {
+	case failed != nil:
+	case err != nil:
+		failed = &failure{err: err}
+	case !idle:
+		failed = &failure{err: errors.New("idempotency: the procedure has returned while one of its steps ran")}
+	case p.next < len(p.j.labels):
+		failed = &failure{err: fmt.Errorf("%w: the procedure has ended without %s", ErrStepsChanged, p.j.labels[p.next])}
+	default:
 		return p.finish(result)
 	}
-	p.c.failed = true
-	if p.x != nil && p.j.unrecorded() {
-		if failed := p.x.advance(p.j, leg{none: true}); failed != nil {
-			err = errors.Join(err, failed.err)
+	p.c.failed = !failed.transient && !failed.inDoubt
+	if p.c.failed && p.x != nil && p.j.unrecorded() {
+		if lost := p.x.advance(p.j, leg{none: true}); lost != nil {
+			return &failure{err: errors.Join(failed.err, lost.err)}
 		}
 	}
-	return &failure{err: err}
+	return failed
 }
 
 func (p *progress) finish(result []byte) *failure {

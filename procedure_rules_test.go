@@ -1,0 +1,612 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// A part of a procedure of a test.
+type part = func(ctx context.Context, op *idempotency.Op) error
+
+func ok(name string) part {
+	return func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, name, charge("key-1", 1))
+		return err
+	}
+}
+
+var errNoAnswer = errors.New("no answer")
+
+func fails(name string) part {
+	return func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, name, func(context.Context, string) (int, error) { return 0, errNoAnswer })
+		return err
+	}
+}
+
+func answers(name string, calls *atomic.Int64) part {
+	return func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, name, func(context.Context, string) (int64, error) { return calls.Add(1), nil })
+		return err
+	}
+}
+
+func procedureOf(parts ...part) idempotency.Procedure[int, int] {
+	return idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		for _, p := range parts {
+			if err := p(ctx, op); err != nil {
+				return 0, err
+			}
+		}
+		return in, nil
+	}}
+}
+
+// charged checks how many charges there are.
+func (b *bundle) charged(n int) {
+	b.Helper()
+	if got := query[int](b, "select count(*) from charges"); got != n {
+		b.Errorf("%d charges, want %d", got, n)
+	}
+}
+
+func (b *bundle) proceed(parts ...part) error {
+	_, _, err := procedureOf(parts...).Do(context.Background(), b.store, b.key, 7)
+	return err
+}
+
+func TestChangedStepsAreRefusedAndNothingIsExecuted(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for name, parts := range map[string][]part{
+		"renamed":                {ok("A"), ok("b"), fails("c")},
+		"reordered":              {ok("b"), ok("a"), fails("c")},
+		"removed":                {ok("b"), fails("c")},
+		"inserted":               {ok("x"), ok("a"), ok("b"), fails("c")},
+		"ended early":            {ok("a")},
+		"begun call renamed":     {ok("a"), ok("b"), fails("C")},
+		"begun call left out":    {ok("a"), ok("b")},
+		"begun call became step": {ok("a"), ok("b"), ok("c")},
+		"step became call":       {fails("a"), ok("b"), fails("c")},
+	} {
+		b.key.ID = name
+		before := query[int](b, "select count(*) from charges")
+		b.wantErr(b.proceed(ok("a"), ok("b"), fails("c")), errNoAnswer)
+		b.wantErr(b.proceed(parts...), idempotency.ErrStepsChanged)
+		b.wantErr(b.proceed(ok("a"), ok("b"), fails("c")), errNoAnswer)
+		if n := query[int](b, "select count(*) from charges"); n != before+2 {
+			t.Errorf("%s: %d effects, want 2", name, n-before)
+		}
+	}
+	b.key.ID = "other procedure"
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	other := procedureOf(ok("a"), fails("c"))
+	other.Name = "q"
+	_, _, err := other.Do(t.Context(), b.store, b.key, 7)
+	b.wantErr(err, idempotency.ErrStepsChanged)
+	b.key.ID = "appended"
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("d"), ok("e")), nil)
+}
+
+func TestCommitSentInAnyStepIsNeverRunAgain(t *testing.T) {
+	t.Parallel()
+	commits := func(name, sql string, effects int) part {
+		return func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, name, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				if _, err := charge("key-1", 1)(ctx, tx); err != nil {
+					return 0, err
+				}
+				for _, sql := range strings.Split(sql, ";") {
+					if _, err := tx.Exec(ctx, sql); err != nil {
+						return 0, err
+					}
+				}
+				return 1, nil
+			})
+			return err
+		}
+	}
+	var calls atomic.Int64
+	for _, sql := range []string{"commit", "commit;begin", "commit;begin isolation level serializable;select 1"} {
+		for name, c := range map[string]struct {
+			parts   []part
+			effects int
+		}{
+			"first":                 {[]part{commits("a", sql, 1)}, 1},
+			"first of several":      {[]part{commits("a", sql, 1), ok("b")}, 1},
+			"second":                {[]part{ok("a"), commits("b", sql, 1)}, 2},
+			"between":               {[]part{ok("a"), commits("b", sql, 1), ok("c")}, 2},
+			"behind a call":         {[]part{ok("a"), answers("b", &calls), commits("c", sql, 1)}, 2},
+			"the first of this run": {[]part{ok("a"), answers("b", &calls), commits("c", sql, 1), ok("d")}, 2},
+		} {
+			b := setup(t, idempotency.Config{})
+			if strings.HasPrefix(name, "the first of this run") {
+				b.wantErr(b.proceed(ok("a"), answers("b", &calls), fails("z")), errNoAnswer)
+				b.exec("update idempotency_operations set labels = array['step a', 'call b']")
+			}
+			if err := b.proceed(c.parts...); !errors.Is(err, idempotency.ErrOutcomeUnknown) && !strings.Contains(fmt.Sprint(err), "commit") {
+				t.Errorf("%s, %s: %v", name, sql, err)
+			}
+			for range 2 {
+				b.wantErr(b.proceed(c.parts...), idempotency.ErrAbandoned)
+			}
+			b.charged(c.effects)
+			if t.Failed() {
+				t.Fatalf("%s, %s", name, sql)
+			}
+		}
+	}
+}
+
+func TestRollbackSentInAStepKeepsNothingOfIt(t *testing.T) {
+	t.Parallel()
+	for _, sql := range []string{"rollback", "rollback;begin"} {
+		b := setup(t, idempotency.Config{})
+		sent := true
+		rolls := func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				if _, err := charge("key-1", 1)(ctx, tx); err != nil || !sent {
+					return 1, err
+				}
+				for _, sql := range strings.Split(sql, ";") {
+					if _, err := tx.Exec(ctx, sql); err != nil {
+						return 0, err
+					}
+				}
+				return 1, nil
+			})
+			return err
+		}
+		if err := b.proceed(ok("a"), rolls, ok("c")); err == nil {
+			t.Errorf("%s: no error", sql)
+		}
+		b.charged(1)
+		sent = false
+		b.wantErr(b.proceed(ok("a"), rolls, ok("c")), nil)
+		b.charged(3)
+	}
+}
+
+func TestUnfinishedKeyIsRefusedByEverythingElse(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	for name, err := range map[string]error{
+		"Do":       second(b.do(charge("key-1", 1))),
+		"QueryRow": second(idempotency.QueryRow[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount")),
+		"Query":    second(idempotency.Query[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount")),
+		"Get":      func() error { _, err := b.store.Get(t.Context(), b.key); return err }(),
+		"Delete":   b.store.Delete(t.Context(), b.key),
+	} {
+		if !errors.Is(err, idempotency.ErrUnfinished) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	if _, _, err := idempotency.DoTx(t.Context(), b.store, tx, b.key, charge("key-1", 1)); !errors.Is(err, idempotency.ErrUnfinished) {
+		t.Error(err)
+	}
+	b.usable(tx)
+	b.exec("update idempotency_keys set purge_after = now() - interval '1 day'")
+	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+		t.Error(n, err)
+	}
+	b.charged(1)
+	other := b.key
+	other.Fingerprint = idempotency.FingerprintOf([]byte("other"))
+	_, _, err := procedureOf(ok("a"), fails("c")).Do(t.Context(), b.store, other, 7)
+	b.wantErr(err, idempotency.ErrKeyReused)
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), answers("c", &calls)), nil)
+	b.charged(1)
+}
+
+func second[T any](_ T, _ bool, err error) error { return err }
+
+func TestWithoutTheTableOfProceduresAllElseWorks(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("drop table idempotency_operations")
+	b.executes(1)
+	b.replays(1)
+	b.exec("insert into idempotency_keys (id, scope, purge_after) values ('key-2', 'customer-1', now())")
+	b.key.ID = "key-2"
+	b.wantErr(second(b.do(charge("key-1", 1))), idempotency.ErrAbandoned)
+	_, err := b.store.Get(t.Context(), b.key)
+	b.wantErr(err, idempotency.ErrAbandoned)
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	_, _, err = idempotency.DoTx(t.Context(), b.store, tx, b.key, charge("key-1", 1))
+	b.wantErr(err, idempotency.ErrAbandoned)
+	b.usable(tx)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.wantErr(b.store.Delete(t.Context(), b.key), nil)
+	if err := b.proceed(ok("a"), fails("c")); err == nil || !strings.Contains(err.Error(), "idempotency_operations") || !strings.Contains(err.Error(), "migrations.Up") {
+		t.Error(err)
+	}
+	b.charged(1)
+}
+
+func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{})
+	j.p.lose = 1
+	if _, _, err := j.ride("a"); err == nil {
+		t.Fatal("no error")
+	}
+	if err := j.store.Settle(t.Context(), rideKey("a"), "other", payment{}); err == nil || !strings.Contains(err.Error(), "does not wait for the outcome of call other") {
+		t.Error(err)
+	}
+	j.wantErr(j.store.Settle(t.Context(), rideKey("b"), "charge", payment{}), idempotency.ErrNotFound)
+	j.exec("update idempotency_operations set progressed_at = progressed_at - interval '23 hours 1 minute'")
+	for range 2 {
+		_, _, err := j.ride("a")
+		j.wantErr(err, idempotency.ErrCallExpired)
+	}
+	if j.p.requests != 1 {
+		t.Errorf("%d requests", j.p.requests)
+	}
+	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{ID: "seen there"}), nil)
+	got, replayed, err := j.ride("a")
+	if err != nil || replayed || got.Charge != "seen there" || j.p.requests != 1 {
+		t.Error(got, replayed, err, j.p.requests)
+	}
+	j.once(1)
+	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{}), idempotency.ErrNotFound)
+}
+
+func TestWindowOfOneCallIsItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	calls := 0
+	within := func(window time.Duration) part {
+		return func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op.Within(window), "c", func(context.Context, string) (int, error) { calls++; return 0, errNoAnswer })
+			return err
+		}
+	}
+	b.wantErr(b.proceed(within(time.Hour)), errNoAnswer)
+	b.exec("update idempotency_operations set progressed_at = progressed_at - interval '31 minutes'")
+	b.wantErr(b.proceed(within(30*time.Minute)), idempotency.ErrCallExpired)
+	b.wantErr(b.proceed(within(time.Hour)), errNoAnswer)
+	b.wantErr(b.proceed(within(30*time.Minute)), idempotency.ErrCallExpired) // it was begun when it was begun
+	if calls != 2 {
+		t.Errorf("%d calls", calls)
+	}
+}
+
+func TestDiscardedOperationBeginsAnew(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.store.Discard(t.Context(), b.key), idempotency.ErrNotFound)
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.wantErr(b.store.Discard(t.Context(), b.key), nil)
+	b.wantErr(b.proceed(ok("b")), nil)
+	b.charged(2)
+	b.wantErr(b.store.Discard(t.Context(), b.key), idempotency.ErrNotFound)
+	_, err := b.store.Get(t.Context(), b.key)
+	b.wantErr(err, nil)
+}
+
+// After an error of a step, the function cannot go another way.
+func TestErrorOfAStepIsTheErrorOfAllLaterOnes(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		_ = fails("charge")(ctx, op)
+		b.wantErr(ok("cancel")(ctx, op), errNoAnswer)
+		return 1, nil // swallowed
+	}}
+	for range 2 {
+		_, _, err := p.Do(t.Context(), b.store, b.key, 1)
+		b.wantErr(err, errNoAnswer)
+	}
+	b.charged(0)
+}
+
+func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
+	t.Parallel()
+	var kept *idempotency.Op
+	for name, c := range map[string]struct {
+		parts   []part
+		says    string
+		effects int
+	}{
+		"two of one name":    {[]part{ok("a"), ok("a")}, `two steps have the name "a"`, 1},
+		"no name":            {[]part{ok("a"), ok("")}, "the name of a step is empty", 1},
+		"a long name":        {[]part{ok("a"), fails(strings.Repeat("x", 256))}, "the name of a call has 256 bytes", 1},
+		"a name with NUL":    {[]part{ok("a"), ok("x\x00")}, "NUL", 1},
+		"a name not of text": {[]part{ok("a"), ok("\xff")}, "UTF-8", 1},
+		"nested": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) { return 1, ok("c")(ctx, op) })
+			return err
+		}}, "not nested", 1},
+		"nested in a call": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "b", func(ctx context.Context, key string) (int, error) { return 1, ok("c")(ctx, op) })
+			return err
+		}}, "not nested", 1},
+		"result too large": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (string, error) { return strings.Repeat("x", 2000), nil })
+			return err
+		}}, "result too large", 1},
+		"result that JSON does not have": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (float64, error) { return math.Inf(1), nil })
+			return err
+		}}, `the value of step "b" cannot be recorded`, 1},
+		"result that JSON loses": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "b", func(context.Context, string) (struct{ x int }, error) { return struct{ x int }{1}, nil })
+			return err
+		}}, `the value of call "b" cannot be recorded`, 1},
+		"panic": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			defer func() { recover() }()
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) { panic("x") })
+			return err
+		}, ok("c")}, "panicked", 1},
+		"kept": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error { kept = op; return errNoAnswer }}, "no answer", 1},
+	} {
+		b := setup(t, idempotency.Config{MaxResult: 1000})
+		for range 2 {
+			if err := b.proceed(c.parts...); err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v", name, err)
+			}
+			b.charged(c.effects)
+		}
+	}
+	if err := ok("late")(t.Context(), kept); err == nil || !strings.Contains(err.Error(), "has returned") {
+		t.Error(err)
+	}
+	b := setup(t, idempotency.Config{MaxResult: 1000})
+	long := idempotency.Procedure[string, int]{Name: "p"}
+	if _, _, err := long.Do(t.Context(), b.store, b.key, strings.Repeat("x", 2000)); !errors.Is(err, idempotency.ErrTooLarge) || !strings.Contains(err.Error(), "input") {
+		t.Error(err)
+	}
+	lost := idempotency.Procedure[any, int]{Name: "p"}
+	if _, _, err := lost.Do(t.Context(), b.store, b.key, func() {}); !errors.Is(err, idempotency.ErrUndecodable) || !strings.Contains(err.Error(), "input") {
+		t.Error(err)
+	}
+	nameless := procedureOf()
+	nameless.Name = ""
+	if _, _, err := nameless.Do(t.Context(), b.store, b.key, 1); err == nil || !strings.Contains(err.Error(), "Procedure.Name") {
+		t.Error(err)
+	}
+}
+
+func TestParallelStepsAreRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	inside, leave := make(chan struct{}), make(chan struct{})
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				close(inside)
+				<-leave
+				return charge("key-1", 1)(ctx, tx)
+			})
+			ended <- err
+		}()
+		<-inside
+		err := ok("b")(ctx, op)
+		if err == nil || !strings.Contains(err.Error(), "not parallel") {
+			t.Error(err)
+		}
+		close(leave)
+		return in, <-ended
+	}}
+	_, _, err := p.Do(t.Context(), b.store, b.key, 1)
+	b.wantErr(err, nil)
+	b.charged(1)
+}
+
+func TestProcedureThatReturnsWhileAStepRunsWaitsForItAndIsNoSuccess(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		inside := make(chan struct{})
+		go func() {
+			_, _ = idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				close(inside)
+				time.Sleep(50 * time.Millisecond)
+				return charge("key-1", 1)(context.WithoutCancel(ctx), tx)
+			})
+		}()
+		<-inside
+		return in, nil
+	}}
+	if _, _, err := p.Do(t.Context(), b.store, b.key, 1); err == nil || !strings.Contains(err.Error(), "while one of its steps ran") {
+		t.Error(err)
+	}
+	b.charged(1) // it ended, and is recorded
+	b.wantErr(b.proceed(ok("a")), nil)
+	b.charged(1)
+}
+
+func TestClientThatGoesAwayDoesNotCancelACall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	calls := 0
+	call := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, key string) (int, error) {
+			calls++
+			cancel()
+			time.Sleep(20 * time.Millisecond)
+			return 1, ctx.Err()
+		})
+		return err
+	}
+	_, _, err := procedureOf(call, ok("a")).Do(ctx, b.store, b.key, 7)
+	b.wantErr(err, context.Canceled)
+	b.charged(0)
+	b.wantErr(b.proceed(call, ok("a")), nil)
+	if calls != 1 {
+		t.Errorf("%d calls", calls)
+	}
+	b.charged(1)
+}
+
+func TestCallEndsByItsOwnDeadlineAndBeforeItsTransaction(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 500 * time.Millisecond})
+	for _, own := range []time.Duration{50 * time.Millisecond, time.Hour} {
+		start := time.Now()
+		err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+			ctx, cancel := context.WithTimeout(ctx, own)
+			defer cancel()
+			_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, key string) (int, error) {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			})
+			return err
+		})
+		b.wantErr(err, context.DeadlineExceeded)
+		if took := time.Since(start); took < min(own, 400*time.Millisecond) || took > 5*time.Second {
+			t.Errorf("after %v", took)
+		}
+	}
+}
+
+// Its transaction was ended meanwhile, and nobody has gone on with the operation.
+func TestCallThatIgnoresItsContextIsRecordedAllTheSame(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	calls := 0
+	b.wantErr(b.proceed(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, key string) (int, error) {
+			calls++
+			time.Sleep(600 * time.Millisecond)
+			return 1, nil
+		})
+		return err
+	}, ok("b")), nil)
+	if calls != 1 {
+		t.Errorf("%d calls", calls)
+	}
+	b.charged(2)
+}
+
+func TestGoexitInAStepGivesTheConnectionBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, p := range []part{
+		func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(context.Context, pgx.Tx) (int, error) { runtime.Goexit(); return 0, nil })
+			return err
+		},
+		func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "b", func(context.Context, string) (int, error) { runtime.Goexit(); return 0, nil })
+			return err
+		},
+	} {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = b.proceed(ok("a"), p)
+		}()
+		<-ended
+		b.charged(1)
+		if n := b.pool.Stat().AcquiredConns(); n != 0 {
+			t.Errorf("%d connections are in use", n)
+		}
+		b.wantErr(b.store.Discard(t.Context(), b.key), nil)
+		b.exec("delete from charges")
+	}
+}
+
+func TestKeyOfACallIsTheSameForEver(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for namespace, want := range map[string]string{
+		"":        "c4a28943-720b-86cc-b696-51d2b5da2bed",
+		"billing": "200c2e3e-34b3-8239-83df-e9b92dd384ee",
+	} {
+		store := b.storeOn(b.pool, idempotency.Config{CallNamespace: namespace})
+		var got []string
+		p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+			return idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (int, error) {
+				if got = append(got, key); len(got) == 1 {
+					return 0, errNoAnswer
+				}
+				return 1, nil
+			})
+		}}
+		_, _, _ = p.Do(t.Context(), store, b.key, 1)
+		_, _, err := p.Do(t.Context(), store, b.key, 1)
+		b.wantErr(err, nil)
+		if len(got) != 2 || got[0] != want || got[1] != want {
+			t.Errorf("%v, want %s", got, want)
+		}
+		b.wantErr(b.store.Delete(t.Context(), b.key), nil)
+	}
+}
+
+func TestInputIsThatOfTheFirstCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	fail := true
+	p := idempotency.Procedure[string, string]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in string) (string, error) {
+		return idempotency.Call(ctx, op, "c", func(context.Context, string) (string, error) {
+			if fail {
+				return "", errNoAnswer
+			}
+			return in, nil
+		})
+	}}
+	_, _, err := p.Do(t.Context(), b.store, b.key, "first")
+	b.wantErr(err, errNoAnswer)
+	fail = false
+	got, replayed, err := p.Do(t.Context(), b.store, b.key, "second")
+	if got != "first" || replayed || err != nil {
+		t.Error(got, replayed, err)
+	}
+}
+
+func TestExpiredKeyOfAProcedureRunsAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var calls atomic.Int64
+	for i := range 2 {
+		b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("b")), nil)
+		b.charged(2 * (i + 1))
+		b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+		b.unknown()
+	}
+	if calls.Load() != 2 {
+		t.Errorf("%d calls", calls.Load())
+	}
+}
+
+func TestProceduresUseTheirOwnPoolWhereThereIsOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	own := b.anotherPool(pgtest.MaxConns(2))
+	store := b.storeOn(b.pool, idempotency.Config{CallPool: own})
+	before := b.pool.Stat().AcquireCount()
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			if own.Stat().AcquiredConns() != 1 || b.pool.Stat().AcquireCount() != before {
+				t.Errorf("%d connections of its own, %d of the store's", own.Stat().AcquiredConns(), b.pool.Stat().AcquireCount()-before)
+			}
+			return 1, nil
+		})
+		return err
+	})
+	_, _, err := p.Do(t.Context(), store, b.key, 1)
+	b.wantErr(err, nil)
+}
