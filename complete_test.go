@@ -1,0 +1,274 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
+)
+
+func (b *bundle) unfinished() (all []idempotency.Unfinished) {
+	b.Helper()
+	for u, err := range b.store.Pending(context.Background(), 0) {
+		if err != nil {
+			b.Fatal(err)
+		}
+		all = append(all, u)
+	}
+	return all
+}
+
+func (b *bundle) completes(n int, procedures ...idempotency.Completable) {
+	b.Helper()
+	if got, err := b.store.Complete(context.Background(), 0, procedures...); got != n || err != nil {
+		b.Errorf("completed %d, %v, want %d", got, err, n)
+	}
+}
+
+func TestCompleteEndsWhatAClientHasAbandoned(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{})
+	j.at(seam{stage: "charged"}, "a", syscall.SIGKILL, pgproxy.Drop, 0)
+	j.eventually("the server has noticed", func() bool {
+		return query[int](j.bundle, "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in%'") == 0
+	})
+	all := j.unfinished()
+	if len(all) != 1 {
+		t.Fatal(all)
+	}
+	u := all[0]
+	if u.Key != rideKey("a") || u.Procedure != "take ride" || u.Begun != "call charge" || fmt.Sprint(u.Done) != "[step create]" ||
+		!strings.Contains(string(u.Input), `"Rider":"a"`) || u.Attempts != 0 || u.Error != "" ||
+		time.Since(u.StartedAt) > time.Minute || u.ProgressedAt.Before(u.StartedAt) || time.Since(u.DueAt) > time.Minute {
+		t.Errorf("%+v", u)
+	}
+	if n, err := j.store.Complete(t.Context(), time.Hour, takeRide); n != 0 || err != nil {
+		t.Error(n, err)
+	}
+	j.completes(0, procedureOf()) // of another name
+	j.completes(1, procedureOf(), takeRide)
+	j.once(1)
+	if _, replayed, err := j.ride("a"); !replayed || err != nil {
+		t.Error(replayed, err)
+	}
+	j.completes(0, takeRide)
+	if _, err := j.store.Complete(t.Context(), 0, takeRide, takeRide); err == nil || !strings.Contains(err.Error(), `two procedures have the name "take ride"`) {
+		t.Error(err)
+	}
+}
+
+func TestOperationThatNeverSucceedsIsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	broken, calls := true, map[string]int{}
+	var order []string
+	p := idempotency.Procedure[string, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in string) (int, error) {
+		return idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			calls[in]++
+			order = append(order, in)
+			if broken || in == "never" {
+				return 0, fmt.Errorf("no answer to %s: \xff\x00%s", in, strings.Repeat("é", 1000))
+			}
+			return 1, nil
+		})
+	}}
+	for _, id := range []string{"never", "later", "last"} {
+		b.key.ID = id
+		if _, _, err := p.Do(t.Context(), b.store, b.key, id); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	broken, order = false, nil
+	n, err := b.store.Complete(t.Context(), 0, p)
+	if n != 2 || err == nil || !strings.Contains(err.Error(), `completing procedure "p": no answer to never`) {
+		t.Error(n, err)
+	}
+	if fmt.Sprint(order) != "[never later last]" {
+		t.Errorf("tried in the order %v", order)
+	}
+	b.completes(0, p) // it is not due
+	all := b.unfinished()
+	if len(all) != 1 || all[0].Attempts != 1 || !strings.HasPrefix(all[0].Error, "no answer to never: é") || len(all[0].Error) > 1000 || calls["never"] != 2 {
+		t.Fatalf("%d calls, %+v", calls["never"], all)
+	}
+	if pause := all[0].DueAt.Sub(time.Now()); pause < 0 || pause > 2*time.Second {
+		t.Errorf("due in %v", pause)
+	}
+	for attempts, want := range map[int]time.Duration{3: 8 * time.Second, 11: 2048 * time.Second, 12: time.Hour, 1_000_000: time.Hour} {
+		b.exec("update idempotency_operations set due_at = now(), attempts = $1", attempts)
+		if _, err := b.store.Complete(t.Context(), 0, p); err == nil {
+			t.Error("no error")
+		}
+		if pause := time.Until(b.unfinished()[0].DueAt); pause > want || pause < want-5*time.Second {
+			t.Errorf("after %d attempts due in %v, want %v", attempts, pause, want)
+		}
+	}
+	// The oldest attempt comes first.
+	b.key.ID = "new"
+	broken = true
+	_, _, _ = p.Do(t.Context(), b.store, b.key, "new")
+	broken, order = false, nil
+	b.exec("update idempotency_operations set due_at = now() - interval '1 minute' where id = 'new'")
+	b.exec("update idempotency_operations set due_at = now() where id = 'never'")
+	_, _ = b.store.Complete(t.Context(), 0, p)
+	if fmt.Sprint(order) != "[new never]" {
+		t.Errorf("tried in the order %v", order)
+	}
+}
+
+func TestPendingReadsPageByPage(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec(`insert into idempotency_operations (id, scope, number, started_at, progressed_at, due_at, name, input, labels, results)
+		select 'id ' || i % 50, 'scope ' || i, gen_random_uuid(), now(), now() - interval '1 hour', now() - i / 120 * interval '1 second', 'p', '1', '{}', '{}' from generate_series(0, 349) i`)
+	seen := map[idempotency.Key]bool{}
+	last := time.Time{}
+	for _, u := range b.unfinished() {
+		if seen[u.Key] || u.DueAt.Before(last) {
+			t.Errorf("%+v after %v", u, last)
+		}
+		seen[u.Key], last = true, u.DueAt
+	}
+	if len(seen) != 350 {
+		t.Errorf("%d operations", len(seen))
+	}
+	for _, err := range b.store.Pending(t.Context(), 2*time.Hour) {
+		t.Error("one that has progressed since: ", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, err := range b.store.Pending(ctx, 0) {
+		b.wantErr(err, context.Canceled)
+	}
+}
+
+func TestTwoCompletersBesideRetriesEndEachOperationOnce(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{})
+	j.p.lose = 1
+	const rides = 30
+	for i := range rides {
+		if _, _, err := j.ride(fmt.Sprint(i)); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	j.p.lose, j.p.delay = 0, 5*time.Millisecond
+	var ended atomic.Int64
+	var all sync.WaitGroup
+	for range 2 {
+		store := j.storeOn(j.anotherPool(), idempotency.Config{})
+		all.Go(func() {
+			n, err := store.Complete(t.Context(), 0, takeRide)
+			if err != nil {
+				t.Error(err)
+			}
+			ended.Add(int64(n))
+		})
+	}
+	for i := range rides {
+		all.Go(func() {
+			_, replayed, err := j.ride(fmt.Sprint(i))
+			if err != nil {
+				t.Error(err)
+			}
+			if !replayed {
+				ended.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	j.once(rides)
+	if ended.Load() != rides || j.p.overlaps > 0 {
+		t.Errorf("%d ended, %d overlaps", ended.Load(), j.p.overlaps)
+	}
+}
+
+func TestOneCompleterOfAFleetIsAtWork(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for i := range 4 {
+		b.key.ID = fmt.Sprint(i)
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	var inside, most, calls atomic.Int64
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			most.Store(max(most.Load(), inside.Add(1)))
+			time.Sleep(50 * time.Millisecond)
+			inside.Add(-1)
+			calls.Add(1)
+			return 1, nil
+		})
+		return err
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var fleet sync.WaitGroup
+	for range 3 {
+		store := b.storeOn(b.anotherPool(), idempotency.Config{})
+		fleet.Go(func() {
+			if err := store.CompleteEvery(ctx, 10*time.Millisecond, 0, p); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	b.eventually("all are completed", func() bool { return calls.Load() == 4 && len(b.unfinished()) == 0 })
+	cancel()
+	fleet.Wait()
+	if most.Load() != 1 || calls.Load() != 4 {
+		t.Errorf("%d at a time, %d calls", most.Load(), calls.Load())
+	}
+	b.exec("drop table idempotency_operations")
+	if err := b.store.CompleteEvery(t.Context(), time.Hour, 0, p); err == nil || !strings.Contains(err.Error(), "idempotency_operations") {
+		t.Error(err)
+	}
+	if err := b.store.CompleteEvery(t.Context(), 0, 0, p); err == nil || !strings.Contains(err.Error(), "interval") {
+		t.Error(err)
+	}
+}
+
+func TestCompleteStopsWithItsContextAndCountsNoAttempt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for i := range 2 {
+		b.key.ID = fmt.Sprint(i)
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { cancel(); return 0, errNoAnswer })
+		return err
+	})
+	_, err := b.store.Complete(ctx, 0, p)
+	b.wantErr(err, context.Canceled)
+	for _, u := range b.unfinished() {
+		if u.Attempts != 0 {
+			t.Errorf("%+v", u)
+		}
+	}
+}
+
+func TestSettleAndDiscardWaitForNoAttemptThatIsAtWork(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	during := func(context.Context, string) (int, error) {
+		b.wantErr(b.store.Settle(t.Context(), b.key, "c", 1), idempotency.ErrInProgress)
+		b.wantErr(b.store.Discard(t.Context(), b.key), idempotency.ErrInProgress)
+		if n, err := b.store.Complete(t.Context(), 0, procedureOf()); n != 0 || err != nil {
+			t.Error(n, err)
+		}
+		return 1, nil
+	}
+	b.wantErr(b.proceed(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", during)
+		return err
+	}), nil)
+	b.charged(1)
+}
