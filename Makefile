@@ -60,7 +60,7 @@ test-pgbouncer: ## test the root package and the doctor through PgBouncer (which
 
 test-long: ## the tests under faults and storms, at full length (twenty minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
-		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers|Schedules|AnywhereNeedsNoRepair' . ./migrations
+		-run 'Terminated|Storm|HotKeys|DistinctKeys|Purgers|Schedules|Seam|AnywhereNeedsNoRepair' . ./migrations
 	HISTORY_TIME=90s $(TESTDB) -C internal/history -- go test -count=1 -timeout 30m -v -run 'Histories|Redundant|Mutations' .
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -C internal/failover -- go test -count=1 -timeout 15m -v \
 		-run 'PrimaryLost|LimitDuplicate' .

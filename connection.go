@@ -62,16 +62,22 @@ func (r *reconnects) worthwhile(ctx context.Context, err error) bool {
 }
 
 // retried makes an operation other than a call, and makes it once more where that is
-// worth while: on another connection, or as adapt has changed it. Executed: what failed
+// worth while: on another connection, or as adapt has changed it, or after a
+// serialization failure, which what only reads can get, too. Executed: what failed
 // can have taken effect.
 func (s *Store) retried(ctx context.Context, operation func() (executed bool, err error)) error {
 	lost := reconnects{pool: s.pool}
 	var waits backoff
+	conflicts := 0
 	for again := false; ; {
 		executed, err := operation()
 		switch {
 		case err == nil:
 			return nil
+		case conflicted(err) && !executed && conflicts < maxRuns:
+			if conflicts++; waits.pause(ctx) != nil {
+				return err
+			}
 		case s.adapt(err, again):
 			again = true
 		case executed || !lost.worthwhile(ctx, err) || waits.pause(ctx) != nil:

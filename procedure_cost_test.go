@@ -79,10 +79,10 @@ func TestProcedureCostsLittle(t *testing.T) {
 		const calls = 100
 		wal, identities := int64(1<<60), int64(1<<60)
 		j.exec("checkpoint")
-		for i := range 5 * calls {
+		for i := range 3 * calls {
 			c.op(1000 + i) // logs the full pages that follow a checkpoint
 		}
-		for try := range 5 {
+		for try := range 3 {
 			xid, before := j.counters()
 			for i := range calls {
 				c.op(10_000*(try+1) + i)

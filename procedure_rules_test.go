@@ -119,6 +119,7 @@ func TestCommitSentInAnyStepIsNeverRunAgain(t *testing.T) {
 			return err
 		}
 	}
+	b := setup(t, idempotency.Config{})
 	var calls atomic.Int64
 	for _, sql := range []string{"commit", "commit;begin", "commit;begin isolation level serializable;select 1"} {
 		for name, c := range map[string]struct {
@@ -132,10 +133,11 @@ func TestCommitSentInAnyStepIsNeverRunAgain(t *testing.T) {
 			"behind a call":         {[]part{ok("a"), answers("b", &calls), commits("c", sql, 1)}, 2},
 			"the first of this run": {[]part{ok("a"), answers("b", &calls), commits("c", sql, 1), ok("d")}, 2},
 		} {
-			b := setup(t, idempotency.Config{})
-			if strings.HasPrefix(name, "the first of this run") {
+			b.key.ID = name + sql
+			b.exec("delete from charges")
+			if name == "the first of this run" {
 				b.wantErr(b.proceed(ok("a"), answers("b", &calls), fails("z")), errNoAnswer)
-				b.exec("update idempotency_operations set labels = array['step a', 'call b']")
+				b.exec("update idempotency_operations set labels = array['step a', 'call b'] where id = $1", b.key.ID)
 			}
 			if err := b.proceed(c.parts...); !errors.Is(err, idempotency.ErrOutcomeUnknown) && !strings.Contains(fmt.Sprint(err), "commit") {
 				t.Errorf("%s, %s: %v", name, sql, err)
@@ -322,6 +324,7 @@ func TestErrorOfAStepIsTheErrorOfAllLaterOnes(t *testing.T) {
 
 func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
 	t.Parallel()
+	b := setup(t, idempotency.Config{MaxResult: 1000})
 	var kept *idempotency.Op
 	for name, c := range map[string]struct {
 		parts   []part
@@ -360,18 +363,19 @@ func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
 		}, ok("c")}, "panicked", 1},
 		"kept": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error { kept = op; return errNoAnswer }}, "no answer", 1},
 	} {
-		b := setup(t, idempotency.Config{MaxResult: 1000})
+		b.key.ID = name
+		before := query[int](b, "select count(*) from charges")
 		for range 2 {
 			if err := b.proceed(c.parts...); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s: %v", name, err)
 			}
-			b.charged(c.effects)
+			b.charged(before + c.effects)
 		}
 	}
 	if err := ok("late")(t.Context(), kept); err == nil || !strings.Contains(err.Error(), "has returned") {
 		t.Error(err)
 	}
-	b := setup(t, idempotency.Config{MaxResult: 1000})
+	b.key.ID = "input"
 	long := idempotency.Procedure[string, int]{Name: "p"}
 	if _, _, err := long.Do(t.Context(), b.store, b.key, strings.Repeat("x", 2000)); !errors.Is(err, idempotency.ErrTooLarge) || !strings.Contains(err.Error(), "input") {
 		t.Error(err)
