@@ -8,10 +8,11 @@ import (
 
 // An Event says how one operation of a Store went. It holds no result.
 type Event struct {
-	// Operation is "Do", "DoTx", "QueryRow", "Query", "Get", "All", "Delete" or "Purge".
+	// Operation is "Do", "DoTx", "QueryRow", "Query", "Procedure", "Get", "All", "Delete",
+	// "Purge", "Settle" or "Discard". What Complete goes on with is a "Procedure".
 	Operation string
 
-	// Outcome of a call, one of the first four, is "executed", "replayed" (also after a wait, and
+	// Outcome of a call, one of the first five, is "executed", "replayed" (also after a wait, and
 	// when its own commit was in doubt), "in_progress", "key_reused",
 	// "outcome_unknown" or "failed", as it is whenever the function returned an
 	// error. Of the others it is "done", "not_found", "in_progress" or "failed", and
@@ -40,7 +41,7 @@ type Event struct {
 	// the operation found out about it: "committed", "aborted" or "unknown".
 	InDoubt string
 
-	// Deleted is the number of records removed by Delete or Purge.
+	// Deleted is the number of records removed by Delete or Purge, or 1 of a Discard.
 	Deleted int64
 
 	// Err is what the operation returned. When the function panicked or ended

@@ -45,7 +45,7 @@ func newInstruments(meter metric.Meter) (instruments, error) {
 }
 
 // calls are the operations that run something.
-var calls = []string{"Do", "DoTx", "QueryRow", "Query"}
+var calls = []string{"Do", "DoTx", "QueryRow", "Query", "Procedure"}
 
 func isCall(operation string) bool { return slices.Contains(calls, operation) }
 
@@ -72,7 +72,7 @@ func (t *telemetry) measure(ctx context.Context, o *operation, event idempotency
 	switch {
 	case isCall(event.Operation):
 		t.measureCall(ctx, o, event)
-	case event.Operation == "Delete", event.Operation == "Purge":
+	case event.Operation == "Delete", event.Operation == "Purge", event.Operation == "Discard":
 		t.deleted.Add(ctx, event.Deleted, o.plain.add...)
 	}
 }

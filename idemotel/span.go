@@ -53,7 +53,7 @@ func spanAttributes(event idempotency.Event) []attribute.KeyValue {
 	switch {
 	case isCall(event.Operation):
 		attributes = append(attributes, runsKey.Int(event.Runs), waitedKey.Float64(event.Waited.Seconds()))
-	case event.Operation == "Delete", event.Operation == "Purge":
+	case event.Operation == "Delete", event.Operation == "Purge", event.Operation == "Discard":
 		attributes = append(attributes, deletedKey.Int64(event.Deleted))
 	}
 	if event.InDoubt != "" {

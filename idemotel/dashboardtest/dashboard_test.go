@@ -144,7 +144,7 @@ func (w *workload) agreesWith(p *prometheus) {
 	const counts = "idempotency_operation_duration_seconds_count"
 	want := map[string]int{"sum(idempotency_runs_total)": w.runs}
 	for _, outcome := range []string{"executed", "replayed", "in_progress", "key_reused", "failed"} {
-		want[fmt.Sprintf(`sum(%s{db_operation_name=~"Do|DoTx|QueryRow|Query", idempotency_outcome=%q})`, counts, outcome)] = w.calls[outcome]
+		want[fmt.Sprintf(`sum(%s{db_operation_name=~"Do|DoTx|QueryRow|Query|Procedure", idempotency_outcome=%q})`, counts, outcome)] = w.calls[outcome]
 	}
 	want[`sum(idempotency_commits_in_doubt_total{idempotency_in_doubt="committed"})`] = w.turn
 	want["sum(idempotency_retries_total)"] = w.turn

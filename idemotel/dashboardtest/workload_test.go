@@ -77,7 +77,7 @@ func (w *workload) count(_ context.Context, e idempotency.Event) {
 	defer w.events.Unlock()
 	w.runs += e.Runs
 	switch e.Operation {
-	case "Do", "DoTx", "QueryRow", "Query":
+	case "Do", "DoTx", "QueryRow", "Query", "Procedure":
 		w.calls[e.Outcome]++
 	}
 }
