@@ -225,7 +225,9 @@ var errElsewhere = errors.New("idempotency: another attempt has gone on with the
 
 func saysElsewhere(err error) bool { return strings.Contains(err.Error(), sayNotRecorded) }
 
-func missingOperations(err error) bool { return err != nil && remedy.Missing(err, "idempotency_operations") }
+func missingOperations(err error) bool {
+	return err != nil && remedy.Missing(err, "idempotency_operations")
+}
 
 // A leg is what comes next on a session of a procedure, behind the commit of what has
 // been done.

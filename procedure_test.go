@@ -70,7 +70,7 @@ type provider struct {
 	requests int
 	overlaps int // requests with a key that was in progress
 	delay    time.Duration
-	lose     float64            // the share of answers that are lost
+	lose     float64                       // the share of answers that are lost
 	hooks    map[string]func(stage string) // by rider: "received", "charged"
 }
 

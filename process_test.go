@@ -31,7 +31,7 @@ type job struct {
 	Callers  int
 	Keys     int // that each caller calls with; 0 is Key alone
 	MaxIdle  time.Duration
-	Shots    bool   // every second caller sends one statement
+	Shots    bool     // every second caller sends one statement
 	Rides    []string // that each caller takes, from this provider, until it has a receipt; the other fields but MaxIdle do not count
 	Provider string
 	Once     bool   // one attempt

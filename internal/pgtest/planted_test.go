@@ -2,9 +2,11 @@ package pgtest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,7 +20,7 @@ import (
 func TestNoStatementOfACallRunsWhatSomebodyHasPlanted(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	pgtest.Plant(t, pool, "../../postgres.go", "../../table.go", "../../query.go")
+	pgtest.Plant(t, pool, "../../postgres.go", "../../table.go", "../../query.go", "../../journal.go", "../../complete.go")
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
 		each := pgtest.Pool(t, pool, pgtest.Direct, func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode })
 		if _, err := each.Exec(t.Context(), "select 1::int2 * interval '1 second'"); err == nil || !strings.Contains(err.Error(), "planted") {
@@ -81,6 +83,7 @@ func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(contex
 				return nil
 			}
 		}
+		all = append(all, procedure(store, idempotency.Key{Scope: "s", ID: fmt.Sprint("procedure ", i)}))
 		all = append(all, first, do, doTx, expire, do, expire, doTx,
 			statement(0, idempotency.Config{}), statement(1, idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}}),
 			func(ctx context.Context) error { _, err := store.Get(ctx, key); return err },
@@ -119,3 +122,70 @@ func operations(store *idempotency.Store, pool *pgxpool.Pool) (all []func(contex
 	}
 	return all
 }
+
+// procedure sends every statement of an operation of several steps.
+func procedure(store *idempotency.Store, key idempotency.Key) func(context.Context) error {
+	attempt := 0
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		step := func(context.Context, pgx.Tx) (int, error) { return 1, nil }
+		call := func(context.Context, string) (int, error) {
+			if attempt++; attempt < 4 {
+				return 0, errFails
+			}
+			return 1, nil
+		}
+		if _, err := idempotency.Step(ctx, op, "a", step); err != nil {
+			return 0, err
+		}
+		if _, err := idempotency.Call(ctx, op, "b", call); err != nil {
+			return 0, err
+		}
+		return idempotency.Step(ctx, op, "c", step)
+	}}
+	return func(ctx context.Context) error {
+		for range 2 { // the second one goes on
+			if _, _, err := p.Do(ctx, store, key, 1); !errors.Is(err, errFails) {
+				return err
+			}
+		}
+		if err := store.Delete(ctx, key); !errors.Is(err, idempotency.ErrUnfinished) {
+			return err
+		}
+		if _, err := store.Get(ctx, key); !errors.Is(err, idempotency.ErrUnfinished) {
+			return err
+		}
+		for _, err := range store.Pending(ctx, 0) {
+			if err != nil {
+				return err
+			}
+		}
+		if _, err := store.Complete(ctx, 0, p); !errors.Is(err, errFails) {
+			return err
+		}
+		if err := store.Settle(ctx, key, "b", 1); err != nil {
+			return err
+		}
+		if _, err := store.Complete(ctx, 0, p); err != nil {
+			return err
+		}
+		if _, replayed, err := p.Do(ctx, store, key, 1); err != nil || !replayed {
+			return fmt.Errorf("replayed %v: %w", replayed, err)
+		}
+		key.ID += " to be discarded"
+		attempt = 0
+		if _, _, err := p.Do(ctx, store, key, 1); !errors.Is(err, errFails) {
+			return err
+		}
+		if err := store.Discard(ctx, key); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		time.AfterFunc(50*time.Millisecond, cancel)
+		if err := store.CompleteEvery(ctx, time.Hour, 0, p); !errors.Is(err, context.Canceled) {
+			return err
+		}
+		return nil
+	}
+}
+
+var errFails = errors.New("no answer")
