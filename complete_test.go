@@ -99,7 +99,7 @@ func TestOperationThatNeverSucceedsIsInNobodysWay(t *testing.T) {
 	if len(all) != 1 || all[0].Attempts != 1 || !strings.HasPrefix(all[0].Error, "no answer to never: é") || len(all[0].Error) > 1000 || calls["never"] != 2 {
 		t.Fatalf("%d calls, %+v", calls["never"], all)
 	}
-	if pause := all[0].DueAt.Sub(time.Now()); pause < 0 || pause > 2*time.Second {
+	if pause := time.Until(all[0].DueAt); pause < 0 || pause > 2*time.Second {
 		t.Errorf("due in %v", pause)
 	}
 	for attempts, want := range map[int]time.Duration{3: 8 * time.Second, 11: 2048 * time.Second, 12: time.Hour, 1_000_000: time.Hour} {

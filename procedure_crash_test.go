@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgproxy"
 )
@@ -252,4 +253,44 @@ func TestRidesInAStormOfKillsAreTakenOnce(t *testing.T) {
 	}
 	j.once(rides)
 	t.Logf("%d rides, %d kills, %d cuts, %d requests at the provider", rides, kills, cuts, j.p.requests)
+}
+
+// Between the commit of a step and the transaction of the next one nobody has the lock.
+// What was recorded meanwhile must be found out by comparing, not by the lock.
+func TestStepThatAnotherAttemptHasMadeMeanwhileIsNotMadeAgain(t *testing.T) {
+	t.Parallel()
+	for name, part := range map[string]func(calls *atomic.Int64) part{
+		"step": func(*atomic.Int64) part { return ok("b") },
+		"call": func(calls *atomic.Int64) part { return answers("b", calls) },
+	} {
+		b := setup(t, idempotency.Config{})
+		var calls atomic.Int64
+		store, proxy := b.through(idempotency.Config{})
+		held, release := make(chan struct{}), make(chan struct{})
+		var begins atomic.Int64
+		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+			if bound("begin")(m) && begins.Add(1) == 2 {
+				close(held)
+				<-release
+			}
+			return pgproxy.Pass
+		})
+		first := make(chan error, 1)
+		go func() {
+			_, _, err := procedureOf(ok("a"), part(&calls), fails("c")).Do(t.Context(), store, b.key, 7)
+			first <- err
+		}()
+		<-held
+		if b.pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+			close(release) // the two are one message, and nothing can come between them
+		} else {
+			b.eventually("the first step is committed", func() bool { return len(b.unfinished()) == 1 })
+			b.wantErr(b.proceed(ok("a"), part(&calls), fails("c")), errNoAnswer)
+			close(release)
+		}
+		b.wantErr(<-first, errNoAnswer)
+		if n := int(calls.Load()) + query[int](b, "select count(*) from charges"); n != 2 {
+			t.Errorf("%s: %d effects, want 2", name, n)
+		}
+	}
 }
