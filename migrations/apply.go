@@ -43,12 +43,14 @@ func (s *session) apply(ctx context.Context) error {
 	if err != nil || len(at.pending()) == 0 {
 		return err
 	}
-	indexIsOurs, err := s.mayChange(ctx)
-	if err == nil && !indexIsOurs {
-		err = s.foreign(keytable.IndexName, "it is no index on "+s.table(keytable.Name))
-	}
-	if err != nil {
+	if err := s.mayChange(ctx, madeTables); err != nil {
 		return err
+	}
+	switch ours, err := s.indexIsOurs(ctx); {
+	case err != nil:
+		return err
+	case !ours:
+		return s.foreign(keytable.IndexName, "it is no index on "+s.table(keytable.Name))
 	}
 	if err := s.createSchema(ctx); err != nil {
 		return s.byOwner(err)
@@ -76,7 +78,10 @@ func (s *session) down(ctx context.Context) error {
 	if latest := uint(len(files(source.Up))); at.version > latest {
 		return fmt.Errorf("schema %q is at version %d and this release knows %d: run Down of the release that made it", s.schema, at.version, latest)
 	}
-	indexIsOurs, err := s.mayChange(ctx)
+	if err := s.mayChange(ctx, at.droppable()); err != nil {
+		return err
+	}
+	indexIsOurs, err := s.indexIsOurs(ctx)
 	if err != nil {
 		return err
 	}
@@ -114,15 +119,30 @@ func (at state) pending() []*source.Migration {
 
 // undoable are the migrations that down has to run from here, in order.
 func (at state) undoable() []*source.Migration {
-	top := at.version
-	if at.dirty {
-		top++
-	}
 	all := slices.DeleteFunc(files(source.Down), func(f *source.Migration) bool {
-		return f.Version > top
+		return f.Version > at.top()
 	})
 	slices.Reverse(all)
 	return all
+}
+
+// droppable are the tables that down drops from here. Another one of such a name is
+// none of ours, and may be whatever it is.
+func (at state) droppable() (tables []madeTable) {
+	for _, made := range madeTables {
+		if made.by <= at.top() {
+			tables = append(tables, made)
+		}
+	}
+	return tables
+}
+
+// top is the last migration of which something may be applied.
+func (at state) top() uint {
+	if at.dirty {
+		return at.version + 1
+	}
+	return at.version
 }
 
 // files lists one direction's migrations in order. They are numbered 1, 2, 3.

@@ -3,55 +3,64 @@ package migrations_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/pgtest"
 	"github.com/pgidem/idempotency/migrations"
 )
 
 func TestFailedUpIsReportedAndNeedsNoRepair(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.Empty(t)
-	do(t, pool, `create domain idempotency_keys as text`)
-	err := migrations.Up(t.Context(), pool, "")
-	wantCode(t, err, "42710")
-	wantError(t, err, "migration 1 (0001_create_idempotency_keys.up.sql)", `schema "public"`,
-		"nothing of it was applied", "remove the cause and run Up again")
-	wantVersion(t, pool, "", 0)
+	for table, migration := range made {
+		pool := pgtest.Empty(t)
+		do(t, pool, `create domain `+table+` as text`)
+		err := migrations.Up(t.Context(), pool, "")
+		wantCode(t, err, "42710")
+		wantError(t, err, fmt.Sprintf("migration %d (000%[1]d_create_%s.up.sql)", migration, table), `schema "public"`,
+			"nothing of it was applied", "remove the cause and run Up again")
+		wantVersion(t, pool, "", migration-1)
 
-	do(t, pool, `drop domain idempotency_keys`)
-	up(t, pool, "")
-	wantWhole(t, pool, "public")
+		do(t, pool, `drop domain `+table)
+		up(t, pool, "")
+		wantWhole(t, pool, "public")
+	}
 }
 
 func TestFailureInALaterMigrationKeepsTheEarlier(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	forbid(t, pool, "create index")
-	err := migrations.Up(t.Context(), pool, "")
-	wantCode(t, err, "P0001")
-	wantError(t, err, "migration 2 (0002_", ".up.sql)")
-	wantVersion(t, pool, "", 1)
-	err = migrations.Up(t.Context(), pool, "")
-	wantError(t, err, "migration 2 (0002_")
+	for migration, forbidden := range map[uint]string{2: "create index", 3: "create table if not exists idempotency_operations"} {
+		forbid(t, pool, forbidden)
+		err := migrations.Up(t.Context(), pool, "")
+		wantCode(t, err, "P0001")
+		wantError(t, err, fmt.Sprintf("migration %d (000%[1]d_", migration), ".up.sql)")
+		wantVersion(t, pool, "", migration-1)
+		err = migrations.Up(t.Context(), pool, "")
+		wantError(t, err, fmt.Sprintf("migration %d (000%[1]d_", migration))
 
-	do(t, pool, `drop event trigger forbid`)
-	up(t, pool, "")
-	wantWhole(t, pool, "public")
+		do(t, pool, `drop event trigger forbid`)
+		up(t, pool, "")
+		wantWhole(t, pool, "public")
+		down(t, pool, "")
+	}
 }
 
 func TestFailedDownIsReportedAndNeedsNoRepair(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	for _, tag := range []string{"drop index", "drop table"} {
+	for _, forbidden := range []string{"drop index", "drop table if exists idempotency_keys", "drop table if exists idempotency_operations"} {
 		for name, job := range jobs {
 			up(t, pool, "")
-			forbid(t, pool, tag)
+			forbid(t, pool, forbidden)
 			err := migrations.Down(t.Context(), pool, "")
 			wantCode(t, err, "P0001")
 			wantError(t, err, ".down.sql)", "remove the cause and run Down again")
@@ -137,31 +146,71 @@ func TestLostConnectionIsReported(t *testing.T) {
 	wantWhole(t, pool, "public")
 }
 
+// foreign are relations under the name of one of our tables that this package has not
+// made, and what is wrong with each.
+func foreign(table string) map[string]struct{ sql, why string } {
+	columns, first := `id text, scope text, fingerprint bytea, result bytea, origin text,
+		completed_at timestamptz, expires_at timestamptz, purge_after timestamptz`, "scope, fingerprint, result"
+	if table == "idempotency_operations" {
+		columns, first = `id text, scope text, number uuid, started_at timestamptz, progressed_at timestamptz, due_at timestamptz, attempts int,
+			name text, fingerprint bytea, error text, input bytea, labels text[], results bytea[]`, "scope, number, started_at"
+	}
+	return map[string]struct{ sql, why string }{
+		"other columns": {`create table ` + table + ` (id bigint, key text)`, "it has no column " + first},
+		"no key":        {`create table ` + table + ` (` + columns + `)`, "no unique index on id and scope"},
+		"folding": {`create collation folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+			create table ` + table + ` (` + strings.Replace(columns, "id text", "id text collate folding", 1) + `, primary key (id, scope))`,
+			"for the collation of column id different keys are equal"},
+		"view":     {`create view ` + table + ` as select 1`, "not a table"},
+		"sequence": {`create sequence ` + table, "not a table"},
+	}
+}
+
 func TestForeignRelationIsRefusedAndUntouched(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	for _, row := range []struct{ schema, sql, why string }{
-		{"other columns", `create table idempotency_keys (id bigint, key text)`, "it has no column scope, fingerprint, result"},
-		{"no key", `create table idempotency_keys (id text, scope text, fingerprint bytea, result bytea, origin text,
-			completed_at timestamptz, expires_at timestamptz, purge_after timestamptz)`, "no unique index on id and scope"},
-		{"folding", `create collation folding (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-			create table idempotency_keys (id text collate folding, scope text, fingerprint bytea, result bytea, origin text,
-			completed_at timestamptz, expires_at timestamptz, purge_after timestamptz, primary key (id, scope))`, "for the collation of column id different keys are equal"},
-		{"view", `create view idempotency_keys as select 1`, "not a table"},
-		{"sequence", `create sequence idempotency_keys`, "not a table"},
-	} {
-		do(t, pool, `create schema "`+row.schema+`"; set local search_path to "`+row.schema+`"; `+row.sql)
-		before := catalog(t, pool, row.schema)
-		err := migrations.Up(t.Context(), pool, row.schema)
-		wantError(t, err, `"`+row.schema+`"."idempotency_keys" exists but was not made by this package`, row.why, "name another schema")
-		if n := query[int](t, pool, `select count(*) from pg_class where relnamespace = (select oid from pg_namespace where nspname = $1) and relname = 'idempotency_migrations'`, row.schema); n != 0 {
-			t.Error("the version table was made")
-		}
-		down(t, pool, row.schema)
-		if after := catalog(t, pool, row.schema); after != before {
-			t.Errorf("changed from\n%s\nto\n%s", before, after)
+	for table := range made {
+		for kind, relation := range foreign(table) {
+			schema := table + " " + kind
+			do(t, pool, `create schema "`+schema+`"; set local search_path to "`+schema+`"; `+relation.sql)
+			before := relations(t, pool, schema)
+			err := migrations.Up(t.Context(), pool, schema)
+			wantError(t, err, `"`+schema+`"."`+table+`" exists but was not made by this package`, relation.why, "name another schema")
+			down(t, pool, schema)
+			if after := relations(t, pool, schema); after != before {
+				t.Errorf("changed from\n%s\nto\n%s", before, after)
+			}
 		}
 	}
+}
+
+// A release before it did not know the name.
+func TestForeignRelationInTheWayOfALaterMigrationIsRefusedAndUntouched(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	for kind, relation := range foreign("idempotency_operations") {
+		up(t, pool, kind)
+		do(t, pool, `set local search_path to "`+kind+`"; drop table idempotency_operations; update idempotency_migrations set version = 2; `+relation.sql)
+		before := relations(t, pool, kind)
+		wantError(t, migrations.Up(t.Context(), pool, kind), `"`+kind+`"."idempotency_operations" exists but`, relation.why)
+		wantVersion(t, pool, kind, 2)
+		if after := relations(t, pool, kind); after != before {
+			t.Errorf("changed from\n%s\nto\n%s", before, after)
+		}
+		down(t, pool, kind)
+		if after := relations(t, pool, kind); !strings.Contains(after, "idempotency_operations") || strings.Contains(after, "idempotency_keys") || strings.Contains(after, "idempotency_migrations") {
+			t.Errorf("Down has left\n%s", after)
+		}
+	}
+}
+
+// relations are all in schema, with their columns.
+func relations(t *testing.T, pool *pgxpool.Pool, schema string) string {
+	t.Helper()
+	return query[string](t, pool, `
+		select coalesce(string_agg(concat_ws(' ', c.relname, c.relkind, attname, format_type(atttypid, atttypmod)), E'\n' order by relname, attnum), '')
+		from pg_class c left join pg_attribute on attrelid = c.oid and attnum > 0
+		where relnamespace = (select oid from pg_namespace where nspname = $1)`, schema)
 }
 
 func TestIndexOfTheNameOnAnotherTableIsRefusedAndUntouched(t *testing.T) {
@@ -203,17 +252,23 @@ func TestIndexThatIsMissingIsReported(t *testing.T) {
 func TestDownLeavesATableThatUpDidNotMake(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	for _, sql := range []string{
-		`create table idempotency_keys (id bigint, note text)`,
-		`create table idempotency_keys (purge_after timestamptz, id text, scope text, completed_at timestamptz, expires_at timestamptz, fingerprint bytea, result bytea, origin text)`,
-	} {
-		up(t, pool, "")
-		do(t, pool, `drop table idempotency_keys; `+sql)
-		wantError(t, migrations.Down(t.Context(), pool, ""), "was not made by this package", "rename")
-		wantVersion(t, pool, "", 2)
-		do(t, pool, `alter table idempotency_keys rename to theirs`)
-		down(t, pool, "")
-		do(t, pool, `drop table theirs`)
+	for table := range made {
+		for kind, relation := range foreign(table) {
+			up(t, pool, kind)
+			do(t, pool, `set local search_path to "`+kind+`"; drop table `+table+`; `+relation.sql)
+			before := relations(t, pool, kind)
+			wantError(t, migrations.Down(t.Context(), pool, kind), `"`+table+`" exists but was not made by this package`, relation.why, "rename")
+			wantVersion(t, pool, kind, uint(len(files(t))))
+			if after := relations(t, pool, kind); after != before {
+				t.Errorf("changed from\n%s\nto\n%s", before, after)
+			}
+			do(t, pool, `set local search_path to "`+kind+`"; alter table `+table+` rename to theirs`)
+			down(t, pool, kind)
+			if after := relations(t, pool, kind); strings.Contains(after, "idempotency_migrations") || !strings.Contains(after, "theirs") {
+				t.Errorf("Down has left\n%s", after)
+			}
+			do(t, pool, `drop schema "`+kind+`" cascade`)
+		}
 	}
 }
 
@@ -228,21 +283,65 @@ func TestTableMadeFromTheFilesIsTakenOver(t *testing.T) {
 func TestTableThatIsGoneIsReported(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	up(t, pool, "")
-	do(t, pool, `drop table idempotency_keys`)
-	err := migrations.Up(t.Context(), pool, "")
-	wantError(t, err, `"public"."idempotency_keys" is missing`, "run Down and then Up")
-	down(t, pool, "")
-	up(t, pool, "")
-	wantWhole(t, pool, "public")
+	for table, remedy := range map[string]string{"idempotency_keys": "run Down and then Up", "idempotency_operations": "not Down, which drops every recorded result"} {
+		up(t, pool, "")
+		do(t, pool, `drop table `+table)
+		err := migrations.Up(t.Context(), pool, "")
+		wantError(t, err, `"public"."`+table+`" is missing`, remedy)
+		down(t, pool, "")
+		up(t, pool, "")
+		wantWhole(t, pool, "public")
+	}
+}
+
+// Nothing but a procedure needs it, so nothing else is to be given up for it.
+func TestTableOfTheOperationsIsMadeAgainAndTheResultsStay(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	const schema = `My "S`
+	up(t, pool, schema)
+	do(t, pool, `insert into "My ""S".idempotency_keys (id, scope, purge_after) values ('i', 's', now()); drop table "My ""S".idempotency_operations`)
+	err := migrations.Up(t.Context(), pool, schema)
+	remedy := regexp.MustCompile(`as the owner of the tables, (set search_path to "My ""S") and run (\S+),`).FindStringSubmatch(fmt.Sprint(err))
+	if remedy == nil {
+		t.Fatal(err)
+	}
+	do(t, pool, strings.Replace(remedy[1], "set", "set local", 1)+"; "+read(t, remedy[2]))
+	up(t, pool, schema)
+	wantWhole(t, pool, schema)
+	if n := query[int](t, pool, `select count(*) from "My ""S".idempotency_keys`); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
 }
 
 func TestMissingColumnIsReported(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
 	up(t, pool, "")
-	do(t, pool, `alter table idempotency_keys drop column fingerprint`)
-	wantError(t, migrations.Up(t.Context(), pool, ""), "it has no column fingerprint")
+	for table := range made {
+		columns := query[[]string](t, pool, `select array_agg(attname::text) from pg_attribute where attrelid = $1::text::regclass and attnum > 0`, table)
+		for _, column := range columns {
+			do(t, pool, `alter table `+table+` rename column `+column+` to other`)
+			wantError(t, migrations.Up(t.Context(), pool, ""), `"public"."`+table+`"`, "it has no column "+column+")")
+			do(t, pool, `alter table `+table+` rename column other to `+column)
+		}
+	}
+	up(t, pool, "")
+}
+
+func TestTablesHaveTheColumnsThatAreRequired(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "")
+	for name := range made {
+		table, err := keytable.Describe(t.Context(), pool, "public", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wrong := slices.Concat(table.Missing(), table.Mistyped(), table.Foreign()); len(wrong) > 0 {
+			t.Errorf("%s: %v", name, wrong)
+		}
+	}
 }
 
 func TestUnreachableDatabaseIsReportedWithoutPassword(t *testing.T) {
@@ -285,10 +384,12 @@ func TestSilentServerIsLeftWhenTheContextEnds(t *testing.T) {
 	}
 }
 
-// forbid lets every command with this tag fail.
-func forbid(t *testing.T, pool *pgxpool.Pool, tag string) {
+// forbid lets every statement fail that begins a line with these words, of which the
+// first two are a tag of event triggers.
+func forbid(t *testing.T, pool *pgxpool.Pool, words string) {
 	t.Helper()
+	tag := strings.Join(strings.Fields(words)[:2], " ")
 	do(t, pool, `create or replace function forbid() returns event_trigger language plpgsql as $$
-		begin raise 'forbidden'; end $$;
+		begin if current_query() ~ '(^|\n)`+words+`' then raise 'forbidden'; end if; end $$;
 		create event trigger forbid on ddl_command_start when tag in ('`+tag+`') execute function forbid()`)
 }

@@ -28,6 +28,9 @@ type job func(context.Context, *pgxpool.Pool, string) error
 
 var jobs = map[string]job{"up": migrations.Up, "down": migrations.Down}
 
+// made has the tables, and the migration that makes each.
+var made = map[string]uint{"idempotency_keys": 1, "idempotency_operations": 3}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(jobEnv) != "" {
 		if err := work(); err != nil {

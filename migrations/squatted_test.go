@@ -23,27 +23,45 @@ func squatter(t *testing.T, pool *pgxpool.Pool) (name string, theirs *pgxpool.Po
 
 func TestTableOfAStrangerIsRefused(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.Empty(t)
-	name, theirs := squatter(t, pool)
-	up(t, theirs, "")
-	do(t, pool, "drop table idempotency_migrations") // as if they had made the one table only
-	err := migrations.Up(t.Context(), pool, "")
-	wantError(t, err, `"public"."idempotency_keys" belongs to role "`+name+`"`, "drop or rename", `connect as role "`+name+`"`)
-	if n := query[int](t, pool, "select count(*) from pg_class where relname = 'idempotency_migrations'"); n != 0 {
-		t.Error("Up has begun all the same")
+	for table := range made {
+		t.Run(table, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			name, theirs := squatter(t, pool)
+			ownOthers := func(role string) {
+				for other := range made {
+					if other != table {
+						do(t, pool, "alter table "+other+" owner to "+role)
+					}
+				}
+			}
+			is := `"public"."` + table + `" belongs to role "` + name + `"`
+			up(t, theirs, "")
+			do(t, pool, "drop table idempotency_migrations") // as if they had made the one table only
+			ownOthers("current_user")
+			err := migrations.Up(t.Context(), pool, "")
+			wantError(t, err, is, "drop or rename", `connect as role "`+name+`"`)
+			if n := query[int](t, pool, "select count(*) from pg_class where relname = 'idempotency_migrations'"); n != 0 {
+				t.Error("Up has begun all the same")
+			}
+			ownOthers(name)
+			up(t, theirs, "") // it is theirs
+			ownOthers("current_user")
+			do(t, pool, "alter table idempotency_migrations owner to current_user")
+			wantError(t, migrations.Up(t.Context(), pool, ""), is) // though up to date
+			do(t, pool, "alter schema public owner to "+name)
+			up(t, pool, "") // the owner of the schema may have made it, but a superuser changes nothing of it
+			newest := len(files(t))
+			for doing, version := range map[string]int{"up": newest - 1, "down": newest} {
+				do(t, pool, fmt.Sprint("update idempotency_migrations set version = ", version))
+				wantError(t, jobs[doing](t.Context(), pool, ""), is)
+				if n := query[int](t, pool, "select version from idempotency_migrations where not dirty"); n != version {
+					t.Error("version", n)
+				}
+			}
+			do(t, pool, "alter schema public owner to current_user")
+		})
 	}
-	up(t, theirs, "")                                                                // it is theirs
-	wantError(t, migrations.Up(t.Context(), pool, ""), `belongs to role "`+name+`"`) // though up to date
-	do(t, pool, "drop table idempotency_migrations")
-	up(t, theirs, "")
-	do(t, pool, "alter table idempotency_migrations owner to current_user; alter schema public owner to "+name+"; update idempotency_migrations set version = 1")
-	for _, job := range jobs { // the owner of the schema may have made it, but a superuser changes nothing of it
-		wantError(t, job(t.Context(), pool, ""), `"public"."idempotency_keys" belongs to role "`+name+`"`)
-	}
-	if n := query[int](t, pool, "select version from idempotency_migrations where not dirty"); n != 1 {
-		t.Error("version", n)
-	}
-	do(t, pool, "alter schema public owner to current_user")
 }
 
 // Membership means trust: who is a member of the owner works with what all others who
@@ -60,9 +78,9 @@ func TestMemberOfTheOwnerMigratesAndNobodyElseDoes(t *testing.T) {
 		}
 	})
 	as := func(role string) *pgxpool.Pool { return pgtest.Pool(t, pool, param("role", role)) }
-	for _, file := range []uint{1, 2} { // changed or only read
+	for version := 1; version <= len(files(t)); version++ { // changed, and at last only read
 		up(t, owners, "theirs")
-		do(t, pool, fmt.Sprint("update theirs.idempotency_migrations set version = ", file))
+		do(t, pool, fmt.Sprint("update theirs.idempotency_migrations set version = ", version))
 		up(t, as(member), "theirs")
 		up(t, owners, "theirs")
 		down(t, as(member), "theirs")
@@ -73,7 +91,7 @@ func TestMemberOfTheOwnerMigratesAndNobodyElseDoes(t *testing.T) {
 	do(t, pool, "grant usage on schema theirs to "+memberless+"; grant select on theirs.idempotency_migrations to "+memberless)
 	up(t, as(memberless), "theirs") // up to date: the owner of the schema may have made it
 	up(t, pool, "theirs")           // and a superuser, who runs nothing of it
-	wantVersion(t, pool, "theirs", 2)
+	wantVersion(t, pool, "theirs", uint(len(files(t))))
 	do(t, pool, "update theirs.idempotency_migrations set version = 1")
 	for who, pool := range map[string]*pgxpool.Pool{"superuser": pool, "no member": as(memberless)} {
 		for doing, job := range jobs {
@@ -139,7 +157,7 @@ func TestSuperuserReadsNoVersionOfAnotherWhereSomethingCouldRun(t *testing.T) {
 			name, theirs := squatter(t, pool)
 			do(t, pool, "create schema theirs authorization "+name)
 			up(t, theirs, "theirs")
-			wantVersion(t, pool, "theirs", 2)
+			wantVersion(t, pool, "theirs", uint(len(files(t))))
 			do(t, theirs, "set local search_path = theirs; "+sql)
 			_, err := migrations.Version(t.Context(), pool, "theirs")
 			wantError(t, err, `belongs to role "`+name+`"`)
@@ -172,36 +190,43 @@ func TestWhatAStrangerHasPutOnTheTableIsRefused(t *testing.T) {
 		`operator`: theirs + `create function two(text, text) returns bool immutable language sql as 'select true';
 			create operator %% (leftarg = text, rightarg = text, function = two); create index operator on idempotency_keys ((id %% scope))`,
 	} {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel()
-			pool := pgtest.Empty(t)
-			up(t, pool, "")
-			name := role(t, pool)
-			do(t, pool, sql)
-			for _, o := range []string{"function run()", "function theirs(text)", "table refers", "table kid", "domain d", "operator %% (text, text)"} {
-				do(t, pool, `do $$ begin alter `+o+` owner to `+name+`; exception when undefined_object or undefined_function or undefined_table then null; end $$`)
-			}
-			err := migrations.Up(t.Context(), pool, "")
-			wantError(t, err, `"public"."idempotency_keys"`, strings.Trim(what, " "), `of role "`+name+`"`)
-			wantNot(t, "up", err, "theirs runs")
-			err = migrations.Down(t.Context(), pool, "")
-			wantError(t, err, `of role "`+name+`"`)
-			do(t, pool, "grant "+name+" to current_user") // which is no reason for a superuser
-			wantError(t, migrations.Up(t.Context(), pool, ""), `of role "`+name+`"`)
-		})
+		for table := range made {
+			t.Run(table+" "+what, func(t *testing.T) {
+				t.Parallel()
+				pool := pgtest.Empty(t)
+				up(t, pool, "")
+				name := role(t, pool)
+				do(t, pool, strings.ReplaceAll(sql, "idempotency_keys", table))
+				for _, o := range []string{"function run()", "function theirs(text)", "table refers", "table kid", "domain d", "operator %% (text, text)"} {
+					do(t, pool, `do $$ begin alter `+o+` owner to `+name+`; exception when undefined_object or undefined_function or undefined_table then null; end $$`)
+				}
+				err := migrations.Up(t.Context(), pool, "")
+				wantError(t, err, `"public"."`+table+`"`, strings.Trim(what, " "), `of role "`+name+`"`)
+				wantNot(t, "up", err, "theirs runs")
+				err = migrations.Down(t.Context(), pool, "")
+				wantError(t, err, `of role "`+name+`"`)
+				do(t, pool, "grant "+name+" to current_user") // which is no reason for a superuser
+				wantError(t, migrations.Up(t.Context(), pool, ""), `of role "`+name+`"`)
+			})
+		}
 	}
 }
 
 func TestTriggerOfATrustedRoleIsAccepted(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.Empty(t)
-	up(t, pool, "")
-	do(t, pool, theirRun+`create trigger t before insert on idempotency_keys for each row execute function run()`)
-	up(t, pool, "")
-	// A comment could be one of the owner before.
-	name := role(t, pool)
-	do(t, pool, `comment on trigger t on idempotency_keys is 'audit; idempotency: wanted'; alter function run() owner to `+name)
-	wantError(t, migrations.Up(t.Context(), pool, ""), `trigger "t"`)
+	for table := range made {
+		t.Run(table, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			up(t, pool, "")
+			do(t, pool, theirRun+`create trigger t before insert on `+table+` for each row execute function run()`)
+			up(t, pool, "")
+			// A comment could be one of the owner before.
+			name := role(t, pool)
+			do(t, pool, `comment on trigger t on `+table+` is 'audit; idempotency: wanted'; alter function run() owner to `+name)
+			wantError(t, migrations.Up(t.Context(), pool, ""), `trigger "t"`)
+		})
+	}
 }
 
 // Between the look and the statement somebody can make the table, or put another one in
@@ -264,7 +289,7 @@ func TestNothingIsPutOnTheVersionsOfAnotherWhileASuperuserReadsThem(t *testing.T
 			}
 		}
 	}}
-	wantVersion(t, pgtest.Pool(t, pool, traced(tracer)), "theirs", 2)
+	wantVersion(t, pgtest.Pool(t, pool, traced(tracer)), "theirs", uint(len(files(t))))
 	if tried == 0 {
 		t.Error("they had no occasion")
 	}

@@ -15,7 +15,7 @@ import (
 
 var migrate = &command{
 	name:    "migrate",
-	summary: "create, upgrade or remove the table",
+	summary: "create, upgrade or remove the tables",
 	text: `A run that was interrupted needs no repair: run it again. Connect to PostgreSQL
 itself, not to PgBouncer in transaction mode.`,
 	subs: []*command{migrateUp, migrateDown, migrateVersion, migrateSQL},
@@ -23,7 +23,7 @@ itself, not to PgBouncer in transaction mode.`,
 
 var migrateUp = &command{
 	name:    "up",
-	summary: "create the table, or upgrade it to the newest version",
+	summary: "create the tables, or upgrade them to the newest version",
 	text: `Running it again, or several times at once, is harmless. A schema that does not
 exist is created.`,
 	setup: func(fs *flag.FlagSet) action {
@@ -42,9 +42,9 @@ exist is created.`,
 
 var migrateDown = &command{
 	name:    "down",
-	summary: "drop the table and all recorded results",
-	text: `Afterwards nothing keeps a repeated call from running again. The schema itself
-stays.`,
+	summary: "drop the tables, with all recorded results and unfinished operations",
+	text: `Afterwards nothing keeps a repeated call from running again, and no procedure that
+has begun goes on. The schema itself stays.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		yes := fs.Bool("yes", false, "do not ask")
@@ -54,7 +54,7 @@ stays.`,
 				if err != nil {
 					return err
 				}
-				what := "this drops the table and all recorded results in " + place(&cfg.ConnConfig.Config)
+				what := "this drops the tables, with all recorded results and unfinished operations, in " + place(&cfg.ConnConfig.Config)
 				if err := confirm(ctx, std, what); err != nil {
 					return err
 				}
@@ -98,9 +98,9 @@ var migrateSQL = &command{
 	text: `For psql, or for a migration of your own. It needs no database. With -schema, the
 schema has to exist when the statements run.
 
-The statements are content with whatever is called idempotency_keys there, and whoever
-may create in the schema could have made it, with functions that then run with the
-rights of those who use it. 'idempotency migrate up' refuses that; where you run the
+The statements are content with whatever is called idempotency_keys there, or
+idempotency_operations, and whoever may create in the schema could have made it, with
+functions that then run with the rights of those who use it. 'idempotency migrate up' refuses that; where you run the
 statements, let only trusted roles create in the schema, and run 'idempotency doctor'.`,
 	setup: func(fs *flag.FlagSet) action {
 		var schema string

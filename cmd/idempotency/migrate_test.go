@@ -88,7 +88,7 @@ func TestDownWithoutTerminalAndYesIsRefused(t *testing.T) {
 
 	cmd := command(t, on(pool), "migrate", "down")
 	cmd.Stdin = strings.NewReader("yes\n") // a pipe
-	finish(t, cmd).wantLine(t, 2, "drops the table and all recorded results", pool.Config().ConnConfig.Database, "add -yes")
+	finish(t, cmd).wantLine(t, 2, "drops the tables, with all recorded results and unfinished operations", pool.Config().ConnConfig.Database, "add -yes")
 
 	cmd = command(t, on(pool), "migrate", "down") // reads /dev/null
 	if r := finish(t, cmd); r.exit != 2 || !strings.Contains(r.stderr, "add -yes") {

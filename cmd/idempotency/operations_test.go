@@ -205,19 +205,36 @@ func everything(ctx context.Context, pool *pgxpool.Pool) error {
 	return store.Delete(ctx, idempotency.Key{Scope: "s", ID: "stays"})
 }
 
+// asks is a procedure that is recorded before it ends.
+var asks = idempotency.Procedure[int, int]{
+	Name: "ask",
+	Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		return idempotency.Call(ctx, op, "ask", func(context.Context, string) (int, error) {
+			if in == 0 {
+				return 0, errors.New("no answer")
+			}
+			return in, nil
+		})
+	},
+}
+
 func TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore(t *testing.T) {
 	t.Parallel()
-	for _, without := range []string{"", "select on idempotency_keys", "insert on idempotency_keys", "update on idempotency_keys", "delete on idempotency_keys"} {
+	cases := []string{""}
+	for _, table := range []string{"idempotency_keys", "idempotency_operations"} {
+		for _, right := range []string{"select", "insert", "update", "delete", "all"} {
+			cases = append(cases, right+" on "+table)
+		}
+	}
+	for _, without := range cases {
 		pool := pgtest.New(t)
 		app := withRole(t, pool, "shop_app", without)
-		err := everything(t.Context(), app)
-		denied, ok := errors.AsType[*pgconn.PgError](err)
-		switch {
-		case without == "" && err != nil:
-			t.Error(err)
-		case without != "" && (!ok || denied.Code != "42501"):
-			t.Errorf("without %s: %v", without, err)
+		if !strings.HasSuffix(without, "keys") {
+			_, _, err := asks.Do(t.Context(), idempotency.New(app), idempotency.Key{Scope: "s", ID: "procedure"}, 1)
+			wantDenied(t, err, without)
+			without = "" // for nothing else
 		}
+		wantDenied(t, everything(t.Context(), app), without)
 		findings, err := doctor.Check(t.Context(), app, idempotency.Config{})
 		found := slices.ContainsFunc(findings, func(f doctor.Finding) bool { return f.Check == "privileges" })
 		if err != nil || found != (without != "") {
@@ -244,6 +261,17 @@ func TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore(t *testing.T) {
 	}
 	if err := migrations.Up(t.Context(), app, ""); err != nil {
 		t.Error(err)
+	}
+}
+
+func wantDenied(t *testing.T, err error, without string) {
+	t.Helper()
+	denied, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case without == "" && err != nil:
+		t.Error(err)
+	case without != "" && (!ok || denied.Code != "42501"):
+		t.Errorf("without %s: %v", without, err)
 	}
 }
 
@@ -289,8 +317,13 @@ func TestReaderOfTheOperatorsPageCanLookAndNotTouch(t *testing.T) {
 	for _, args := range []string{"get s i -show-result", "get s i -show-result -json", "list -show-result", "list -show-result -json"} {
 		run(t, env, strings.Fields(args)...).wantLine(t, 1, `grant select (result) on idempotency_keys to "`+role+`"`)
 	}
-	if _, err := reader.Exec(t.Context(), "select result from idempotency_keys"); err == nil {
-		t.Error("it can read results")
+	for _, sql := range []string{"select result from idempotency_keys", "select input from idempotency_operations", "select results from idempotency_operations", "select error from idempotency_operations"} {
+		if _, err := reader.Exec(t.Context(), sql); err == nil {
+			t.Errorf("it can %s", sql)
+		}
+	}
+	if _, err := reader.Exec(t.Context(), "select id, scope, number, started_at, progressed_at, due_at, attempts, name, labels from idempotency_operations"); err != nil {
+		t.Error(err)
 	}
 	run(t, env, "stats").wantAll(t, 0, fmt.Sprintf("process %d", pid), " for ", "1 key")
 	run(t, env, "get", "s", "held").wantLine(t, 4, fmt.Sprintf("process %d", pid), " for ")
@@ -303,6 +336,13 @@ func TestReaderOfTheOperatorsPageCanLookAndNotTouch(t *testing.T) {
 	run(t, env, "doctor", "-reader", "-strict").wantAll(t, 0, "healthy")
 	run(t, env, "get", "s", "i", "-show-result").wantAll(t, 0, "1 B")
 	run(t, env, "list", "-show-result", "-json").wantAll(t, 0, `"result":1`)
+	unfinished := idempotency.Key{Scope: "s", ID: "unfinished"}
+	if _, _, err := asks.Do(t.Context(), idempotency.New(pool), unfinished, 0); err == nil {
+		t.Error("the procedure has ended")
+	}
+	if _, err := idempotency.New(reader).Get(t.Context(), unfinished); !errors.Is(err, idempotency.ErrUnfinished) {
+		t.Error(err)
+	}
 	do(t, pool, "revoke select on idempotency_migrations from "+role)
 	run(t, env, "migrate", "version").wantLine(t, 1, `grant select on "public"."idempotency_migrations" to "`+role+`"`)
 	run(t, env, "delete", "s", "i", "-yes").wantLine(t, 1, "SQLSTATE 42501")

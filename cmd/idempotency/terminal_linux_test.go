@@ -37,7 +37,7 @@ func TestDownAsksAtATerminal(t *testing.T) {
 		r := finish(t, cmd)
 		all := r.stderr + r.stdout
 		if r.exit != row.exit || !strings.Contains(all, row.says) ||
-			!strings.Contains(all, fmt.Sprintf("all recorded results in database %q", pool.Config().ConnConfig.Database)) {
+			!strings.Contains(all, fmt.Sprintf("all recorded results and unfinished operations, in database %q", pool.Config().ConnConfig.Database)) {
 			t.Errorf("typed %q: %+v", row.typed, r)
 		}
 		if r := run(t, on(pool), "migrate", "version"); r.stdout != row.left {

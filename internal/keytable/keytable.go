@@ -1,5 +1,5 @@
-// Package keytable describes the table of a database as it is, and says what
-// package idempotency needs of it, and who could get the rights of those who use it.
+// Package keytable describes the tables of a database as they are, and says what
+// package idempotency needs of them, and who could get the rights of those who use them.
 package keytable
 
 import (
@@ -12,26 +12,46 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Name of the table, in whatever schema it is, and of the index that the purge goes by.
+// Name of the table of the keys, in whatever schema it is, of the index that the purge
+// goes by, and of the table of the procedures' operations.
 const (
-	Name      = "idempotency_keys"
-	IndexName = "idempotency_keys_purge_after"
+	Name       = "idempotency_keys"
+	IndexName  = "idempotency_keys_purge_after"
+	Operations = "idempotency_operations"
 )
 
-// required are the columns that package idempotency needs.
-var required = []Column{
-	{Name: "id", Type: "text"},
-	{Name: "scope", Type: "text"},
-	{Name: "fingerprint", Type: "bytea"},
-	{Name: "result", Type: "bytea"},
-	{Name: "origin", Type: "text"},
-	{Name: "completed_at", Type: "timestamptz"},
-	{Name: "expires_at", Type: "timestamptz"},
-	{Name: "purge_after", Type: "timestamptz"},
+// required are the columns that package idempotency needs, by the name of the table.
+var required = map[string][]Column{
+	Name: {
+		{Name: "id", Type: "text"},
+		{Name: "scope", Type: "text"},
+		{Name: "fingerprint", Type: "bytea"},
+		{Name: "result", Type: "bytea"},
+		{Name: "origin", Type: "text"},
+		{Name: "completed_at", Type: "timestamptz"},
+		{Name: "expires_at", Type: "timestamptz"},
+		{Name: "purge_after", Type: "timestamptz"},
+	},
+	Operations: {
+		{Name: "id", Type: "text"},
+		{Name: "scope", Type: "text"},
+		{Name: "number", Type: "uuid"},
+		{Name: "started_at", Type: "timestamptz"},
+		{Name: "progressed_at", Type: "timestamptz"},
+		{Name: "due_at", Type: "timestamptz"},
+		{Name: "attempts", Type: "int4"},
+		{Name: "name", Type: "text"},
+		{Name: "fingerprint", Type: "bytea"},
+		{Name: "error", Type: "text"},
+		{Name: "input", Type: "bytea"},
+		{Name: "labels", Type: "_text"},
+		{Name: "results", Type: "_bytea"},
+	},
 }
 
-// A Table is a relation of that name.
+// A Table is a relation of a name that was asked for.
 type Table struct {
+	name        string
 	Kind        string // pg_class.relkind
 	Persistence string // pg_class.relpersistence
 	Strangers   []Stranger
@@ -79,7 +99,7 @@ var ErrMissing = errors.New("missing")
 //
 // pg_depend has what is used, and pg_shdepend its owner; what the first superuser owns
 // is not in it. From PostgreSQL 18 on, pg_constraint has each NOT NULL too ('n'), which
-// runs nothing.
+// runs nothing; nor does a default that is a constant and no expression.
 const strangersSQL = `
 with recursive parts (oid) as (
 	select c.oid
@@ -96,7 +116,7 @@ with recursive parts (oid) as (
 	union all
 	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname, false from pg_policy l where l.polrelid in (select oid from parts)
 	union all
-	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, false from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
+	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, f.adbin::text like '{CONST %'::text from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
 	union all
 	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype in ('p', 'n') from pg_constraint k where k.conrelid in (select oid from parts)
 	union all
@@ -156,6 +176,7 @@ where n.nspname = $1::text::name and c.relname = $2::text::name`
 // Describe returns ErrMissing when there is no relation of that name in schema. Ask it
 // before any statement on a relation that somebody else could have made.
 func Describe(ctx context.Context, q Querier, schema, name string, options ...any) (t Table, err error) {
+	t.name = name
 	args := append(options, schema, name)
 	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Strangers, &t.Columns, &t.Indexes)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -197,8 +218,8 @@ type Stranger struct {
 	Host bool
 
 	// The owner of the schema or of the database, whose table can run nothing: it has no
-	// trigger, no expression, no child and so on. It is trusted by superusers with no more
-	// than that: the owner can change it at any time, unless the table is locked.
+	// trigger, no expression but constants, no child and so on. It is trusted by superusers
+	// with no more than that: the owner can change it at any time, unless the table is locked.
 	Inert bool
 }
 
@@ -246,7 +267,7 @@ func (t Table) IsTable() bool { return t.Kind == "r" || t.Kind == "p" }
 
 // Missing names the columns that are not there.
 func (t Table) Missing() (names []string) {
-	for _, want := range required {
+	for _, want := range required[t.name] {
 		if t.column(want.Name) == nil {
 			names = append(names, want.Name)
 		}
@@ -256,7 +277,7 @@ func (t Table) Missing() (names []string) {
 
 // Mistyped names the columns of another type, with the one they need.
 func (t Table) Mistyped() (names []string) {
-	for _, want := range required {
+	for _, want := range required[t.name] {
 		if c := t.column(want.Name); c != nil && c.Type != want.Type {
 			names = append(names, c.Name+" "+want.Type)
 		}
@@ -278,7 +299,7 @@ func (t Table) Folding() (names []string) {
 // Foreign names the columns that a claim would have to fill, and does not.
 func (t Table) Foreign() (names []string) {
 	for _, c := range t.Columns {
-		ours := slices.ContainsFunc(required, func(r Column) bool { return r.Name == c.Name })
+		ours := slices.ContainsFunc(required[t.name], func(r Column) bool { return r.Name == c.Name })
 		if c.NoDefault && !ours {
 			names = append(names, c.Name)
 		}
