@@ -614,3 +614,34 @@ func TestProceduresUseTheirOwnPoolWhereThereIsOne(t *testing.T) {
 	_, _, err := p.Do(t.Context(), store, b.key, 1)
 	b.wantErr(err, nil)
 }
+
+func TestRoleWithoutGrantsOnOperationsIsToldOfThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	r := b.asRole(idempotency.Config{})
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to public; revoke all on idempotency_operations from public")
+	tx := r.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	for name, err := range map[string]error{
+		"procedure": r.proceed(ok("a"), fails("c")),
+		"Do":        second(r.do(charge("key-1", 1))),
+		"DoTx":      second(idempotency.DoTx(t.Context(), r.store, tx, b.key, charge("key-1", 1))),
+		"Get":       func() error { _, err := r.store.Get(t.Context(), b.key); return err }(),
+		"Delete":    r.store.Delete(t.Context(), b.key),
+		"Pending": func() error {
+			for _, err := range r.store.Pending(t.Context(), 0) {
+				return err
+			}
+			return nil
+		}(),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "needs select, insert, update and delete") || !strings.HasPrefix(err.Error(), "idempotency: ") || strings.Count(err.Error(), "the role needs") != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	r.usable(tx)
+	r.key.ID = "key-2"
+	b.wantErr(second(r.do(charge("key-2", 1))), nil)
+	b.charged(2)
+}

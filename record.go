@@ -64,7 +64,7 @@ func (s *Store) incomplete(ctx context.Context, key Key) error {
 	case there:
 		return ErrUnfinished
 	case err != nil && !missingOperations(err):
-		return explain("look for an unfinished operation", err)
+		return explain("the key has no result: look for an unfinished operation", err)
 	}
 	return ErrAbandoned
 }
@@ -351,8 +351,8 @@ func (sql *statements) checkAbandoned(ctx context.Context, tx pgx.Tx, key []any)
 	switch {
 	case there:
 		return ErrUnfinished
-	case missingOperations(err):
-		return nil
+	case err != nil && !missingOperations(err):
+		return explain("the key has no result: look for an unfinished operation", sql.remedied(err))
 	}
-	return err
+	return nil
 }

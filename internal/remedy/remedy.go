@@ -68,7 +68,10 @@ func of(e *pgconn.PgError, schema string) (text string, lasting bool) {
 	// function has another one.
 	switch e.Code {
 	case UndefinedTable, InvalidSchema:
-		if e.Position > 0 && names(e, schema) {
+		switch {
+		case e.Position > 0 && strings.Contains(e.Message, keytable.Operations):
+			return `the table "idempotency_operations" is missing, which procedures need: run migrations.Up of this release, or the command "idempotency migrate up"`, true
+		case e.Position > 0 && names(e, schema):
 			return `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema or -schema, or else the search_path)`, true
 		}
 	case UndefinedColumn:
@@ -96,6 +99,8 @@ func of(e *pgconn.PgError, schema string) (text string, lasting bool) {
 		case !ours:
 		case e.Routine == "ExecWithCheckOptions":
 			return `a policy (row-level security) on "idempotency_keys" refuses this role`, false
+		case isDenied(e) && strings.Contains(e.Message, keytable.Operations):
+			return `the role needs select, insert, update and delete on "idempotency_operations" for procedures (one that only looks: select)`, true
 		case isDenied(e) && names(e, schema):
 			return `the role needs select, insert, update and delete on "idempotency_keys", and usage of its schema (one that only looks: select)`, true
 		}
