@@ -102,20 +102,22 @@ func TestProcedureCostsLittle(t *testing.T) {
 
 func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 	t.Parallel()
-	j := setupRides(t, idempotency.Config{})
-	held := make(chan string, 1)
-	j.p.onStage("a", func(stage string) {
-		if stage == "received" {
-			time.Sleep(50 * time.Millisecond)
-			held <- query[string](j.bundle, `select coalesce(string_agg(format('%s xid=%s xmin=%s', state, backend_xid, backend_xmin), '; '), 'nothing')
-				from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in%'`)
+	for _, level := range []pgx.TxIsoLevel{"", pgx.RepeatableRead, pgx.Serializable} {
+		j := setupRides(t, idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: level}})
+		held := make(chan string, 1)
+		j.p.onStage("a", func(stage string) {
+			if stage == "received" {
+				time.Sleep(50 * time.Millisecond)
+				held <- query[string](j.bundle, `select coalesce(string_agg(format('%s xid=%s xmin=%s', state, backend_xid, backend_xmin), '; '), 'nothing')
+					from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in%'`)
+			}
+		})
+		if _, _, err := j.ride("a"); err != nil {
+			t.Fatal(err)
 		}
-	})
-	if _, _, err := j.ride("a"); err != nil {
-		t.Fatal(err)
-	}
-	if got := <-held; got != "idle in transaction xid= xmin=" {
-		t.Error(got)
+		if got := <-held; got != "idle in transaction xid= xmin=" {
+			t.Error(level, got)
+		}
 	}
 }
 

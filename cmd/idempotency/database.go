@@ -120,6 +120,10 @@ func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) 
 	case !table.IsTable():
 		return untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
 	}
+	// For other types than ours an operator that somebody has made can be an exact match.
+	if wrong := table.Mistyped(); len(wrong) > 0 {
+		return untrusted(fmt.Sprintf("%s was not made by this package: it needs %s: rename what is there, or name another schema (-schema)", name, strings.Join(wrong, ", ")))
+	}
 	stranger := table.Stranger()
 	if d.deletes { // a trigger that the owner adds meanwhile would run
 		stranger = table.StrangerUnlessLocked()

@@ -129,3 +129,19 @@ func TestHelpOfTheStatementsSaysThatTheyTrustWhatIsThere(t *testing.T) {
 	t.Parallel()
 	run(t, nil, "migrate", "sql", "-h").wantAll(t, 0, "whoever", "idempotency_keys", "migrate up")
 }
+
+// An operator for other types would be an exact match, and run.
+func TestTableOfOtherTypesIsNotWorkedWith(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `alter table idempotency_keys alter id type varchar collate "C";
+		create function public.trap(varchar, text) returns boolean language plpgsql as $$ begin raise exception 'planted'; end $$;
+		create operator public.= (leftarg = varchar, rightarg = text, function = public.trap);
+		insert into idempotency_keys (purge_after, id, scope) values (now(), 'k', 's')`)
+	for _, args := range []string{"get s k", "find k", "list", "delete s k -yes", "purge -once", "stats"} {
+		r := run(t, on(pool), strings.Fields(args)...)
+		if r.exit == 0 || !strings.Contains(r.stderr, "it needs id text") || strings.Contains(r.stdout+r.stderr, "planted") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+}
