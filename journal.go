@@ -387,7 +387,8 @@ type journalStatements struct {
 	read, open, advance, touch, close string
 	mark, call, finish                string
 	unfinished, discard               string
-	pending, failed, settle, turn     string
+	readAll, pending                  string
+	failed, settle, turn              string
 }
 
 func newJournalStatements(on func(string) string) journalStatements {
@@ -395,7 +396,7 @@ func newJournalStatements(on func(string) string) journalStatements {
 		read: on(journalSQL), open: on(openSQL), advance: on(advanceSQL), touch: on(touchSQL), close: on(closeSQL),
 		mark: on(markSQL), call: on(callSQL), finish: on(finishSQL),
 		unfinished: on(unfinishedSQL), discard: on(discardSQL),
-		pending: on(pendingSQL), failed: on(attemptFailedSQL), settle: on(settleSQL), turn: on(completeTurnSQL),
+		readAll: on(readAllSQL), pending: on(pendingSQL), failed: on(attemptFailedSQL), settle: on(settleSQL), turn: on(completeTurnSQL),
 	}
 }
 

@@ -136,12 +136,17 @@ func knownOf(sql *statements) string { return sql.known }
 // implicit transaction, in which the settings of the first are in force. A connection
 // that is lost meanwhile is replaced.
 func (s *Store) query(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
+	return s.queryBehind(ctx, func(sql *statements) string { return sql.prepare }, statement, args, read)
+}
+
+// queryBehind is query with another statement ahead.
+func (s *Store) queryBehind(ctx context.Context, prepare, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
 	return s.retried(ctx, func() (executed bool, err error) {
-		return false, s.queryOn(ctx, statement, args, read)
+		return false, s.queryOn(ctx, prepare, statement, args, read)
 	})
 }
 
-func (s *Store) queryOn(ctx context.Context, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
+func (s *Store) queryOn(ctx context.Context, prepare, statement func(*statements) string, args []any, read func(pgx.BatchResults) error) error {
 	conn, err := s.acquire(ctx)
 	if err != nil {
 		return err
@@ -152,13 +157,13 @@ func (s *Store) queryOn(ctx context.Context, statement func(*statements) string,
 		if err != nil {
 			return err
 		}
-		return sql.remedied(sql.query(ctx, conn.Conn(), statement(sql), args, read))
+		return sql.remedied(sql.query(ctx, conn.Conn(), prepare(sql), statement(sql), args, read))
 	})
 }
 
-func (sql *statements) query(ctx context.Context, conn *pgx.Conn, statement string, args []any, read func(pgx.BatchResults) error) error {
+func (sql *statements) query(ctx context.Context, conn *pgx.Conn, prepare, statement string, args []any, read func(pgx.BatchResults) error) error {
 	var batch pgx.Batch
-	batch.Queue(sql.prepare)
+	batch.Queue(prepare)
 	batch.Queue(statement, args...)
 	same, err := readPrepared(conn.SendBatch(ctx, &batch), read)
 	if (err == nil || errors.Is(err, pgx.ErrNoRows)) && !same {
