@@ -439,11 +439,13 @@ type statements struct {
 // newStatements returns the statements on the table of a schema. A configured
 // schema is the caller's choice, wherever a search_path leads.
 func newStatements(schema string, configured bool) *statements {
-	name := pgx.Identifier{"idempotency_keys"}
-	if schema != "" {
-		name = pgx.Identifier{schema, "idempotency_keys"}
+	named := func(table string) string {
+		if schema == "" {
+			return pgx.Identifier{table}.Sanitize()
+		}
+		return pgx.Identifier{schema, table}.Sanitize()
 	}
-	table := name.Sanitize()
+	table, operations := named("idempotency_keys"), named("idempotency_operations")
 	literal := keytable.Literal(table)
 	path := "'idempotency_keys'"
 	if configured {
@@ -453,7 +455,7 @@ func newStatements(schema string, configured bool) *statements {
 		"'search_path idempotency_keys'", path,
 		"'idempotency_keys'", literal,
 		"idempotency_keys", table,
-		"idempotency_operations", beside(name, "idempotency_operations").Sanitize(),
+		"idempotency_operations", operations,
 	).Replace
 	return &statements{
 		schema: schema,
@@ -490,11 +492,6 @@ func newStatements(schema string, configured bool) *statements {
 		guard:       newNamed(on(guardSQL)),
 		strictGuard: newNamed(on(strictGuardSQL)),
 	}
-}
-
-// beside is another table of the same schema.
-func beside(table pgx.Identifier, name string) pgx.Identifier {
-	return append(table[:len(table)-1:len(table)-1], name)
 }
 
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.

@@ -148,6 +148,8 @@ func (o *own) onTable(schema string) (func(string) string, error) {
 		"table":   table,
 		"literal": "'" + strings.ReplaceAll(table, "'", "''") + "'",
 		"path":    "'idempotency_keys'",
+
+		"operations": pgx.Identifier{schema, "idempotency_operations"}.Sanitize(),
 	}
 	var pairs []string
 	for _, arg := range o.replaced {
