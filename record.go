@@ -347,12 +347,14 @@ func (sql *statements) deleteRow(ctx context.Context, tx pgx.Tx, key Key) (remai
 }
 
 // checkAbandoned is ErrUnfinished if the key has an operation of a procedure.
-func (sql *statements) checkAbandoned(ctx context.Context, tx pgx.Tx, key []any) (err error) {
-	var there bool
-	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) { // a savepoint: the table can be missing
-		there, err = sql.isUnfinished(ctx, tx, key)
+func (sql *statements) checkAbandoned(ctx context.Context, tx pgx.Tx, key []any) error {
+	if _, err := tx.Exec(ctx, savepointSQL); err != nil { // the table can be missing
 		return err
-	})
+	}
+	there, err := sql.isUnfinished(ctx, tx, key)
+	if _, failed := tx.Exec(ctx, rollbackToSQL+"; "+releaseSQL); err == nil {
+		err = failed
+	}
 	switch {
 	case there:
 		return ErrUnfinished
