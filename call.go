@@ -141,6 +141,8 @@ func (c *invocation) attempts(ctx context.Context, x *session, found *answer, er
 			// The transaction that was lost may hold the key a little longer.
 			c.waitFrom, c.heldSince = time.Now(), time.Time{}
 			x, found, err = c.claim(ctx)
+		case ctx.Err() != nil && errors.Is(failed.err, errElsewhere):
+			return nil, ctx.Err()
 		default:
 			return nil, failed.err
 		}
@@ -171,16 +173,22 @@ func (c *invocation) admit(ctx context.Context) error {
 
 // patience is how long the call waits for another one.
 func (c *invocation) patience() time.Duration {
-	if w, ok := c.work.(*course); ok && w.completing {
+	if c.completing() {
 		return -1
 	}
 	return c.store.cfg.Wait
 }
 
+// completing: the call is one of Complete, which waits for nobody.
+func (c *invocation) completing() bool {
+	w, ok := c.work.(*course)
+	return ok && w.number != ""
+}
+
 // begin starts a transaction and claims the key: see Store.begin.
 func (c *invocation) begin(ctx context.Context) (*session, finding, error) {
 	pool := c.store.pool
-	if _, ok := c.work.(*course); ok && c.store.cfg.CallPool != nil {
+	if c.isProcedure() && c.store.cfg.CallPool != nil {
 		pool = c.store.cfg.CallPool
 	}
 	return c.store.begin(ctx, pool, c.key)
@@ -378,13 +386,21 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 			return nil, nil, failed.err
 		case f.state == inFlight:
 			x.rollback()
-		case f.state == abandoned && c.goesOn(ask, x):
-			c.event.InDoubt = "" // the journal tells what was committed
-			if ctx.Err() == nil && c.event.Runs < maxRuns {
+		case f.state == abandoned && c.isProcedure():
+			switch err := c.resume(ask, x); {
+			case err == nil && c.mayRunAgain(ctx, failed):
+				c.event.InDoubt = "" // the journal tells what was committed
+				c.lead.know(owning)
 				return x, nil, nil
+			case err == nil:
+				c.event.InDoubt = ""
+				err = failed.err
+				fallthrough
+			case !errors.Is(err, errHeld) && !lostConnection(err):
+				x.rollback()
+				return nil, nil, err
 			}
-			x.rollback()
-			return nil, nil, failed.err
+			x.rollback() // the old transaction, or a duplicate, has the key
 		default:
 			x.rollback()
 			return nil, nil, unknown
@@ -395,10 +411,9 @@ func (c *invocation) resolve(ctx context.Context, failed *failure) (*session, *a
 	}
 }
 
-// goesOn: the key is that of a procedure's operation, and x goes on with it.
-func (c *invocation) goesOn(ctx context.Context, x *session) bool {
-	_, procedure := c.work.(*course)
-	return procedure && c.resume(ctx, x) == nil
+func (c *invocation) isProcedure() bool {
+	_, ok := c.work.(*course)
+	return ok
 }
 
 // mark is what the function's context is marked with.

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime/debug"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/bytea"
@@ -135,14 +137,21 @@ func scanUnfinished(row pgx.CollectableRow) (u Unfinished, err error) {
 // A Completable is a [Procedure], of any types.
 type Completable interface {
 	name() string
-	complete(ctx context.Context, s *Store, u Unfinished) (replayed bool, err error)
+	complete(ctx context.Context, s *Store, u Unfinished) (replayed, ran bool, err error)
 }
 
 func (p Procedure[In, Out]) name() string { return p.Name }
 
-func (p Procedure[In, Out]) complete(ctx context.Context, s *Store, u Unfinished) (bool, error) {
-	_, replayed, err := p.call(ctx, s, u.Key, &course{name: p.Name, input: u.Input, completing: true})
-	return replayed, err
+func (p Procedure[In, Out]) complete(ctx context.Context, s *Store, u Unfinished) (replayed, ran bool, err error) {
+	w := &course{name: p.Name, number: u.number}
+	defer func() {
+		ran = w.ran
+		if panicked := recover(); panicked != nil { // it is not to be in the way of others
+			err = fmt.Errorf("panic: %v\n\n%s", panicked, debug.Stack())
+		}
+	}()
+	_, replayed, err = p.call(ctx, s, u.Key, w)
+	return replayed, ran, err
 }
 
 const (
@@ -157,28 +166,32 @@ const (
 )
 
 // Complete goes on with the operations of these procedures that have not progressed for
-// that long, one after the other, each for a minute at most, and returns how many it has
-// ended. It may run beside calls, and on every server: what another attempt is working at
-// it passes over. olderThan should be longer than a client waits before it tries again.
+// that long, one after the other, each for a minute at most if its functions heed their
+// contexts, and returns how many it has ended. It may run beside calls, and on every
+// server: what another attempt is working at it passes over, and also what would have to
+// wait for a place among the calls under way. olderThan should be longer than a client
+// waits before it tries again.
 //
-// An attempt that fails is recorded with its error, which [Store.Pending] shows. The
-// operation is due again after a second, and after each failure twice as long, up to an
-// hour, so that one that never succeeds is not in the way of others. Failures of attempts
-// are joined in the error; one call goes on with 1,000 operations at most. When ctx ends,
-// Complete returns its error.
+// An attempt that fails, or panics, is recorded with its error, which [Store.Pending]
+// shows. The operation is due again after a second, and after each failure twice as long,
+// up to an hour, so that one that never succeeds is not in the way of others. Failures of
+// attempts are joined in the error; one call goes on with 1,000 operations at most. When
+// ctx ends, Complete returns its error.
 func (s *Store) Complete(ctx context.Context, olderThan time.Duration, procedures ...Completable) (ended int, err error) {
-	return s.completeWhile(ctx, olderThan, procedures, func() error { return nil })
+	ended, failures, err := s.completeWhile(ctx, olderThan, procedures, func() error { return nil })
+	return ended, errors.Join(append(failures, err)...)
 }
 
-func (s *Store) completeWhile(ctx context.Context, olderThan time.Duration, procedures []Completable, mayGoOn func() error) (ended int, err error) {
+// completeWhile returns the failures of attempts, and apart from them what keeps it from
+// completing.
+func (s *Store) completeWhile(ctx context.Context, olderThan time.Duration, procedures []Completable, mayGoOn func() error) (ended int, failures []error, err error) {
 	known := make(map[string]Completable)
 	for _, p := range procedures {
 		if known[p.name()] != nil {
-			return 0, fmt.Errorf("idempotency: Complete: two procedures have the name %q", p.name())
+			return 0, nil, fmt.Errorf("idempotency: Complete: two procedures have the name %q", p.name())
 		}
 		known[p.name()] = p
 	}
-	var failures []error
 	tried := 0
 	for u, err := range s.Pending(ctx, olderThan) {
 		if err == nil {
@@ -186,49 +199,69 @@ func (s *Store) completeWhile(ctx context.Context, olderThan time.Duration, proc
 		}
 		switch {
 		case err != nil:
-			return ended, errors.Join(append(failures, err)...)
+			return ended, failures, err
 		case !u.due || tried == completePage: // as are all that follow
-			return ended, errors.Join(failures...)
+			return ended, failures, nil
 		case known[u.Procedure] == nil:
 			continue
 		}
 		tried++
-		done, err := s.completeOne(ctx, known[u.Procedure], u)
-		if err != nil {
-			failures = append(failures, err)
-		}
-		if done {
+		done, failed, err := s.completeOne(ctx, known[u.Procedure], u)
+		switch {
+		case err != nil:
+			return ended, failures, err
+		case failed != nil:
+			failures = append(failures, failed)
+		case done:
 			ended++
 		}
 	}
-	return ended, errors.Join(failures...)
+	return ended, failures, nil
 }
 
-func (s *Store) completeOne(ctx context.Context, p Completable, u Unfinished) (ended bool, err error) {
+func (s *Store) completeOne(ctx context.Context, p Completable, u Unfinished) (ended bool, failed, err error) {
 	bounded, cancel := context.WithTimeout(ctx, completeBound)
 	defer cancel()
-	replayed, err := p.complete(bounded, s, u)
+	replayed, ran, failed := p.complete(bounded, s, u)
 	switch {
-	case err == nil:
-		return !replayed, nil
-	case errors.Is(err, ErrInProgress): // another attempt works at it
-		return false, nil
+	case failed == nil && !replayed:
+		return true, nil, nil
+	case failed == nil || errors.Is(failed, errGone):
+		return false, nil, s.tidy(ctx, u)
+	case !ran && errors.Is(failed, ErrInProgress), errors.Is(failed, errNoPlace), errors.Is(failed, errElsewhere):
+		return false, nil, nil // another attempt works at it, or other calls
 	case ctx.Err() != nil:
-		return false, ctx.Err()
+		return false, nil, ctx.Err()
 	}
-	failed := fmt.Errorf("idempotency: completing procedure %q: %w", u.Procedure, err)
-	return false, errors.Join(failed, s.attemptFailed(ctx, u, err))
+	return false, fmt.Errorf("idempotency: completing procedure %q: %w", u.Procedure, failed), s.attemptFailed(ctx, u, failed)
+}
+
+// tidy deletes what is left of an operation that is not one any more.
+func (s *Store) tidy(ctx context.Context, u Unfinished) error {
+	return s.changeOperation(ctx, func(tx pgx.Tx, sql *statements) error {
+		_, err := tx.Exec(ctx, sql.journal.tidy, u.Key.ID, u.Key.Scope, u.number)
+		return err
+	})
 }
 
 func (s *Store) attemptFailed(ctx context.Context, u Unfinished, failed error) error {
-	text := strings.ToValidUTF8(strings.ReplaceAll(failed.Error(), "\x00", ""), "")
+	text := strings.ReplaceAll(failed.Error(), "\x00", "")
 	text = strings.ToValidUTF8(text[:min(len(text), keptError)], "")
-	err := s.change(ctx, s.cfg.MaxIdle, func(tx pgx.Tx, sql *statements) error {
+	return s.changeOperation(ctx, func(tx pgx.Tx, sql *statements) error {
+		if !canHold(tx.Conn(), text) {
+			text = strings.Map(func(r rune) rune { return min(r, unicode.MaxASCII) }, text)
+		}
 		_, err := tx.Exec(ctx, sql.journal.failed, u.Key.ID, u.Key.Scope, u.number, text)
 		return err
 	})
-	if err != nil {
-		return explain("record a failed attempt", err)
+}
+
+// changeOperation is change, for as long as an attempt may take at most.
+func (s *Store) changeOperation(ctx context.Context, do func(pgx.Tx, *statements) error) error {
+	ctx, cancel := context.WithTimeout(ctx, completeBound)
+	defer cancel()
+	if err := s.change(ctx, s.cfg.MaxIdle, do); err != nil {
+		return explain("record an attempt", err)
 	}
 	return nil
 }
@@ -237,12 +270,15 @@ func (s *Store) attemptFailed(ctx context.Context, u Unfinished, failed error) e
 // returns the context's error. The caller owns the goroutine. It may run in every process
 // of a fleet: one of them at a time is at work, the others stand by.
 //
-// A Complete that fails is followed by the next one; what it went on with is reported to
+// It needs two connections of the pool. A Complete that fails is followed by the next one; what it went on with is reported to
 // [Config.Observe]. It returns at once when trying again cannot help: a table is missing
 // or of another version, or the role may not use it.
 func (s *Store) CompleteEvery(ctx context.Context, interval, olderThan time.Duration, procedures ...Completable) error {
 	if interval <= 0 {
 		return fmt.Errorf("idempotency: CompleteEvery: the interval is %v: it has to be more than 0", interval)
+	}
+	if s.pool.Config().MaxConns < 2 {
+		return errors.New("idempotency: CompleteEvery: the pool has one connection (MaxConns), and two are needed: one has the turn, the other one works")
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -266,13 +302,13 @@ func (s *Store) completeInTurn(ctx context.Context, olderThan time.Duration, pro
 	if maxIdle > 0 {
 		maxIdle = min(maxIdle+completeBound, maxServerTimeout)
 	}
-	var completed error
+	var completed error // an attempt's failure is not one of the completer
 	err := s.change(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
 		var ours bool
 		if err := tx.QueryRow(ctx, sql.journal.turn).Scan(&ours); err != nil || !ours {
 			return err
 		}
-		_, completed = s.completeWhile(ctx, olderThan, procedures, func() error {
+		_, _, completed = s.completeWhile(ctx, olderThan, procedures, func() error {
 			_, err := tx.Exec(ctx, "set local idempotency.turn to 'yes'")
 			return err
 		})
@@ -289,7 +325,8 @@ const completeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_operation
 // Complete goes on behind the call, with outcome as its value. It is ErrInProgress while
 // an attempt is at work, ErrNotFound when the key has no operation, and an error when that
 // is not what the operation waits for. The outcome is stored as JSON, and nothing knows here
-// what type the procedure reads it into.
+// what type the procedure reads it into: where it does not fit, each later attempt is
+// [ErrUndecodable], and Discard is what remains.
 func (s *Store) Settle(ctx context.Context, key Key, call string, outcome any) error {
 	var event Event
 	return s.observed(ctx, "Settle", key, &event, func(ctx context.Context) error {
@@ -338,7 +375,7 @@ func (s *Store) Discard(ctx context.Context, key Key) error {
 			case tag.RowsAffected() == 0:
 				return ErrNotFound
 			}
-			_, err = tx.Exec(ctx, sql.delete, key.ID, key.Scope)
+			_, err = tx.Exec(ctx, sql.journal.discardKey, key.ID, key.Scope)
 			return err
 		})
 		if err == nil {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgproxy"
+	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 func (b *bundle) unfinished() (all []idempotency.Unfinished) {
@@ -276,4 +278,151 @@ func TestSettleAndDiscardWaitForNoAttemptThatIsAtWork(t *testing.T) {
 		return err
 	}), nil)
 	b.charged(1)
+}
+
+// Complete has read its page, and comes to an operation when it is not one any more.
+func TestOperationThatIsGoneIsNotBegunAnew(t *testing.T) {
+	t.Parallel()
+	for name, goes := range map[string]func(b *bundle, key idempotency.Key){
+		"discarded": func(b *bundle, key idempotency.Key) { b.wantErr(b.store.Discard(context.Background(), key), nil) },
+		"ended by its client": func(b *bundle, key idempotency.Key) {
+			_, _, err := procedureOf(ok("a")).Do(context.Background(), b.store, key, 7)
+			b.wantErr(err, idempotency.ErrStepsChanged)
+			b.exec("delete from idempotency_operations where id = $1", key.ID)
+			b.exec("update idempotency_keys set result = '1', completed_at = now(), expires_at = now() + interval '1 hour' where id = $1", key.ID)
+		},
+		"deleted by other means": func(b *bundle, key idempotency.Key) { b.exec("delete from idempotency_keys where id = $1", key.ID) },
+		"expired, and the rest is left": func(b *bundle, key idempotency.Key) {
+			b.exec("update idempotency_keys set result = '1', completed_at = now(), expires_at = now() where id = $1", key.ID)
+		},
+		"recorded, and the rest is left": func(b *bundle, key idempotency.Key) {
+			b.exec("update idempotency_keys set result = '1', completed_at = now(), expires_at = now() + interval '1 hour' where id = $1", key.ID)
+		},
+		"begun anew by its client": func(b *bundle, key idempotency.Key) {
+			b.exec("update idempotency_operations set number = gen_random_uuid() where id = $1", key.ID)
+		},
+	} {
+		b := setup(t, idempotency.Config{})
+		for _, id := range []string{"first", "second"} {
+			b.key.ID = id
+			b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+		}
+		calls := 0
+		p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+				if calls++; calls == 1 {
+					goes(b, b.key)
+				}
+				return 1, nil
+			})
+			return err
+		})
+		b.completes(1, p)
+		if calls != 1 {
+			t.Errorf("%s: %d calls", name, calls)
+		}
+		b.charged(2)
+		if n := query[int](b, "select count(*) from idempotency_operations"); n != 0 && name != "begun anew by its client" {
+			t.Errorf("%s: %d are left", name, n)
+		}
+	}
+}
+
+func TestDiscardLeavesARecordAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.exec("delete from idempotency_keys")
+	b.executes(1)
+	b.wantErr(b.store.Discard(t.Context(), b.key), nil)
+	b.replays(1)
+}
+
+func TestPanicOfAnOperationIsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, id := range []string{"first", "second"} {
+		b.key.ID = id
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	calls := 0
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			if calls++; calls == 1 {
+				panic("poison")
+			}
+			return 1, nil
+		})
+		return err
+	})
+	n, err := b.store.Complete(t.Context(), 0, p)
+	if n != 1 || err == nil || !strings.Contains(err.Error(), "panic: poison") {
+		t.Error(n, err)
+	}
+	if all := b.unfinished(); len(all) != 1 || all[0].Attempts != 1 || !strings.Contains(all[0].Error, "panic: poison") {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestFailureOfAnAttemptDoesNotEndTheCompleter(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, id := range []string{"first", "second", "third"} {
+		b.key.ID = id
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	var calls atomic.Int64
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			switch calls.Add(1) {
+			case 1: // an error that says that trying again cannot help, of another table
+				_, err := b.pool.Exec(ctx, "select * from idempotency_operations_of_others")
+				return 0, remedied(err)
+			case 2: // an error of somebody else
+				return 0, fmt.Errorf("elsewhere: %w", idempotency.ErrInProgress)
+			}
+			return 1, nil
+		})
+		return err
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.store.CompleteEvery(ctx, time.Hour, 0, p) }()
+	b.eventually("all are tried", func() bool { return calls.Load() == 3 && len(b.unfinished()) == 2 })
+	b.eventually("the failures are recorded", func() bool {
+		all := b.unfinished()
+		return all[0].Attempts == 1 && all[1].Attempts == 1
+	})
+	cancel()
+	b.wantErr(<-ended, context.Canceled)
+}
+
+// remedied is err as an error of a Store on another schema, where no migration has run.
+func remedied(err error) error { return remedy.Of(err, "") }
+
+func TestErrorThatTheDatabaseCannotHoldIsRecorded(t *testing.T) {
+	t.Parallel()
+	b := &bundle{TB: t, pool: pgtest.Encoded(t, "LATIN1"), key: idempotency.Key{Scope: "s", ID: "i"}}
+	b.exec("create table charges (id bigint generated always as identity, key text not null, amount int not null)")
+	b.store = b.storeOn(b.pool, idempotency.Config{})
+	p := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { return 0, errors.New("日本 says no") })
+		return err
+	})
+	_, _, _ = p.Do(t.Context(), b.store, b.key, 1)
+	_, _ = b.store.Complete(t.Context(), 0, p)
+	if all := b.unfinished(); len(all) != 1 || all[0].Attempts != 1 || !strings.HasSuffix(all[0].Error, " says no") {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestCompleterNeedsTwoConnections(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.MaxConns(1))
+	if err := b.store.CompleteEvery(t.Context(), time.Hour, 0, procedureOf()); err == nil || !strings.Contains(err.Error(), "two are needed") {
+		t.Error(err)
+	}
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	var calls atomic.Int64
+	b.completes(1, procedureOf(ok("a"), answers("c", &calls)))
 }

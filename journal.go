@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency/internal/bytea"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
@@ -124,7 +125,17 @@ var finishSQL = strings.NewReplacer(", purge_after = excluded.purge_after", "", 
 // unfinishedSQL tells a key of a procedure from an abandoned one.
 const unfinishedSQL = `select exists (select from idempotency_operations where id = $1::text and scope = $2::text)`
 
-const discardSQL = `delete from idempotency_operations where id = $1::text and scope = $2::text`
+const (
+	discardSQL    = `delete from idempotency_operations where id = $1::text and scope = $2::text`
+	discardKeySQL = `delete from idempotency_keys where id = $1::text and scope = $2::text and expires_at is null`
+)
+
+// tidySQL deletes the rest of an operation that is not one any more: its key has a result,
+// or was deleted by other means.
+const tidySQL = `
+delete from idempotency_operations
+where id = $1::text and scope = $2::text and number = $3::uuid
+	and not exists (select from idempotency_keys where id = $1::text and scope = $2::text and expires_at is null)`
 
 // A journal is what is known of a procedure's operation: what is recorded, and the result
 // of one more step or call that has ended.
@@ -160,6 +171,9 @@ func (j *journal) begun() string {
 
 // unrecorded: a step or a call has ended, and its result is not recorded.
 func (j *journal) unrecorded() bool { return len(j.results) > j.recorded }
+
+// endedWithStep: the last thing that has ended, and is not recorded, is a step.
+func (j *journal) endedWithStep() bool { return j.unrecorded() && isStep(j.labels[len(j.results)-1]) }
 
 func label(kind, name string) string { return kind + " " + name }
 
@@ -221,7 +235,7 @@ func readResults(text string) (results [][]byte, err error) {
 }
 
 // errElsewhere: another attempt has gone on with the operation.
-var errElsewhere = errors.New("idempotency: another attempt has gone on with the operation")
+var errElsewhere = fmt.Errorf("%w: another attempt has gone on with the operation", ErrInProgress)
 
 func saysElsewhere(err error) bool { return strings.Contains(err.Error(), sayNotRecorded) }
 
@@ -291,7 +305,10 @@ func (x *session) advance(j *journal, next leg) *failure {
 	case saysElsewhere(err):
 		return &failure{err: errElsewhere, transient: true}
 	}
-	failed := &failure{err: x.sql.explainRecord(err, ""), sent: sent, transient: conflicted(err) || x.closed()}
+	failed := &failure{err: x.sql.explainRecord(err, ""), sent: sent}
+	// A step that took too long will do so again. Of a call there is the outcome.
+	tooLong := (pgconn.Timeout(err) || endedForItsTime(err) || x.outlastedMaxIdle()) && j.endedWithStep()
+	failed.transient = conflicted(err) || x.closed() && !tooLong
 	failed.inDoubt = !x.inTransaction() && !provesAbort(err)
 	return failed
 }
@@ -386,7 +403,8 @@ func (x *session) enter(ctx context.Context, j *journal, step leg) (err error) {
 type journalStatements struct {
 	read, open, advance, touch, close string
 	mark, call, finish                string
-	unfinished, discard               string
+	unfinished, discard, discardKey   string
+	tidy                              string
 	readAll, pending                  string
 	failed, settle, turn              string
 }
@@ -395,7 +413,7 @@ func newJournalStatements(on func(string) string) journalStatements {
 	return journalStatements{
 		read: on(journalSQL), open: on(openSQL), advance: on(advanceSQL), touch: on(touchSQL), close: on(closeSQL),
 		mark: on(markSQL), call: on(callSQL), finish: on(finishSQL),
-		unfinished: on(unfinishedSQL), discard: on(discardSQL),
+		unfinished: on(unfinishedSQL), discard: on(discardSQL), discardKey: on(discardKeySQL), tidy: on(tidySQL),
 		readAll: on(readAllSQL), pending: on(pendingSQL), failed: on(attemptFailedSQL), settle: on(settleSQL), turn: on(completeTurnSQL),
 	}
 }

@@ -17,7 +17,7 @@ var (
 	// Do, DoTx, QueryRow, Query, Get and Delete return it for such a key. Nothing was
 	// executed. The procedure goes on when its Do is called again, or by
 	// [Store.Complete].
-	ErrUnfinished = errors.New("idempotency: the key belongs to a procedure that has not ended: call the procedure again, or Store.Complete, to go on with it")
+	ErrUnfinished = errors.New("idempotency: the key belongs to a procedure that has not ended: call the procedure again, or Store.Complete, to go on with it, or Store.Discard to give it up")
 
 	// ErrStepsChanged: the procedure's code does not ask for the steps and calls that
 	// were recorded, in their order. Nothing was executed. The operation goes on with
@@ -129,11 +129,12 @@ func (p Procedure[In, Out]) call(ctx context.Context, s *Store, key Key, w *cour
 
 // A course is the work of a procedure.
 type course struct {
-	name       string
-	input      []byte // of this call
-	completing bool   // by Complete, which does not wait for another attempt
-	run        func(ctx context.Context, op *Op, input []byte) ([]byte, error)
-	replay     func(stored []byte) error
+	name   string
+	input  []byte // of this call
+	number string // of the operation that Complete goes on with: that one, or none
+	ran    bool   // the function has been run
+	run    func(ctx context.Context, op *Op, input []byte) ([]byte, error)
+	replay func(stored []byte) error
 }
 
 func (w *course) decode(stored []byte) error { return w.replay(stored) }
@@ -192,6 +193,9 @@ func Step[T any](ctx context.Context, op *Op, name string, fn func(ctx context.C
 // Two processes can be in one call at a time only if one of them is frozen in it, or fn
 // goes on after its context has ended, or the connection was lost meanwhile. The other
 // side then sees the same key twice.
+//
+// A procedure inside a step or a call of another one needs a place of its own among the
+// calls under way, and a connection: where all are taken, it waits for them.
 //
 // An error of fn leaves the outcome of the call unknown, even if fn knows better: what is
 // to be recorded, such as a declined card, is a value.

@@ -7,12 +7,14 @@ import (
 	"math"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -414,7 +416,9 @@ func TestParallelStepsAreRefused(t *testing.T) {
 		return in, <-ended
 	}}
 	_, _, err := p.Do(t.Context(), b.store, b.key, 1)
-	b.wantErr(err, nil)
+	if err == nil || !strings.Contains(err.Error(), "not parallel") { // it was swallowed
+		t.Error(err)
+	}
 	b.charged(1)
 }
 
@@ -644,4 +648,137 @@ func TestRoleWithoutGrantsOnOperationsIsToldOfThem(t *testing.T) {
 	r.key.ID = "key-2"
 	b.wantErr(second(r.do(charge("key-2", 1))), nil)
 	b.charged(2)
+}
+
+func TestPanicBetweenStepsKeepsWhatWasDone(t *testing.T) {
+	t.Parallel()
+	for name, ends := range map[string]func(){"panic": func() { panic("x") }, "Goexit": runtime.Goexit} {
+		b := setup(t, idempotency.Config{})
+		var calls atomic.Int64
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			defer func() { _ = recover() }()
+			_ = b.proceed(ok("a"), answers("c", &calls), func(context.Context, *idempotency.Op) error { ends(); return nil })
+		}()
+		<-ended
+		b.charged(1)
+		b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("b")), nil)
+		if calls.Load() != 1 {
+			t.Errorf("%s: %d calls", name, calls.Load())
+		}
+		b.charged(2)
+	}
+}
+
+func TestStepThatOutlastsMaxIdleIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	runs := 0
+	err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "a", func(context.Context, pgx.Tx) (int, error) {
+			runs++
+			time.Sleep(600 * time.Millisecond)
+			return 1, nil
+		})
+		return err
+	}, ok("b"))
+	if err == nil || runs != 1 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	b.charged(0)
+}
+
+func TestCallThatEndsForMaxIdleSaysSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, _ string) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+		return err
+	})
+	b.wantErr(err, context.DeadlineExceeded)
+	if !strings.Contains(fmt.Sprint(err), "Config.MaxIdle are over, which is 200ms") {
+		t.Error(err)
+	}
+}
+
+// The leader waits for a place, without a connection, and is at work all the same.
+func TestWhoDoesNotWaitIsTurnedAwayByACallThatWaitsForItsPlace(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: -1}, pgtest.MaxConns(2)) // one place
+	inside, leave := make(chan struct{}), make(chan struct{})
+	holds := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
+		return err
+	}
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := procedureOf(holds).Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
+		first <- err
+	}()
+	<-inside
+	var calls atomic.Int64
+	waits := procedureOf(ok("a"), answers("c", &calls))
+	go func() {
+		_, _, err := waits.Do(context.Background(), b.store, b.key, 1)
+		second <- err
+	}()
+	b.eventually("its step is recorded", func() bool { return len(b.unfinished()) == 2 })
+	b.eventually("a duplicate is turned away", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		_, _, err := waits.Do(ctx, b.store, b.key, 1)
+		if !errors.Is(err, idempotency.ErrInProgress) {
+			t.Error(err)
+		}
+		return true
+	})
+	b.completes(0, waits) // nor does Complete wait, or count a failure
+	for _, u := range b.unfinished() {
+		if u.Attempts != 0 {
+			t.Errorf("%+v", u)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, _, err := waits.Do(ctx, b.store, idempotency.Key{Scope: "s", ID: "third"}, 1)
+	b.wantErr(err, context.DeadlineExceeded)
+	if !strings.Contains(fmt.Sprint(err), "(1 at a time)") {
+		t.Error(err)
+	}
+	close(leave)
+	b.wantErr(<-first, nil)
+	b.wantErr(<-second, nil)
+	b.completes(1, waits)
+}
+
+func TestProcedureInDoubtBesideDuplicatesFindsOut(t *testing.T) {
+	t.Parallel()
+	for nth := int64(1); nth <= 3; nth++ {
+		j := setupRides(t, idempotency.Config{})
+		j.p.delay = 20 * time.Millisecond
+		var others sync.WaitGroup
+		store, proxy := j.through(idempotency.Config{})
+		lost := answered("COMMIT", nth)
+		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+			if !lost(m) {
+				return pgproxy.Pass
+			}
+			for range 4 {
+				other := j.storeOn(j.anotherPool(), idempotency.Config{})
+				others.Go(func() {
+					if _, _, err := j.rideOn(other, "a", 20); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			time.Sleep(50 * time.Millisecond)
+			return pgproxy.Drop
+		})
+		if _, _, err := j.rideOn(store, "a", 20); err != nil {
+			t.Errorf("without the answer to COMMIT %d: %v", nth, err)
+		}
+		others.Wait()
+		j.once(1)
+	}
 }

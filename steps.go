@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,7 +24,11 @@ type progress struct {
 	names  map[string]bool
 	failed *failure // and every later one fails with its error
 	ended  bool     // the function has returned
+
+	misused atomic.Bool // a step was asked for while another one ran
 }
+
+var errNotAlone = errors.New("idempotency: another step of this operation is running: steps and calls are not nested, and not parallel")
 
 // resume makes the session one of an operation that was begun before, if it is one of
 // this call's procedure. It is ErrInProgress if another attempt has the key.
@@ -37,14 +42,16 @@ func (c *invocation) resume(ctx context.Context, x *session) error {
 		return explain("read the operation", x.sql.remedied(err))
 	case j != nil && !procedure:
 		return ErrUnfinished
+	case j != nil && j.fingerprint != c.key.Fingerprint:
+		return ErrKeyReused
 	case !locked:
 		return errHeld
 	case j == nil:
 		return ErrAbandoned
-	case j.fingerprint != c.key.Fingerprint:
-		return ErrKeyReused
+	case w.number != "" && w.number != j.number:
+		return errGone
 	case isStep(j.begun()):
-		return fmt.Errorf("%w: it was %s of procedure %q", ErrAbandoned, j.begun(), j.name)
+		return fmt.Errorf("%w: it was %s of procedure %q, and Store.Discard frees the key", ErrAbandoned, j.begun(), j.name)
 	case j.name != w.name:
 		return fmt.Errorf("%w: the operation is one of procedure %q, and not of %q", ErrStepsChanged, j.name, w.name)
 	}
@@ -55,10 +62,18 @@ func (c *invocation) resume(ctx context.Context, x *session) error {
 // errHeld: another call is at work on the key.
 var errHeld = fmt.Errorf("%w: another attempt is at work", ErrInProgress)
 
+// errGone: the operation that was to be completed has ended, or was discarded.
+var errGone = errors.New("idempotency: the operation is gone")
+
 // attemptSteps runs the procedure's function once, and ends the session. What is recorded
 // remains of a failure.
 func (c *invocation) attemptSteps(ctx context.Context, x *session, w *course) *failure {
 	p := &progress{c: c, x: x, j: x.journal, names: make(map[string]bool)}
+	if p.j == nil && w.number != "" {
+		x.rollback()
+		return &failure{err: errGone}
+	}
+	w.ran = true
 	if p.j == nil {
 		p.j = newJournal(w, c.key.Fingerprint)
 	}
@@ -74,11 +89,15 @@ func (c *invocation) attemptSteps(ctx context.Context, x *session, w *course) *f
 	return p.conclude(result, err)
 }
 
-// end gives the session back.
+// end gives the session back. Where the function has panicked between its steps, what was
+// done is recorded before.
 func (p *progress) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ended = true
+	if p.x != nil && p.failed == nil && p.j.unrecorded() {
+		_ = p.x.advance(p.j, leg{none: true}) // the panic goes on
+	}
 	p.giveBack()
 }
 
@@ -106,6 +125,8 @@ func (p *progress) conclude(result []byte, err error) *failure {
 		failed = &failure{err: err}
 	case !idle:
 		failed = &failure{err: errors.New("idempotency: the procedure has returned while one of its steps ran")}
+	case p.misused.Load():
+		failed = &failure{err: errNotAlone}
 	case p.next < len(p.j.labels):
 		failed = &failure{err: fmt.Errorf("%w: the procedure has ended without %s", ErrStepsChanged, p.j.labels[p.next])}
 	default:
@@ -113,11 +134,13 @@ func (p *progress) conclude(result []byte, err error) *failure {
 	}
 	p.c.failed = !failed.transient && !failed.inDoubt
 	if p.c.failed && p.x != nil && p.j.unrecorded() {
-		if lost := p.x.advance(p.j, leg{none: true}); lost != nil {
+		lost := p.x.advance(p.j, leg{none: true})
+		p.giveBack()
+		if lost != nil {
 			return &failure{err: errors.Join(failed.err, lost.err)}
 		}
 	}
-	return failed
+	return p.fail(failed)
 }
 
 func (p *progress) finish(result []byte) *failure {
@@ -160,7 +183,8 @@ func (p *progress) error(err error) error { return p.fail(&failure{err: err}).er
 // It returns with the mutex, unless there is an error.
 func (p *progress) enter(kind, name string) (asked string, known []byte, err error) {
 	if !p.mu.TryLock() {
-		return "", nil, errors.New("idempotency: another step of this operation is running: steps and calls are not nested, and not parallel")
+		p.misused.Store(true)
+		return "", nil, errNotAlone
 	}
 	defer func() {
 		if err != nil {
@@ -338,8 +362,13 @@ func (p *progress) ask(ctx context.Context, name string, fn func(context.Context
 		stored, err = fn(bounded, p.c.store.callKey(p.c.key, name))
 	}
 	ended = true
+	if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(bounded), errOutOfTime) {
+		err = fmt.Errorf("%w, which is %v: %w", errOutOfTime, p.c.store.cfg.MaxIdle, err)
+	}
 	return stored, err
 }
+
+var errOutOfTime = errors.New("idempotency: a call has to end before 9 tenths of Config.MaxIdle are over")
 
 // bounded is the context of a call. It ends before PostgreSQL ends the transaction that
 // has the lock.
@@ -348,7 +377,7 @@ func (p *progress) bounded(ctx context.Context) (context.Context, context.Cancel
 	ctx = context.WithoutCancel(ctx)
 	if limit := p.c.store.cfg.MaxIdle; limit > 0 {
 		if end := p.x.began.Add(limit / 10 * 9); !has || end.Before(deadline) {
-			deadline, has = end, true
+			return context.WithDeadlineCause(ctx, end, errOutOfTime)
 		}
 	}
 	if !has {
@@ -401,6 +430,10 @@ func (p *progress) place(ctx context.Context) error {
 		}
 	}
 	p.giveBack()
+	if c.completing() {
+		return p.error(errNoPlace)
+	}
+	c.lead.know(elsewhere) // who does not wait is turned away
 	select {
 	case c.store.places <- struct{}{}:
 		c.placed = true
@@ -409,6 +442,9 @@ func (p *progress) place(ctx context.Context) error {
 		return p.error(fmt.Errorf("idempotency: waiting for a place among the calls under way (%d at a time): %w", cap(c.store.places), ctx.Err()))
 	}
 }
+
+// errNoPlace: Complete waits for no place among the calls under way.
+var errNoPlace = errors.New("idempotency: too many calls are under way")
 
 // leavePlace lets the next one in.
 func (c *invocation) leavePlace() {
