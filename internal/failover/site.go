@@ -101,7 +101,7 @@ const schema = `
 create table executions (id uuid primary key default gen_random_uuid(), key text not null);
 create role app login;
 grant select, insert on executions to app;
-grant select, insert, update, delete on idempotency_keys to app;`
+grant select, insert, update, delete on idempotency_keys, idempotency_operations to app;`
 
 // makeTemplate makes the data that the servers begin with.
 func (s *site) makeTemplate() (data string, err error) {
