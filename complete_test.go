@@ -402,7 +402,7 @@ func remedied(err error) error { return remedy.Of(err, "") }
 
 func TestErrorThatTheDatabaseCannotHoldIsRecorded(t *testing.T) {
 	t.Parallel()
-	b := &bundle{TB: t, pool: pgtest.Encoded(t, "LATIN1"), key: idempotency.Key{Scope: "s", ID: "i"}}
+	b := &bundle{TB: t, pool: pgtest.Encoded(t, "LATIN1", param("client_encoding", "UTF8")), key: idempotency.Key{Scope: "s", ID: "i"}}
 	b.exec("create table charges (id bigint generated always as identity, key text not null, amount int not null)")
 	b.store = b.storeOn(b.pool, idempotency.Config{})
 	p := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
