@@ -160,14 +160,15 @@ func TestPendingReadsPageByPage(t *testing.T) {
 func TestTwoCompletersBesideRetriesEndEachOperationOnce(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{})
-	j.p.lose = 1
+	j.p.lose.Store(100)
 	const rides = 30
 	for i := range rides {
 		if _, _, err := j.ride(fmt.Sprint(i)); err == nil {
 			t.Fatal("no error")
 		}
 	}
-	j.p.lose, j.p.delay = 0, 5*time.Millisecond
+	j.p.lose.Store(0)
+	j.p.delay.Store(int64(5 * time.Millisecond))
 	var ended atomic.Int64
 	var all sync.WaitGroup
 	for range 2 {
@@ -193,8 +194,8 @@ func TestTwoCompletersBesideRetriesEndEachOperationOnce(t *testing.T) {
 	}
 	all.Wait()
 	j.once(rides)
-	if ended.Load() != rides || j.p.overlaps > 0 {
-		t.Errorf("%d ended, %d overlaps", ended.Load(), j.p.overlaps)
+	if ended.Load() != rides || j.p.overlaps.Load() > 0 {
+		t.Errorf("%d ended, %d overlaps", ended.Load(), j.p.overlaps.Load())
 	}
 }
 

@@ -125,7 +125,7 @@ func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{}, pgtest.MaxConns(8))
-	j.p.delay = 100 * time.Millisecond
+	j.p.delay.Store(int64(100 * time.Millisecond))
 	var rides sync.WaitGroup
 	for i := range 24 {
 		rides.Go(func() {
@@ -156,7 +156,7 @@ func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
 		t.Errorf("%d calls held a connection at a time, want 4 at most, and several", most)
 	}
 	j.once(24)
-	if j.p.overlaps > 0 {
+	if j.p.overlaps.Load() > 0 {
 		t.Error("two at a time in one call")
 	}
 }

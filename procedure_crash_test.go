@@ -124,8 +124,8 @@ func TestRideKilledAtEverySeamIsTakenOnce(t *testing.T) {
 		}
 	})
 	j.once(len(seams) + 1)
-	if j.p.overlaps > 0 {
-		t.Errorf("%d times two were in one call", j.p.overlaps)
+	if j.p.overlaps.Load() > 0 {
+		t.Errorf("%d times two were in one call", j.p.overlaps.Load())
 	}
 }
 
@@ -178,8 +178,8 @@ func TestRideCutOffAtEverySeamIsTakenOnceByTheSameCall(t *testing.T) {
 		}
 		rides := len(seams) - 1
 		j.once(rides)
-		if j.p.requests != rides {
-			t.Errorf("%s: %d requests for %d rides: a call that had returned was made again", name, j.p.requests, rides)
+		if int(j.p.requests.Load()) != rides {
+			t.Errorf("%s: %d requests for %d rides: a call that had returned was made again", name, j.p.requests.Load(), rides)
 		}
 	}
 }
@@ -187,7 +187,8 @@ func TestRideCutOffAtEverySeamIsTakenOnceByTheSameCall(t *testing.T) {
 func TestFiftyDuplicatesOfARideInTwoProcessesTakeItOnce(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{})
-	j.p.delay, j.p.lose = 50*time.Millisecond, 0.3
+	j.p.delay.Store(int64(50 * time.Millisecond))
+	j.p.lose.Store(30)
 	var workers []*process
 	for range 2 {
 		workers = append(workers, j.spawn(job{Callers: 25, Provider: j.p.URL, Rides: []string{"a"}}))
@@ -205,7 +206,7 @@ func TestFiftyDuplicatesOfARideInTwoProcessesTakeItOnce(t *testing.T) {
 		}
 	}
 	j.once(1)
-	if j.p.overlaps > 0 {
+	if j.p.overlaps.Load() > 0 {
 		t.Error("two at a time in one call")
 	}
 }
@@ -215,7 +216,8 @@ func TestFiftyDuplicatesOfARideInTwoProcessesTakeItOnce(t *testing.T) {
 func TestRidesInAStormOfKillsAreTakenOnce(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{})
-	j.p.delay, j.p.lose = 5*time.Millisecond, 0.2
+	j.p.delay.Store(int64(5 * time.Millisecond))
+	j.p.lose.Store(20)
 	_, proxy := j.through(idempotency.Config{})
 	rides, kills, cuts := 0, 0, 0
 	for end := time.Now().Add(long(3*time.Second, 10*time.Minute)); time.Now().Before(end); {
@@ -252,7 +254,7 @@ func TestRidesInAStormOfKillsAreTakenOnce(t *testing.T) {
 		}
 	}
 	j.once(rides)
-	t.Logf("%d rides, %d kills, %d cuts, %d requests at the provider", rides, kills, cuts, j.p.requests)
+	t.Logf("%d rides, %d kills, %d cuts, %d requests at the provider", rides, kills, cuts, j.p.requests.Load())
 }
 
 // Between the commit of a step and the transaction of the next one nobody has the lock.

@@ -250,7 +250,7 @@ func TestWithoutTheTableOfProceduresAllElseWorks(t *testing.T) {
 func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{})
-	j.p.lose = 1
+	j.p.lose.Store(100)
 	if _, _, err := j.ride("a"); err == nil {
 		t.Fatal("no error")
 	}
@@ -263,13 +263,13 @@ func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 		_, _, err := j.ride("a")
 		j.wantErr(err, idempotency.ErrCallExpired)
 	}
-	if j.p.requests != 1 {
-		t.Errorf("%d requests", j.p.requests)
+	if j.p.requests.Load() != 1 {
+		t.Errorf("%d requests", j.p.requests.Load())
 	}
 	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{ID: "seen there"}), nil)
 	got, replayed, err := j.ride("a")
-	if err != nil || replayed || got.Charge != "seen there" || j.p.requests != 1 {
-		t.Error(got, replayed, err, j.p.requests)
+	if err != nil || replayed || got.Charge != "seen there" || j.p.requests.Load() != 1 {
+		t.Error(got, replayed, err, j.p.requests.Load())
 	}
 	j.once(1)
 	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{}), idempotency.ErrNotFound)
@@ -756,7 +756,7 @@ func TestProcedureInDoubtBesideDuplicatesFindsOut(t *testing.T) {
 	t.Parallel()
 	for nth := int64(1); nth <= 3; nth++ {
 		j := setupRides(t, idempotency.Config{})
-		j.p.delay = 20 * time.Millisecond
+		j.p.delay.Store(int64(20 * time.Millisecond))
 		var others sync.WaitGroup
 		store, proxy := j.through(idempotency.Config{})
 		lost := answered("COMMIT", nth)

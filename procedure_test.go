@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,10 +68,10 @@ type provider struct {
 	charges  map[string]int // by rider: how many took effect
 	answers  map[string]payment
 	inFlight map[string]int
-	requests int
-	overlaps int // requests with a key that was in progress
-	delay    time.Duration
-	lose     float64                       // the share of answers that are lost
+	requests atomic.Int64
+	overlaps atomic.Int64                  // requests with a key that was in progress
+	delay    atomic.Int64                  // a time.Duration
+	lose     atomic.Int64                  // how many answers of a hundred are lost
 	hooks    map[string]func(stage string) // by rider: "received", "charged"
 }
 
@@ -102,14 +103,14 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	hook("received")
-	time.Sleep(p.delay)
+	time.Sleep(time.Duration(p.delay.Load()))
 	answer, ok := p.charge(key, asked)
 	if !ok {
 		http.Error(w, "another request", http.StatusUnprocessableEntity)
 		return
 	}
 	hook("charged")
-	if rand.Float64() < p.lose {
+	if rand.Int64N(100) < p.lose.Load() {
 		panic(http.ErrAbortHandler)
 	}
 	_ = json.NewEncoder(w).Encode(answer)
@@ -125,13 +126,13 @@ func (p *provider) onStage(rider string, hook func(stage string)) {
 func (p *provider) arrives(key, rider string) (hook func(string), ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.requests++
+	p.requests.Add(1)
 	p.inFlight[key]++
 	if hook = p.hooks[rider]; hook == nil {
 		hook = func(string) {}
 	}
 	if p.inFlight[key] > 1 {
-		p.overlaps++
+		p.overlaps.Add(1)
 		return hook, false
 	}
 	return hook, true
@@ -150,7 +151,7 @@ func (p *provider) charge(key string, asked payment) (answer payment, ok bool) {
 	if known {
 		return answer, answer.Rider == asked.Rider && answer.Amount == asked.Amount
 	}
-	asked.ID = fmt.Sprintf("ch_%d", p.requests)
+	asked.ID = fmt.Sprintf("ch_%d", p.requests.Load())
 	if asked.Declined = asked.Amount > 1000; !asked.Declined {
 		p.charges[asked.Rider]++
 	}
@@ -269,8 +270,8 @@ func TestProcedureRunsOnceAndReplays(t *testing.T) {
 		}
 	}
 	j.once(1)
-	if j.p.requests != 1 {
-		t.Errorf("%d requests", j.p.requests)
+	if j.p.requests.Load() != 1 {
+		t.Errorf("%d requests", j.p.requests.Load())
 	}
 }
 
@@ -283,26 +284,26 @@ func TestRefusalIsAValueOfACall(t *testing.T) {
 			t.Error(got, replayed, err)
 		}
 	}
-	if n := query[int](j.bundle, "select count(*) from rides where state = 'refused'"); n != 1 || len(j.p.charges) != 0 || j.p.requests != 1 {
-		t.Error(n, j.p.charges, j.p.requests)
+	if n := query[int](j.bundle, "select count(*) from rides where state = 'refused'"); n != 1 || len(j.p.charges) != 0 || j.p.requests.Load() != 1 {
+		t.Error(n, j.p.charges, j.p.requests.Load())
 	}
 }
 
 func TestProcedureGoesOnAfterTheLastRecordedStep(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{})
-	j.p.lose = 1
+	j.p.lose.Store(100)
 	for range 2 {
 		if _, _, err := j.ride("a"); err == nil {
 			t.Fatal("no error")
 		}
 	}
-	j.p.lose = 0
+	j.p.lose.Store(0)
 	if _, replayed, err := j.ride("a"); replayed || err != nil {
 		t.Error(replayed, err)
 	}
 	j.once(1)
-	if j.p.requests != 3 {
-		t.Errorf("%d requests", j.p.requests)
+	if j.p.requests.Load() != 3 {
+		t.Errorf("%d requests", j.p.requests.Load())
 	}
 }
