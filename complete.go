@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/pgidem/idempotency/internal/bytea"
 )
 
@@ -105,8 +106,7 @@ func (s *Store) Pending(ctx context.Context, olderThan time.Duration) iter.Seq2[
 const timeBegin = -62_135_596_800_000_001
 
 func (s *Store) pending(ctx context.Context, olderThan time.Duration, after Unfinished) (page []Unfinished, err error) {
-	place := interval(time.Duration(0))
-	place.Microseconds = after.DueAt.UnixMicro()
+	place := pgtype.Interval{Microseconds: after.DueAt.UnixMicro(), Valid: true}
 	args := []any{interval(olderThan), place, after.Key.ID, after.Key.Scope, pendingPage}
 	err = s.queryBehind(ctx, func(sql *statements) string { return sql.journal.readAll }, func(sql *statements) string { return sql.journal.pending }, args, func(results pgx.BatchResults) error {
 		rows, err := results.Query()
@@ -270,8 +270,8 @@ func (s *Store) changeOperation(ctx context.Context, do func(pgx.Tx, *statements
 // returns the context's error. The caller owns the goroutine. It may run in every process
 // of a fleet: one of them at a time is at work, the others stand by.
 //
-// It needs two connections of the pool. A Complete that fails is followed by the next one; what it went on with is reported to
-// [Config.Observe]. It returns at once when trying again cannot help: a table is missing
+// It needs two connections of the pool. A Complete that fails is followed by the next one;
+// what it went on with is reported to [Config.Observe]. It returns at once when trying again cannot help: a table is missing
 // or of another version, or the role may not use it.
 func (s *Store) CompleteEvery(ctx context.Context, interval, olderThan time.Duration, procedures ...Completable) error {
 	if interval <= 0 {

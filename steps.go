@@ -248,12 +248,7 @@ func (p *progress) known(err error) error {
 // run runs the function of a step in the session's transaction.
 func (p *progress) run(ctx context.Context, fn func(context.Context, pgx.Tx) ([]byte, error)) ([]byte, *failure) {
 	ended := false
-	defer func() { // when the function panics or calls runtime.Goexit
-		if !ended {
-			p.error(errEnded)
-			p.giveBack()
-		}
-	}()
+	defer p.unless(&ended)
 	guard := guardTx(p.x.tx)
 	defer guard.end()
 	stored, err := fn(ctx, guard)
@@ -265,6 +260,14 @@ func (p *progress) run(ctx context.Context, fn func(context.Context, pgx.Tx) ([]
 		return nil, &failure{err: err}
 	}
 	return stored, nil
+}
+
+// unless is deferred: a function that has not ended has panicked, or called runtime.Goexit.
+func (p *progress) unless(ended *bool) {
+	if !*ended {
+		p.error(errEnded)
+		p.giveBack()
+	}
 }
 
 func (p *progress) done(asked string, stored []byte) {
@@ -348,12 +351,7 @@ func (p *progress) call(ctx context.Context, name string, window time.Duration, 
 // ask runs the function of a call.
 func (p *progress) ask(ctx context.Context, name string, fn func(context.Context, string) ([]byte, error)) ([]byte, error) {
 	ended := false
-	defer func() { // when the function panics or calls runtime.Goexit
-		if !ended {
-			p.error(errEnded)
-			p.giveBack()
-		}
-	}()
+	defer p.unless(&ended)
 	bounded, cancel := p.bounded(ctx)
 	defer cancel()
 	err := bounded.Err() // a process that was frozen for as long begins nothing
