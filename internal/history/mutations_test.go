@@ -167,6 +167,8 @@ var rare = map[string]bool{
 	"a statement whose record replaces another":                        true,
 	"a guard for SERIALIZABLE that lets a recorded key pass":           true,
 	"a statement that may still arrive when its call has failed":       true,
+	"an answer for another request":                                    true,
+	"a lost statement taken for an abort":                              true,
 }
 
 // lookUpWhileInDoubt asks for the record of a lost commit with a bare SELECT.
@@ -267,7 +269,7 @@ func TestRedundantLayersAreNotMissed(t *testing.T) {
 			if rare[m.name] && !long() {
 				return // a short history would show little; the edits still apply
 			}
-			newStage(t, worker).holds(historyTime(t) / time.Duration(2*len(redundancies)))
+			newStage(t, worker).holds(historyTime(t)/time.Duration(2*len(redundancies)), 1, 2*mutantTrips)
 		})
 	}
 }
