@@ -126,6 +126,16 @@ func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
 	t.Parallel()
 	j := setupRides(t, idempotency.Config{}, pgtest.MaxConns(8))
 	j.p.delay.Store(int64(100 * time.Millisecond))
+	one := func() time.Duration {
+		start := time.Now()
+		j.exec("select 1")
+		return time.Since(start)
+	}
+	var calm, waits []time.Duration
+	for range 100 {
+		time.Sleep(5 * time.Millisecond) // as below: one that follows at once is faster
+		calm = append(calm, one())
+	}
 	var rides sync.WaitGroup
 	for i := range 24 {
 		rides.Go(func() {
@@ -137,21 +147,19 @@ func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
 	most := int32(0)
 	ended := make(chan struct{})
 	go func() { rides.Wait(); close(ended) }()
-	var waits []time.Duration
 	for waiting := true; waiting; {
 		select {
 		case <-ended:
 			waiting = false
 		case <-time.After(5 * time.Millisecond):
-			start := time.Now()
-			j.exec("select 1")
-			waits = append(waits, time.Since(start))
+			waits = append(waits, one())
 			most = max(most, int32(query[int](j.bundle, `select count(*) from pg_stat_activity
 				where datname = current_database() and state = 'idle in transaction' and state_change < clock_timestamp() - interval '20 milliseconds'`)))
 		}
 	}
+	slices.Sort(calm)
 	slices.Sort(waits)
-	t.Logf("select 1: median %v, longest %v", waits[len(waits)/2], waits[len(waits)-1])
+	t.Logf("select 1: median %v, calm %v; longest %v", waits[len(waits)/2], calm[len(calm)/2], waits[len(waits)-1])
 	if most < 2 || most > 4 {
 		t.Errorf("%d calls held a connection at a time, want 4 at most, and several", most)
 	}
@@ -160,3 +168,48 @@ func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
 		t.Error("two at a time in one call")
 	}
 }
+
+// Rows of operations that have not ended are read by Pending and Complete alone, and by
+// each purge those whose key is older than the retention.
+func TestHundredThousandUnfinishedOperationsCostPurgesAndCallsNothing(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{}, param("enable_seqscan", "off")) // for the test's own statements
+	for _, table := range []string{"idempotency_keys", "idempotency_operations"} {
+		j.exec("alter table " + table + " set (autovacuum_enabled = off)")
+	}
+	rowsRead := func() (rows int) {
+		pool := j.anotherPool(pgtest.MaxConns(2), pgtest.Direct, named("calls"))
+		store := j.storeOn(pool, idempotency.Config{})
+		key := idempotency.Key{Scope: "calls", ID: fmt.Sprint(time.Now())}
+		for range 2 {
+			if _, _, err := idempotency.Do(t.Context(), store, key, func(context.Context, pgx.Tx) (int, error) { return 1, nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, _, err := j.rideOn(store, key.ID, 20); err != nil {
+			t.Fatal(err)
+		}
+		j.exec(`insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
+			select 'expired-' || i, 'purged', now(), '1', now(), now() from generate_series(1, 100) i`)
+		before := query[int](j.bundle, readRowsSQL)
+		if n, err := store.Purge(t.Context()); n != 100 || err != nil {
+			t.Fatalf("purged %d, %v", n, err)
+		}
+		j.gone(pool)
+		return query[int](j.bundle, readRowsSQL) - before
+	}
+	alone := rowsRead()
+	j.exec(`insert into idempotency_operations (id, scope, number, started_at, progressed_at, due_at, name, input, labels, results)
+		select 'id ' || i, 'unfinished', gen_random_uuid(), now(), now(), now(), 'p', '1', '{}', '{}' from generate_series(1, 100000) i`)
+	j.exec(`insert into idempotency_keys (id, scope, purge_after)
+		select 'id ' || i, 'unfinished', now() + interval '1 day' from generate_series(1, 100000) i`)
+	beside := rowsRead()
+	t.Logf("rows read: %d alone, %d beside them", alone, beside)
+	if alone < 100 || beside > 2*alone {
+		t.Errorf("rows read: %d alone, %d beside 100,000 operations that have not ended", alone, beside)
+	}
+}
+
+const readRowsSQL = `
+select sum(seq_tup_read + idx_tup_fetch + (select sum(idx_tup_read) from pg_stat_user_indexes i where i.relid = t.relid))::bigint
+from pg_stat_user_tables t where relname like 'idempotency%'`
