@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -38,7 +39,8 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		next.ServeHTTP(w, r)
 		return
 	}
-	x := &exchange{m: m, w: w, r: r, next: next, detach: func() bool { return true }}
+	x := m.newExchange(w, r)
+	x.next = next
 	defer x.tidy()
 	defer x.giveBack()
 	key, problem := x.key()
@@ -46,18 +48,8 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		m.refuse(w, r, *problem)
 		return
 	}
-	ctx := r.Context()
-	if m.cfg.FinishDisconnected {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
-		if end, limited := r.Context().Deadline(); limited { // not the client's doing
-			ctx, cancel = context.WithDeadline(ctx, end)
-			defer cancel()
-		}
-		x.detach = context.AfterFunc(r.Context(), cancel)
-		defer x.detach()
-	}
+	ctx, done := x.context()
+	defer done()
 	rec, replayed, err := x.do(ctx, key)
 	switch {
 	case err != nil:
@@ -66,6 +58,31 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		m.replay(w, &rec)
 	default:
 		x.response.deliver()
+	}
+}
+
+func (m *Middleware) newExchange(w http.ResponseWriter, r *http.Request) *exchange {
+	return &exchange{m: m, w: w, r: r, detach: func() bool { return true }}
+}
+
+// context is that of the request, and with Config.FinishDisconnected ends with the
+// client's connection only until detach.
+func (x *exchange) context() (ctx context.Context, done func()) {
+	ctx = x.r.Context()
+	if !x.m.cfg.FinishDisconnected {
+		return ctx, func() {}
+	}
+	end, limited := ctx.Deadline()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	x.detach = context.AfterFunc(x.r.Context(), cancel)
+	expire := cancel
+	if limited { // not the client's doing
+		ctx, expire = context.WithDeadline(ctx, end)
+	}
+	return ctx, func() {
+		x.detach()
+		expire()
+		cancel()
 	}
 }
 
@@ -163,7 +180,7 @@ func (x *exchange) do(ctx context.Context, key idempotency.Key) (record, bool, e
 		return x.doAs(ctx, key)
 	case lookup != nil:
 		return record{}, false, lookup
-	case x.isKeyedOtherwise(stored.Key.Fingerprint):
+	case slices.Contains(x.keyedFingerprints(), stored.Key.Fingerprint):
 		key.Fingerprint = stored.Key.Fingerprint
 		return x.doAs(ctx, key)
 	case rec.UnmarshalJSON(stored.Result) != nil:

@@ -7,7 +7,6 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/pgidem/idempotency"
@@ -149,10 +148,11 @@ func hmacOf(key []byte, f idempotency.Fingerprint) idempotency.Fingerprint {
 	return idempotency.Fingerprint(h.Sum(nil))
 }
 
-// isKeyedOtherwise reports whether a stored fingerprint is the one of this
-// request under another key of Config.FingerprintKeys, or under none.
-func (x *exchange) isKeyedOtherwise(stored idempotency.Fingerprint) bool {
-	return slices.ContainsFunc(append([][]byte{nil}, x.m.cfg.FingerprintKeys...), func(key []byte) bool {
-		return hmacOf(key, x.fingerprint) == stored
-	})
+// keyedFingerprints are those of this request under each key of Config.FingerprintKeys,
+// and under none.
+func (x *exchange) keyedFingerprints() (all []idempotency.Fingerprint) {
+	for _, key := range append([][]byte{nil}, x.m.cfg.FingerprintKeys...) {
+		all = append(all, hmacOf(key, x.fingerprint))
+	}
+	return all
 }

@@ -276,12 +276,17 @@ func (m *Middleware) Atomic(handle func(http.ResponseWriter, *http.Request, pgx.
 	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handle(w, r, Tx(r.Context()))
 	})
+	return m.always(func(w http.ResponseWriter, r *http.Request) { m.serve(w, r, next) })
+}
+
+// always refuses the methods that would not be executed under a key.
+func (m *Middleware) always(serve http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !slices.Contains(m.cfg.Methods, r.Method) {
 			w.Header().Set("Allow", strings.Join(m.cfg.Methods, ", "))
 			m.refuse(w, r, *notProtected.because("It takes %s.", strings.Join(m.cfg.Methods, ", ")))
 			return
 		}
-		m.serve(w, r, next)
+		serve(w, r)
 	})
 }

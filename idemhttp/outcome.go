@@ -23,13 +23,27 @@ func (x *exchange) fail(key idempotency.Key, err error) {
 
 func (x *exchange) problem(key idempotency.Key, err error) *Problem {
 	cannotRecord, unrecordableResponse := errors.AsType[*unrecordableError](err)
-	switch {
-	case unrecordableResponse:
+	if unrecordableResponse {
 		return unrecordable.because("%v", cannotRecord)
+	}
+	if p := problemOf(key, err); p != nil {
+		return p
+	}
+	if x.response == nil || passes(err) {
+		return &unavailable
+	}
+	return &failed
+}
+
+// problemOf returns nil for an error that has no name in the package idempotency.
+func problemOf(key idempotency.Key, err error) *Problem {
+	switch {
 	case errors.Is(err, idempotency.ErrInProgress):
 		return &inProgress
 	case errors.Is(err, idempotency.ErrKeyReused):
 		return &keyReused
+	case errors.Is(err, idempotency.ErrUnfinished):
+		return &unfinished
 	case errors.Is(err, idempotency.ErrOutcomeUnknown):
 		// 503 rather than 500: what the client should do is send it again, and
 		// this is the status that says so, with Retry-After (RFC 9110, section
@@ -42,11 +56,9 @@ func (x *exchange) problem(key idempotency.Key, err error) *Problem {
 	case errors.Is(err, idempotency.ErrInvalidKey):
 		return &scopeInvalid // of the id all else was checked
 	case errors.Is(err, idempotency.ErrUndecodable):
-		return failed.because("What is stored for this key is no response. Nothing was executed.")
-	case x.response == nil, passes(err):
-		return &unavailable
+		return failed.because("What is stored for this key is no answer to such a request. Nothing was executed.")
 	}
-	return &failed
+	return nil
 }
 
 // isStorable reports whether every database can store a scope.

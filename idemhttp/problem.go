@@ -15,7 +15,7 @@ import (
 type Problem struct {
 	// Name identifies the problem and never changes: key-missing, key-invalid,
 	// key-reused, in-progress, no-scope, scope-invalid, body-too-large,
-	// body-timeout, body-unreadable, not-protected, unavailable,
+	// body-timeout, body-unreadable, not-protected, unavailable, unfinished,
 	// outcome-unknown, failed or unrecordable. docs/http.md explains them.
 	Name string `json:"-"`
 
@@ -73,6 +73,7 @@ var (
 	bodyUnreadable = newProblem("body-unreadable", "The request body could not be read", http.StatusBadRequest, "Nothing was executed.")
 	notProtected   = newProblem("not-protected", "This method is not executed under an idempotency key", http.StatusMethodNotAllowed, "")
 	unavailable    = newProblem("unavailable", "The request could not be executed now", http.StatusServiceUnavailable, "Nothing was kept. Send it again later, with the same key.")
+	unfinished     = newProblem("unfinished", "The request has begun and has not ended", http.StatusServiceUnavailable, "Send it again later, with the same key: it goes on where it stopped. A new key could execute it twice.")
 	outcomeUnknown = newProblem("outcome-unknown", "It is not known whether the request has taken effect", http.StatusServiceUnavailable, "Send it again, with the same key: that finds out, and is safe. A new key could execute it twice.")
 	failed         = newProblem("failed", "The request failed", http.StatusInternalServerError, "Nothing was kept.")
 	unrecordable   = newProblem("unrecordable", "The response cannot be recorded", http.StatusInternalServerError, "Nothing was kept.")
@@ -81,7 +82,7 @@ var (
 // allProblems is for the policy.
 var allProblems = []Problem{
 	keyMissing, keyInvalid, keyReused, inProgress, noScope, scopeInvalid, bodyTooLarge, bodyTimeout,
-	bodyUnreadable, notProtected, unavailable, outcomeUnknown, failed, unrecordable,
+	bodyUnreadable, notProtected, unavailable, unfinished, outcomeUnknown, failed, unrecordable,
 }
 
 func (p Problem) because(format string, args ...any) *Problem {
