@@ -146,7 +146,8 @@ type Op struct {
 }
 
 // Within returns op with another window for the calls that are made with it than
-// [Config.CallWindow]: some providers forget a key after half an hour.
+// [Config.CallWindow]: some providers forget a key after half an hour. A negative window
+// makes the calls fail; 0 is Config.CallWindow.
 func (op *Op) Within(window time.Duration) *Op { return &Op{progress: op.progress, window: window} }
 
 // Step runs fn in a transaction, and records its value with its effects. Both are durable

@@ -290,8 +290,54 @@ func TestWindowOfOneCallIsItsOwn(t *testing.T) {
 	b.wantErr(b.proceed(within(30*time.Minute)), idempotency.ErrCallExpired)
 	b.wantErr(b.proceed(within(time.Hour)), errNoAnswer)
 	b.wantErr(b.proceed(within(30*time.Minute)), idempotency.ErrCallExpired) // it was begun when it was begun
-	if calls != 2 {
+	b.wantErr(b.proceed(within(0)), errNoAnswer)                             // Config.CallWindow
+	if err := b.proceed(within(-time.Second)); err == nil || !strings.Contains(err.Error(), "has to be positive") {
+		t.Error(err)
+	}
+	if calls != 3 {
 		t.Errorf("%d calls", calls)
+	}
+}
+
+func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.MaxConns(2)) // one place
+	var calls atomic.Int64
+	asks := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op.Within(time.Minute), "c", func(context.Context, string) (int, error) {
+			calls.Add(1)
+			return 0, errNoAnswer
+		})
+		return err
+	})
+	_, _, err := asks.Do(t.Context(), b.store, b.key, 1)
+	b.wantErr(err, errNoAnswer)
+	inside, leave := make(chan struct{}), make(chan struct{})
+	holds := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
+		return err
+	})
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := holds.Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
+		first <- err
+	}()
+	<-inside
+	go func() {
+		_, _, err := asks.Do(context.Background(), b.store, b.key, 1)
+		second <- err
+	}()
+	select {
+	case err := <-second:
+		t.Fatal("it has not waited: ", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	b.exec("update idempotency_operations set progressed_at = progressed_at - interval '2 minutes' where id = $1", b.key.ID)
+	close(leave)
+	b.wantErr(<-first, nil)
+	b.wantErr(<-second, idempotency.ErrCallExpired)
+	if calls.Load() != 1 {
+		t.Errorf("%d calls", calls.Load())
 	}
 }
 

@@ -322,7 +322,10 @@ func (p *progress) call(ctx context.Context, name string, window time.Duration, 
 		p.done(asked, stored)
 		return p.known(recorded(stored))
 	}
-	if window == 0 {
+	switch {
+	case window < 0:
+		return p.error(fmt.Errorf("idempotency: Op.Within: the window of call %q is %v: it has to be positive", name, window))
+	case window == 0:
 		window = p.c.store.cfg.CallWindow
 	}
 	if p.j.begun() != "" && p.j.age > window {
