@@ -263,6 +263,39 @@ func TestStatementWaitsForACallInProgressAndGetsItsResult(t *testing.T) {
 	b.wantErr(err, idempotency.ErrInProgress)
 }
 
+// What the statement has returned is known before its COMMIT is.
+func TestStatementThatFailsAtItsCommitAnswersNobody(t *testing.T) {
+	t.Parallel()
+	for name, options := range map[string]pgx.TxOptions{"batch": {}, "with a COMMIT of its own": {AccessMode: pgx.ReadWrite}} {
+		b := setup(t, idempotency.Config{})
+		b.exec(`create function refuse() returns trigger language plpgsql as $$ begin
+				raise exception 'refused at COMMIT' using errcode = 'check_violation';
+			end $$;
+			create constraint trigger refused after insert on charges deferrable initially deferred for each row execute function refuse()`)
+		pool := b.anotherPool(pgtest.MaxConns(1))
+		b.store = b.storeOn(pool, idempotency.Config{TxOptions: options})
+		conn, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := make(chan outcome, 4)
+		for range cap(calls) {
+			go func() {
+				got, replayed, err := b.book(7)
+				calls <- outcome{got.Amount, replayed, err}
+			}()
+		}
+		b.joined(cap(calls) - 1) // before the first one sends anything, so that they may have its answer
+		conn.Release()
+		for range cap(calls) {
+			if got := <-calls; sqlState(got.err) != "23514" {
+				t.Errorf("%s: %+v", name, got)
+			}
+		}
+		b.nothingKept(name)
+	}
+}
+
 // Each message of the batch is lost once, or its answer is.
 func TestFaultAtEveryMessageOfAStatementHasOneEffect(t *testing.T) {
 	t.Parallel()
