@@ -80,6 +80,18 @@ func TestSecurityPageIsShortAndFound(t *testing.T) {
 	}
 }
 
+func TestRideOfTheProceduresPageIsTheExampleThatRuns(t *testing.T) {
+	t.Parallel()
+	page := read(t, "docs/procedures.md")
+	if words := len(strings.Fields(page)); words > 900 {
+		t.Errorf("%d words", words)
+	}
+	ride := strings.Join(strings.Fields(between(page, "```go\n", "```")), " ")
+	if ride == "" || !strings.Contains(strings.Join(strings.Fields(read(t, "example_test.go")), " "), ride) {
+		t.Error("the code of the page is not in ExampleProcedure")
+	}
+}
+
 func docs(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("docs/*.md")

@@ -127,6 +127,85 @@ func ExampleDo_authorisation() {
 	// alice may not charge
 }
 
+// A procedure also asks somebody else: here a provider whose first answer is lost.
+func ExampleProcedure() {
+	ctx := context.Background()
+	pool, store := exampleStore()
+	defer pool.Close()
+	if _, err := pool.Exec(ctx, "create table rides (id int generated always as identity, rider text, state text, charge text)"); err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Exec(ctx, "drop table rides")
+	key := idempotency.Key{Scope: "ann", ID: "ride/1"}
+	provider := exampleProvider{}
+
+	type request struct {
+		Rider, Card string
+		Cents       int
+	}
+	type receipt struct {
+		Ride     int
+		Charge   string
+		Declined bool
+	}
+	createRide := idempotency.Procedure[request, receipt]{
+		Name: "create ride",
+		Run: func(ctx context.Context, op *idempotency.Op, in request) (receipt, error) {
+			ride, err := idempotency.Step(ctx, op, "create", func(ctx context.Context, tx pgx.Tx) (id int, err error) {
+				err = tx.QueryRow(ctx, "insert into rides (rider) values ($1) returning id", in.Rider).Scan(&id)
+				return id, err
+			})
+			if err != nil {
+				return receipt{}, err
+			}
+			charge, err := idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (cardCharge, error) {
+				return provider.charge(ctx, key, in.Card, in.Cents)
+			})
+			if err != nil {
+				return receipt{}, err
+			}
+			return idempotency.Step(ctx, op, "confirm", func(ctx context.Context, tx pgx.Tx) (receipt, error) {
+				if charge.Declined {
+					_, err := tx.Exec(ctx, "update rides set state = 'declined' where id = $1", ride)
+					return receipt{Ride: ride, Declined: true}, err
+				}
+				_, err := tx.Exec(ctx, "update rides set state = 'paid', charge = $2 where id = $1", ride, charge.ID)
+				return receipt{Ride: ride, Charge: charge.ID}, err
+			})
+		},
+	}
+	got, replayed, err := createRide.Do(ctx, store, key, request{Rider: "ann", Card: "visa", Cents: 2000})
+	fmt.Println(replayed, errors.Is(err, errNoAnswer))
+	for range 2 {
+		got, replayed, err = createRide.Do(ctx, store, key, request{Rider: "ann", Card: "visa", Cents: 2000})
+		fmt.Println(got, replayed, err)
+	}
+	fmt.Println("charges:", len(provider))
+	store.Delete(ctx, key)
+	// Output:
+	// false true
+	// {1 ch_1 false} false <nil>
+	// {1 ch_1 false} true <nil>
+	// charges: 1
+}
+
+type cardCharge struct {
+	ID       string
+	Declined bool
+}
+
+// An exampleProvider charges once for each key.
+type exampleProvider map[string]cardCharge
+
+func (p exampleProvider) charge(_ context.Context, key, _ string, _ int) (cardCharge, error) {
+	made, known := p[key]
+	if !known {
+		p[key] = cardCharge{ID: fmt.Sprint("ch_", len(p)+1)}
+		return cardCharge{}, errNoAnswer // it was made, and the answer is lost
+	}
+	return made, nil
+}
+
 // DoTx joins a transaction that the caller begins and commits.
 func ExampleDoTx() {
 	ctx := context.Background()
