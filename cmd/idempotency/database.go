@@ -125,8 +125,8 @@ func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) 
 		return untrusted(fmt.Sprintf("%s was not made by this package: it needs %s: rename what is there, or name another schema (-schema)", name, strings.Join(wrong, ", ")))
 	}
 	stranger := table.Stranger()
-	if d.deletes { // a trigger that the owner adds meanwhile would run
-		stranger = table.StrangerUnlessLocked()
+	if d.deletes { // a trigger that is added meanwhile would run
+		stranger = table.StrangerToWriters()
 	}
 	if stranger != nil {
 		return untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))

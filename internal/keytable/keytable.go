@@ -97,9 +97,17 @@ var ErrMissing = errors.New("missing")
 // The planner itself runs functions in the expressions of indexes and statistics. Also
 // the owner of a table that refers to this one: a cascade fires its triggers.
 //
-// pg_depend has what is used, and pg_shdepend its owner; what the first superuser owns
-// is not in it. From PostgreSQL 18 on, pg_constraint has each NOT NULL too ('n'), which
-// runs nothing; nor does a default that is a constant and no expression.
+// Nothing says who has created a trigger, and its condition can run SQL by PostgreSQL's
+// own functions (query_to_xml): so a trigger is also that of all who may create one.
+// Everything else can only be put there by the owner.
+//
+// pg_depend has what is used. Its owner is where it is described: pg_shdepend lacks what
+// a predefined role owns. pg_database_owner is the owner of the database, the only
+// member that it can have. From PostgreSQL 18 on, pg_constraint has each NOT NULL too
+// ('n'), which runs nothing; nor does a default that is a constant and no expression.
+//
+// An owner of the schema who may create schemas could have made this one, under a name
+// that is in the search_path ("$user"), and so is no host; nor if a member of it may.
 const strangersSQL = `
 with recursive parts (oid) as (
 	select c.oid
@@ -123,25 +131,49 @@ with recursive parts (oid) as (
 	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
 	union all
 	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid in (select oid from parts)
-), obeyed (kind, name, owner) as (
-	select t.kind, t.name, x.relowner from things t join pg_class x on x.oid = t.oid where t.kind in ('table', 'child')
+), owned (class, oid, owner) as (
+	select 'pg_class'::regclass::oid, oid, relowner from pg_class
+	union all select 'pg_proc'::regclass::oid, oid, proowner from pg_proc
+	union all select 'pg_type'::regclass::oid, oid, typowner from pg_type
+	union all select 'pg_operator'::regclass::oid, oid, oprowner from pg_operator
+	union all select 'pg_opclass'::regclass::oid, oid, opcowner from pg_opclass
+	union all select 'pg_opfamily'::regclass::oid, oid, opfowner from pg_opfamily
+	union all select 'pg_collation'::regclass::oid, oid, collowner from pg_collation
+	union all select 'pg_ts_config'::regclass::oid, oid, cfgowner from pg_ts_config
+	union all select 'pg_ts_dict'::regclass::oid, oid, dictowner from pg_ts_dict
+	union all select 'pg_foreign_server'::regclass::oid, oid, srvowner from pg_foreign_server
+	union all select 'pg_extension'::regclass::oid, oid, extowner from pg_extension
+), obeyed (kind, name, owner, later) as (
+	select t.kind, t.name, x.relowner, false from things t join pg_class x on x.oid = t.oid where t.kind in ('table', 'child')
 	union all
-	select 'foreign key', k.conname, x.relowner from pg_constraint k join pg_class x on x.oid = k.conrelid where k.contype = 'f' and k.confrelid in (select oid from parts)
+	select 'foreign key', k.conname, x.relowner, false from pg_constraint k join pg_class x on x.oid = k.conrelid where k.contype = 'f' and k.confrelid in (select oid from parts)
 	union all
-	select t.kind, t.name, o.refobjid
+	select 'right', x.relname, g.grantee, not exists (select from pg_trigger t where t.tgrelid = x.oid and not t.tgisinternal)
+	from pg_class x cross join lateral aclexplode(x.relacl) g
+	where x.oid in (select oid from parts) and g.privilege_type = 'TRIGGER'::text and g.grantee <> x.relowner
+	union all
+	select t.kind, t.name, o.owner, false
 	from things t
-	join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part and d.refclassid <> 'pg_namespace'::regclass::oid
+	join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part
 		and not (d.refclassid = 'pg_class'::regclass::oid and d.refobjid in (select oid from parts))
-	join pg_shdepend o on o.classid = d.refclassid and o.objid = d.refobjid and o.deptype = 'o'
-		and o.dbid = (select oid from pg_database where datname = current_database())
+	join owned o on o.class = d.refclassid and o.oid = d.refobjid
 )
-select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', o.rolname,
-		'Host', not me.rolsuper and (host.landlord or pg_has_role(o.oid, 'member'::text)),
+select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', coalesce(o.rolname::text, 'public'),
+		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Later', y.later,
 		'Inert', y.kind = 'table' and host.landlord and not exists (select from things where inert is not true)
 	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
-from obeyed y join pg_roles o on o.oid = y.owner join pg_roles me on me.rolname = current_user
-cross join lateral (select o.oid = n.nspowner or o.oid = (select datdba from pg_database where datname = current_database())) host (landlord)
-where not (o.oid = me.oid or o.rolsuper or (not me.rolsuper and pg_has_role(o.oid, 'usage'::text)))`
+from obeyed y
+cross join lateral (select b.oid, b.datdba, case when y.owner = 'pg_database_owner'::regrole::oid then b.datdba else y.owner end from pg_database b where b.datname = current_database()) base (oid, datdba, owner)
+join pg_roles me on me.rolname = current_user
+left join pg_roles o on o.oid = base.owner
+cross join lateral (select left(o.rolname::text, 3) = 'pg_') pre (defined)
+cross join lateral (select
+	not pre.defined and (o.oid = base.datdba or o.oid = n.nspowner and not exists (
+		select from pg_roles r
+		where not r.rolsuper and r.oid <> base.datdba and pg_has_role(r.oid, o.oid, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text))),
+	not pre.defined and pg_has_role(o.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
+) host (landlord, becomes)
+where (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pg_has_role(o.oid, 'usage'::text))) is not true`
 
 // describeSQL reads the catalog alone, which every role may: it runs nothing of what it
 // describes. Each operator and
@@ -205,37 +237,48 @@ func Schema(ctx context.Context, q Querier) (schema string, err error) {
 // A Stranger is a role that the table obeys and the current role does not: neither this
 // role, nor one whose rights it has as a member, nor a superuser. What a stranger has put
 // on the table would run with the rights of the current role. Membership means trust:
-// each member of the owner is trusted by all the others. A superuser has the rights of
-// all roles and counts as a member of none.
+// each member of the owner is trusted by all the others. But members of a predefined role
+// (pg_monitor) did not choose each other, and a superuser, who has the rights of all
+// roles, counts as a member of none.
 type Stranger struct {
-	Kind string // table, child, or what is of that role: trigger, rule, policy, ...
+	Kind string // table, child, what is of that role: trigger, rule, policy, ...; or right, to create triggers on Name
 	Name string
-	Role string
+	Role string // public is everybody
 
-	// The owner of the schema or of the database, or a role that the current one is a
-	// member of without having its rights. Those who are no superusers trust it with calls
-	// and with looking, but not with what only an owner does.
+	// The owner of the database, or of a schema that it cannot have made itself, or a role
+	// that the current one can become without having its rights. Those who are no
+	// superusers trust it with calls and with looking, but not with what only an owner does.
 	Host bool
 
-	// The owner of the schema or of the database, whose table can run nothing: it has no
-	// trigger, no expression but constants, no child and so on. It is trusted by superusers
-	// with no more than that: the owner can change it at any time, unless the table is locked.
+	// The owner of the schema or of the database, as of a Host, whose table can run nothing:
+	// it has no trigger, no expression but constants, no child and so on. It is trusted by
+	// superusers with no more than that: the owner can change it at any time, unless the
+	// table is locked.
 	Inert bool
+
+	// There is no trigger yet that could be by whoever has the right to create one.
+	Later bool
 }
 
 // Stranger returns the first one, or nil if the table can be trusted.
 func (t Table) Stranger() *Stranger {
-	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert })
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert && !s.Later })
 }
 
 // StrangerUnlessLocked is Stranger where a lock can keep the owner from changing the table.
 func (t Table) StrangerUnlessLocked() *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Later })
+}
+
+// StrangerToWriters is Stranger for who writes rows without a lock on the table: until
+// then a trigger can be created.
+func (t Table) StrangerToWriters() *Stranger {
 	return t.stranger(func(s Stranger) bool { return !s.Host })
 }
 
-// StrangerToOwners is Stranger for what only an owner of the table does.
+// StrangerToOwners is Stranger for what only an owner of the table does, under a lock.
 func (t Table) StrangerToOwners() *Stranger {
-	return t.stranger(func(Stranger) bool { return true })
+	return t.stranger(func(s Stranger) bool { return !s.Later })
 }
 
 func (t Table) stranger(is func(Stranger) bool) *Stranger {
@@ -248,18 +291,32 @@ func (t Table) stranger(is func(Stranger) bool) *Stranger {
 // Found says what is so, of the table of that name.
 func (s *Stranger) Found(table string) string {
 	what := fmt.Sprintf("%s belongs to role %q", table, s.Role)
-	if s.Kind != "table" {
+	switch s.Kind {
+	case "table":
+	case "right":
+		what = fmt.Sprintf("%s lets role %q create triggers on %q", table, s.Role, s.Name)
+		if !s.Later {
+			what += ", and has one"
+		}
+	default:
 		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
 	}
-	return what + ", who is no superuser, and of whom the current role is no member (a superuser is taken for a member of none): what they have put there would run with the rights of this role"
+	return what + ", who is no superuser, and of whom the current role is no member (a superuser is taken for a member of none, and nobody for one of a predefined role): what they have put there would run with the rights of this role"
 }
 
 // Remedy says what to do.
 func (s *Stranger) Remedy() string {
-	if s.Kind != "table" {
-		return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
+	role := pgx.Identifier{s.Role}.Sanitize()
+	switch s.Kind {
+	case "table":
+		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let neither it nor its members create others (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
+	case "right":
+		if s.Role == "public" {
+			role = "public"
+		}
+		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger on table %s from %s", pgx.Identifier{s.Name}.Sanitize(), role)
 	}
-	return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; else drop or rename the table, and let only trusted roles create in the schema", s.Role)
+	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
 }
 
 // IsTable is true for a partitioned table too, or one that Citus distributes.

@@ -1,0 +1,131 @@
+package keytable_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/keytable"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// described is the table of schema as the role sees it after the statements, of which
+// nothing stays. NAME in them is a name of this database's own, since roles are the
+// server's.
+func described(t *testing.T, pool *pgxpool.Pool, sql, role, schema string) (table keytable.Table, in func(string) string) {
+	t.Helper()
+	in = strings.NewReplacer("NAME", pool.Config().ConnConfig.Database, "DATABASE", pool.Config().ConnConfig.Database).Replace
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), in(strings.TrimSuffix(sql, ";")+"; set local role "+role), pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(in(sql), ": ", err)
+	}
+	if table, err = keytable.Describe(t.Context(), tx, in(schema), keytable.Name); err != nil {
+		t.Fatal(err)
+	}
+	return table, in
+}
+
+const run = `create function run() returns trigger language plpgsql as $$ begin return null; end $$; create role NAME_me;`
+
+// A trigger of PostgreSQL's own functions, too, runs what its condition says, which is
+// by whoever has created it.
+const conditional = `create trigger t before update on idempotency_keys for each row when (old.id is null) execute function suppress_redundant_updates_trigger();`
+
+// strangers are who could get the rights of NAME_me and of a superuser, or only of the
+// role as: the role and the kind of what is found.
+var strangers = map[string]struct{ sql, role, kind, as string }{
+	"function of a predefined role":                      {run + `alter function run() owner to pg_monitor; create trigger t before update on idempotency_keys for each row execute function run()`, "pg_monitor", "trigger", ""},
+	"table of a predefined role that one is a member of": {run + `grant pg_monitor to NAME_me; alter table idempotency_keys owner to pg_monitor`, "pg_monitor", "table", "NAME_me"},
+	"schema of a predefined role":                        {run + `alter table idempotency_keys owner to pg_monitor; alter schema public owner to pg_monitor`, "pg_monitor", "table", ""},
+	"operator of a predefined role": {run + `create function two(text, text) returns bool immutable language sql as 'select true';
+		create operator %% (leftarg = text, rightarg = text, function = two); create index i on idempotency_keys ((id %% scope)); alter operator %% (text, text) owner to pg_monitor`, "pg_monitor", "index", ""},
+	"domain of a predefined role": {run + `create domain d as text check (value <> 'x'); alter table idempotency_keys add more d; alter domain d owner to pg_monitor`, "pg_monitor", "column", ""},
+	"policy on a table of a predefined role": {run + `create table tenants (id text); create policy p on idempotency_keys using (scope in (select id from tenants));
+		alter table tenants owner to pg_monitor`, "pg_monitor", "policy", ""},
+	"collation of a predefined role":         {run + `create collation c from "C"; create index i on idempotency_keys (id collate c); alter collation c owner to pg_monitor`, "pg_monitor", "index", ""},
+	"trigger beside the right to create one": {run + conditional + `create role NAME_x; grant trigger on idempotency_keys to NAME_x`, "NAME_x", "right", ""},
+	"trigger beside everybody's right":       {run + conditional + `grant trigger on idempotency_keys to public`, "public", "right", ""},
+	"trigger beside a predefined role's":     {run + conditional + `grant trigger on idempotency_keys to pg_monitor`, "pg_monitor", "right", "NAME_me"},
+	"trigger of a child beside the right": {run + `create table kid () inherits (idempotency_keys); create role NAME_x; grant trigger on kid to NAME_x;` +
+		strings.ReplaceAll(conditional, "on idempotency_keys", "on kid"), "NAME_x", "right", ""},
+	"schema of one who can create schemas": {run + `create role NAME_x; grant create on database DATABASE to NAME_x; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`, "NAME_x", "table", ""},
+	"schema of one whose member can create schemas": {run + `create role NAME_x; create role NAME_y in role NAME_x; grant create on database DATABASE to NAME_y;
+		alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`, "NAME_x", "table", ""},
+	"role that one has created": {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
+	"schema of the role's own name": {run + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage, create on schema public to NAME_x; set local role NAME_x; create schema NAME_me;
+		create table NAME_me.idempotency_keys (id text); reset role`, "NAME_x", "table", ""},
+}
+
+func TestWhoCouldGetTheRightsOfTheRoleIsAStranger(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for what, row := range strangers {
+		for _, as := range []string{"NAME_me", "none"} {
+			if row.as != "" && row.as != as {
+				continue
+			}
+			schema := "public"
+			if strings.Contains(row.sql, "create schema") {
+				schema = "NAME_me"
+			}
+			table, in := described(t, pool, row.sql, as, schema)
+			s, found := table.Stranger(), false
+			for _, each := range table.Strangers {
+				found = found || each.Kind == row.kind && each.Role == in(row.role)
+			}
+			if s == nil || !found {
+				t.Errorf("%s, as %s: %+v, want the %s of %s", what, as, table.Strangers, row.kind, in(row.role))
+				continue
+			}
+			if text := s.Found("t") + s.Remedy(); !strings.Contains(text, s.Role) {
+				t.Errorf("%s: %s", what, text)
+			}
+		}
+	}
+}
+
+func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for what, sql := range map[string]string{
+		"member":              run + `create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
+		"member without them": `create role NAME_me noinherit; create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
+		"superuser's":         run + conditional,
+		"owner of the schema": run + `create role NAME_x; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
+		"owner of the database": run + conditional + `create role NAME_x; alter database DATABASE owner to NAME_x; alter table idempotency_keys owner to pg_database_owner;
+			grant trigger on idempotency_keys to NAME_x`,
+		"members of the owner of the database": run + conditional + `create role NAME_x role NAME_me; alter database DATABASE owner to NAME_x; alter table idempotency_keys owner to pg_database_owner;
+			alter schema public owner to pg_database_owner`,
+	} {
+		if table, _ := described(t, pool, sql, "NAME_me", "public"); table.StrangerToWriters() != nil {
+			t.Errorf("%s: %+v", what, table.Strangers)
+		}
+	}
+}
+
+// Whoever only looks runs no trigger, and who changes the table locks it first.
+func TestRightToCreateATriggerCountsForWhoWritesBeforeThereIsOne(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	const sql = run + `create role "NAME_o""dd x"; grant trigger on idempotency_keys to "NAME_o""dd x"`
+	table, in := described(t, pool, sql, "NAME_me", "public")
+	if table.Stranger() != nil || table.StrangerUnlessLocked() != nil || table.StrangerToOwners() != nil {
+		t.Errorf("%+v", table.Strangers)
+	}
+	s := table.StrangerToWriters()
+	if s == nil || strings.Contains(s.Found("t"), "has one") {
+		t.Fatalf("%+v", s)
+	}
+	_, remedy, _ := strings.Cut(s.Remedy(), "and revoke")
+	if table, _ := described(t, pool, sql+"; revoke "+remedy, in("NAME_me"), "public"); len(table.Strangers) > 0 {
+		t.Errorf("after %s: %+v", remedy, table.Strangers)
+	}
+}
