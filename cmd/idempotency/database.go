@@ -67,6 +67,9 @@ func (d *database) connect(ctx context.Context, do func(*pgxpool.Pool) error) er
 	if d.loop {
 		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	}
+	if d.deletes {
+		cfg.PrepareConn = d.examineAgain
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
 	if err != nil {
 		return err
@@ -110,11 +113,38 @@ func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) 
 			return err // where there is none, the statements say so
 		}
 	}
+	if err = d.trusted(ctx, pool, schema); errors.Is(err, keytable.ErrMissing) {
+		return nil
+	}
+	if err == nil {
+		d.found = schema
+	}
+	return err
+}
+
+// examineAgain is for each transaction that deletes: what somebody has put on the table
+// since the one before would run.
+func (d *database) examineAgain(ctx context.Context, conn *pgx.Conn) (usable bool, err error) {
+	if d.found == "" {
+		return true, nil
+	}
+	err = d.trusted(ctx, conn, d.found)
+	if errors.Is(err, keytable.ErrMissing) { // as the statements say
+		err = nil
+	}
+	if conn.IsClosed() {
+		return false, nil // the pool takes another
+	}
+	return true, err
+}
+
+// trusted returns keytable.ErrMissing where there is no table.
+func (d *database) trusted(ctx context.Context, q keytable.Querier, schema string) error {
 	name := qualified(schema)
-	table, err := keytable.Describe(ctx, pool, schema, keytable.Name)
+	table, err := keytable.Describe(ctx, q, schema, keytable.Name)
 	switch {
 	case errors.Is(err, keytable.ErrMissing):
-		return nil
+		return err
 	case err != nil:
 		return fmt.Errorf("looking at %s: %w", name, err)
 	case !table.IsTable():
@@ -131,7 +161,6 @@ func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) 
 	if stranger != nil {
 		return untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
 	}
-	d.found = schema
 	return nil
 }
 

@@ -112,12 +112,19 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 		if _, err := pool.Exec(ctx, p.on(readableSQL)); err != nil {
 			return remedy.Of(err, p.schema)
 		}
-		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) { p.report(ctx, e) })
+		ctx, end := context.WithCancelCause(ctx)
+		defer end(nil)
+		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) {
+			if errors.As(e.Err, new(untrusted)) {
+				end(e.Err)
+			}
+			p.report(ctx, e)
+		})
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(p.std.err, "idempotency: purging every %v\n", every)
-		if err := store.PurgeEvery(ctx, every); ctx.Err() != nil {
+		if err := store.PurgeEvery(ctx, every); stopped.Err() != nil {
 			return err
 		}
 		return errors.New("the loop has ended, because to try again would not help")

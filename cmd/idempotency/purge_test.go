@@ -91,6 +91,25 @@ func TestPurgeLoopEndsWhenTheTableIsGoneAndSaysItOnce(t *testing.T) {
 	}
 }
 
+func TestPurgeLoopRunsNothingThatAStrangerPutsOnTheTableMeanwhile(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	wait := start(t, command(t, on(pool), "purge", "-every", "50ms"))
+	expiredRows(t, pool, 10)
+	eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
+	who := stranger(t, pool)
+	do(t, pool, `create function run() returns trigger language plpgsql as $$ begin raise exception 'theirs runs'; end $$; alter function run() owner to `+who+`;
+		create trigger t before delete on idempotency_keys for each row execute function run()`)
+	expiredRows(t, pool, 10)
+	r := wait()
+	if r.exit != 1 || !strings.Contains(r.stderr, `the trigger "t" of role "`+who+`"`) || !strings.HasSuffix(r.stderr, "the loop has ended, because to try again would not help\n") {
+		t.Errorf("%+v", r)
+	}
+	if strings.Contains(r.stderr, "theirs runs") || left(t, pool) != 10 {
+		t.Errorf("%+v, %d records left", r, left(t, pool))
+	}
+}
+
 func TestPurgeLoopDoesNotBeginWithoutADatabase(t *testing.T) {
 	t.Parallel()
 	run(t, nil, "purge", "-every", "1m", "-database", "postgres://u:s3cret@127.0.0.1:1/d").wantLine(t, 1, "cannot connect", "refused")
