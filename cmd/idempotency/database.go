@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/keytable"
+	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // A database is what the flags say about the one to work on.
@@ -109,14 +110,11 @@ func (d *database) examined(do func(context.Context, *pgxpool.Pool) error) func(
 func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) {
 	schema := d.schema
 	if schema == "" {
-		if schema, err = keytable.Schema(ctx, pool); err != nil || schema == "" {
-			return err // where there is none, the statements say so
+		if schema, err = keytable.Schema(ctx, pool); err != nil {
+			return err
 		}
 	}
-	if err = d.trusted(ctx, pool, schema); errors.Is(err, keytable.ErrMissing) {
-		return nil
-	}
-	if err == nil {
+	if err = d.trusted(ctx, pool, schema); err == nil {
 		d.found = schema
 	}
 	return err
@@ -129,22 +127,19 @@ func (d *database) examineAgain(ctx context.Context, conn *pgx.Conn) (usable boo
 		return true, nil
 	}
 	err = d.trusted(ctx, conn, d.found)
-	if errors.Is(err, keytable.ErrMissing) { // as the statements say
-		err = nil
-	}
 	if conn.IsClosed() {
 		return false, nil // the pool takes another
 	}
 	return true, err
 }
 
-// trusted returns keytable.ErrMissing where there is no table.
+// trusted returns why the table is not worked with.
 func (d *database) trusted(ctx context.Context, q keytable.Querier, schema string) error {
 	name := qualified(schema)
 	table, err := keytable.Describe(ctx, q, schema, keytable.Name)
 	switch {
 	case errors.Is(err, keytable.ErrMissing):
-		return err
+		return untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been examined
 	case err != nil:
 		return fmt.Errorf("looking at %s: %w", name, err)
 	case !table.IsTable():

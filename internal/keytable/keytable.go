@@ -131,18 +131,6 @@ with recursive parts (oid) as (
 	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
 	union all
 	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid in (select oid from parts)
-), owned (class, oid, owner) as (
-	select 'pg_class'::regclass::oid, oid, relowner from pg_class
-	union all select 'pg_proc'::regclass::oid, oid, proowner from pg_proc
-	union all select 'pg_type'::regclass::oid, oid, typowner from pg_type
-	union all select 'pg_operator'::regclass::oid, oid, oprowner from pg_operator
-	union all select 'pg_opclass'::regclass::oid, oid, opcowner from pg_opclass
-	union all select 'pg_opfamily'::regclass::oid, oid, opfowner from pg_opfamily
-	union all select 'pg_collation'::regclass::oid, oid, collowner from pg_collation
-	union all select 'pg_ts_config'::regclass::oid, oid, cfgowner from pg_ts_config
-	union all select 'pg_ts_dict'::regclass::oid, oid, dictowner from pg_ts_dict
-	union all select 'pg_foreign_server'::regclass::oid, oid, srvowner from pg_foreign_server
-	union all select 'pg_extension'::regclass::oid, oid, extowner from pg_extension
 ), obeyed (kind, name, owner, later) as (
 	select t.kind, t.name, x.relowner, false from things t join pg_class x on x.oid = t.oid where t.kind in ('table', 'child')
 	union all
@@ -152,11 +140,22 @@ with recursive parts (oid) as (
 	from pg_class x cross join lateral aclexplode(x.relacl) g
 	where x.oid in (select oid from parts) and g.privilege_type = 'TRIGGER'::text and g.grantee <> x.relowner
 	union all
-	select t.kind, t.name, o.owner, false
+	select t.kind, t.name, case d.refclassid
+		when 'pg_class'::regclass::oid then (select relowner from pg_class where oid = d.refobjid)
+		when 'pg_proc'::regclass::oid then (select proowner from pg_proc where oid = d.refobjid)
+		when 'pg_type'::regclass::oid then (select typowner from pg_type where oid = d.refobjid)
+		when 'pg_operator'::regclass::oid then (select oprowner from pg_operator where oid = d.refobjid)
+		when 'pg_opclass'::regclass::oid then (select opcowner from pg_opclass where oid = d.refobjid)
+		when 'pg_opfamily'::regclass::oid then (select opfowner from pg_opfamily where oid = d.refobjid)
+		when 'pg_collation'::regclass::oid then (select collowner from pg_collation where oid = d.refobjid)
+		when 'pg_ts_config'::regclass::oid then (select cfgowner from pg_ts_config where oid = d.refobjid)
+		when 'pg_ts_dict'::regclass::oid then (select dictowner from pg_ts_dict where oid = d.refobjid)
+		when 'pg_foreign_server'::regclass::oid then (select srvowner from pg_foreign_server where oid = d.refobjid)
+		when 'pg_extension'::regclass::oid then (select extowner from pg_extension where oid = d.refobjid)
+	end, false
 	from things t
 	join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part
 		and not (d.refclassid = 'pg_class'::regclass::oid and d.refobjid in (select oid from parts))
-	join owned o on o.class = d.refclassid and o.oid = d.refobjid
 )
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', coalesce(o.rolname::text, 'public'),
 		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Later', y.later,
@@ -173,7 +172,7 @@ cross join lateral (select
 		where not r.rolsuper and r.oid <> base.datdba and pg_has_role(r.oid, o.oid, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text))),
 	not pre.defined and pg_has_role(o.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
 ) host (landlord, becomes)
-where (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pg_has_role(o.oid, 'usage'::text))) is not true`
+where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pg_has_role(o.oid, 'usage'::text))) is not true`
 
 // describeSQL reads the catalog alone, which every role may: it runs nothing of what it
 // describes. Each operator and

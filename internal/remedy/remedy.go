@@ -34,6 +34,9 @@ const (
 // ToThePrimary is what to do about a server that is a standby.
 const ToThePrimary = "connect to the primary, for example with target_session_attrs=read-write"
 
+// MissingTable is what to do where the table is not there.
+const MissingTable = `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema or -schema, or else the search_path)`
+
 // An Error is an error of PostgreSQL with what to do about it.
 type Error struct {
 	Remedy string
@@ -72,7 +75,7 @@ func of(e *pgconn.PgError, schema string) (text string, lasting bool) {
 		case e.Position > 0 && strings.Contains(e.Message, keytable.Operations):
 			return `the table "idempotency_operations" is missing, which procedures need: run migrations.Up of this release, or the command "idempotency migrate up"`, true
 		case e.Position > 0 && names(e, schema):
-			return `the table "idempotency_keys" is missing: run migrations.Up, or the command "idempotency migrate up", on this database and schema (Config.Schema or -schema, or else the search_path)`, true
+			return MissingTable, true
 		}
 	case UndefinedColumn:
 		if e.Position > 0 {

@@ -1,0 +1,24 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// Somebody could make the table after the look, and nothing would examine it any more.
+func TestNothingIsDoneWhereTheTableIsMissing(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	for _, schema := range []string{"", "public", "nowhere"} {
+		db := &database{url: pgtest.URL(pool), schema: schema}
+		worked := false
+		err := db.useTable(t.Context(), func(context.Context, *pgxpool.Pool) error { worked = true; return nil })
+		if worked || err == nil || !strings.Contains(err.Error(), "is missing: run migrations.Up") {
+			t.Errorf("schema %q: worked: %v, %v", schema, worked, err)
+		}
+	}
+}
