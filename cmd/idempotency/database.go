@@ -187,12 +187,13 @@ func (d *database) on(sql string) string {
 }
 
 func (d *database) config() (*pgxpool.Config, error) {
-	cfg, err := pgxpool.ParseConfig(cmp.Or(d.url, os.Getenv("DATABASE_URL")))
+	text := cmp.Or(d.url, os.Getenv("DATABASE_URL"))
+	cfg, err := pgxpool.ParseConfig(text)
 	why := ""
 	if err != nil {
 		why = unreadable(err)
 	} else {
-		why = misread(&cfg.ConnConfig.Config)
+		why = misread(text, &cfg.ConnConfig.Config)
 	}
 	if why != "" {
 		return nil, fmt.Errorf("cannot read %s: %s", cmp.Or(d.source(), "the PG* environment variables"), why)

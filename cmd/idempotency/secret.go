@@ -67,16 +67,18 @@ func unreadable(err error) string {
 	return strings.TrimPrefix(what+": "+form, ": ")
 }
 
-// misread says in which setting a connection string stands, or the rest of a password. It
-// must not be sent or printed, which the errors of the server do as well. A user can be
-// one of a tenant, user@tenant, as some services have it.
-func misread(cfg *pgconn.Config) string {
+// misread says in which setting of text a connection string stands, or the rest of a
+// password. It must not be sent or printed, which the errors of the server do as well. A
+// user can be one of a tenant, user@tenant, as some services have it.
+func misread(text string, cfg *pgconn.Config) string {
 	hosts := []string{cfg.Host}
 	for _, other := range cfg.Fallbacks {
 		hosts = append(hosts, other.Host)
 	}
 	field := ""
 	switch {
+	case ambiguous(text):
+		field = "the URL, which has an @ behind its host"
 	case slices.ContainsFunc(hosts, hasAt) || slices.ContainsFunc(hosts, connectionString.MatchString):
 		field = "the host"
 	case hasAt(cfg.Database) || connectionString.MatchString(cfg.Database):
@@ -84,7 +86,9 @@ func misread(cfg *pgconn.Config) string {
 	case userOfURL.MatchString(cfg.User) || connectionString.MatchString(cfg.User):
 		field = "the user"
 	}
-	if field == "" && slices.ContainsFunc(slices.Collect(maps.Values(cfg.RuntimeParams)), connectionString.MatchString) {
+	params := cfg.RuntimeParams
+	if field == "" && (slices.ContainsFunc(slices.Collect(maps.Values(params)), connectionString.MatchString) ||
+		slices.ContainsFunc(slices.Collect(maps.Keys(params)), func(name string) bool { return !parameterName.MatchString(name) })) {
 		field = "a parameter, such as options or application_name"
 	}
 	if field == "" {
@@ -92,6 +96,22 @@ func misread(cfg *pgconn.Config) string {
 	}
 	return "a connection string, or a part of a password, stands in " + field + ": give a connection string in DATABASE_URL or -database, and in its password write %40 for @ and %2F for /"
 }
+
+// ambiguous: an @ of a URL that does not end its user and password can be one of the
+// password, and then what pgx takes for the host, the port, the database and the
+// parameters is the beginning of that password.
+func ambiguous(text string) bool {
+	scheme, rest, isURL := strings.Cut(text, "://")
+	if !isURL || scheme != "postgres" && scheme != "postgresql" { // as pgx tells it from keywords and values
+		return false
+	}
+	host := rest[strings.LastIndex(rest, "@")+1:]
+	end := strings.IndexAny(rest, "/?#")
+	return end >= 0 && len(rest)-len(host) > end
+}
+
+// parameterName is what PostgreSQL's are like. Others are no parameters.
+var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$.]*$`)
 
 func hasAt(s string) bool { return strings.Contains(s, "@") }
 

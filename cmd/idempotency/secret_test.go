@@ -25,7 +25,7 @@ func inProcess(t *testing.T, args []string) (exit int, said string) {
 // oddStrings are connection strings with s3cret in the password.
 func oddStrings() (all []string) {
 	for _, password := range []string{
-		"s3cret", "a s3cret", "a s3cret b", "s3cret/x", "12/s3cret", "a@s3cret", "a?s3cret", "12?s3cret=1", "a#s3cret", "12#s3cret", "a`: s3cret", "'s3cret",
+		"s3cret", "a s3cret", "a s3cret b", "s3cret/x", "12/s3cret", "a@s3cret", "52341/s3cret?x", "52341/s3cret?x=y", "52341/s3cret?x=y&z", "52341/s3cret#x", "52341/s3cret?application_name=x", "a?s3cret", "12?s3cret=1", "a#s3cret", "12#s3cret", "a`: s3cret", "'s3cret",
 		`\s3cret`, "a=s3cret", "%s3cret", "s3cret b=1", "x s3cret=1", "[s3cret", "s3cret]:1", "a\ns3cret", "a\x1b[31ms3cret", ":s3cret", "@s3cret", "-s3cret", "&s3cret=",
 	} {
 		for _, form := range []string{
@@ -98,6 +98,20 @@ func TestNoScopeKeyOrFlagIsTakenForAConnectionString(t *testing.T) {
 			if exit, said := inProcess(t, line); exit != exitFailed || !strings.Contains(said, "cannot connect") {
 				t.Errorf("%q: exit %d, %s", line, exit, said)
 			}
+		}
+	}
+}
+
+// A refusal must not be in the way of a connection string that pgx reads as it is meant.
+func TestConnectionStringThatIsClearIsUsed(t *testing.T) {
+	t.Setenv("DATABASE_URL", "")
+	t.Setenv("PGUSER", "u")
+	for _, s := range []string{
+		"postgres://127.0.0.1:1/d", "postgres://127.0.0.1:1", "postgres://u@127.0.0.1:1", "postgresql://u:p@127.0.0.1:1,127.0.0.1:1/d?sslmode=disable&shop.tenant=x",
+		"postgres://u:p%40%2F%3Fx@127.0.0.1:1/d?application_name=me%40here", "postgres://u:p@/d?host=127.0.0.1&port=1", "host=127.0.0.1 port=1 user=u@tenant password='a@b://c@d'",
+	} {
+		if exit, said := inProcess(t, []string{"list", "-timeout", "1s", "-database", s}); exit != exitFailed || !strings.Contains(said, "cannot connect") {
+			t.Errorf("%q: exit %d, %s", s, exit, said)
 		}
 	}
 }

@@ -118,7 +118,7 @@ func TestMistakeInASettingIsNamed(t *testing.T) {
 		"PGTARGETSESSIONATTRS=x": "unknown target_session_attrs", "PGMINPROTOCOLVERSION=x": "invalid min_protocol_version", "PGCHANNELBINDING=x": "unknown channel_binding",
 		"PGREQUIREAUTH=x": "invalid require_auth", "PGCONNECT_TIMEOUT=x": "invalid connect_timeout", "PGSSLCERTMODE=x": "invalid sslcertmode", "PGPORT=1,2": "could not match",
 		"PGUSER=postgres://u:p@h/d": "the user", "PGHOST=u:p@h": "the host", "PGHOST=127.0.0.1,u:p@h": "the host", "PGDATABASE=host=h user=u": "the database", "PGOPTIONS=postgres://h": "options",
-		"PGUSER=someone@tenant": `as user "someone@tenant"`, "PGAPPNAME=me@here": "cannot connect", "PGDATABASE=My Shop": `database "My Shop"`,
+		"DATABASE_URL=postgres://127.0.0.1:1/d?user=u@t": "an @ behind its host", "DATABASE_URL=host=127.0.0.1 port=1 x:s=1": "a parameter", "PGUSER=someone@tenant": `as user "someone@tenant"`, "PGAPPNAME=me@here": "cannot connect", "PGDATABASE=My Shop": `database "My Shop"`,
 	} {
 		clean(t, variables)
 		variable, value, _ := strings.Cut(name, "=")
