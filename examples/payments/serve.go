@@ -68,11 +68,13 @@ func readable(err error) error {
 	return err
 }
 
-// connect makes the pool, which connects when it is used. An @ in the host or in the
-// database was in the password.
+// connect makes the pool, which connects when it is used. An @ in the host, or behind it in
+// a URL, was in the password.
 func connect(ctx context.Context, database string) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(database)
-	if err != nil || strings.Contains(cfg.ConnConfig.Host+cfg.ConnConfig.Database, "@") {
+	_, rest, isURL := strings.Cut(database, "://")
+	behind := strings.TrimLeftFunc(rest, func(r rune) bool { return !strings.ContainsRune("/?#", r) })
+	if err != nil || strings.Contains(cfg.ConnConfig.Host+cfg.ConnConfig.Database, "@") || isURL && strings.Contains(behind, "@") {
 		return nil, errUnreadable
 	}
 	return pgxpool.NewWithConfig(ctx, cfg)
