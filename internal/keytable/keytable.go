@@ -410,10 +410,14 @@ func (t Table) PurgeIndex() *Index {
 // Literal is text as a constant of SQL. One with a backslash is written as E'...', which
 // means the same whatever standard_conforming_strings says: where that is off, a
 // backslash would escape the quote behind it.
+//
+// A backslash is written by its number. Where client_encoding is SJIS, BIG5, GBK or
+// GB18030, a backslash can be the second half of the character before it, and the second
+// one of a pair would then escape the quote. No quote can be a second half.
 func Literal(text string) string {
 	quoted := "'" + strings.ReplaceAll(text, "'", "''") + "'"
 	if strings.Contains(text, `\`) {
-		return " E" + strings.ReplaceAll(quoted, `\`, `\\`)
+		return " E" + strings.ReplaceAll(quoted, `\`, `\134`)
 	}
 	return quoted
 }
