@@ -2,10 +2,12 @@ package idemhttp
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"slices"
 	"strconv"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -22,7 +24,8 @@ var errNotJSON = errors.New("idemhttp: not one JSON document, or nested too deep
 // Numbers stay as they are written, so 1, 1.0 and 1e0 are three numbers:
 // whoever reads them decides which are equal, and a retry sends the same bytes.
 // As floats, 9007199254740993 and 9007199254740992 would be one. Members of the
-// same name all stay, in their order, since readers disagree on which counts.
+// same name all stay, in their order, since readers disagree on which counts; so do
+// those whose names differ in case only, which encoding/json takes for the same.
 func canonicalJSON(doc []byte) ([]byte, error) {
 	if !json.Valid(doc) {
 		return nil, errNotJSON
@@ -125,11 +128,21 @@ func (c *canonicalizer) sort(first int, members []member) {
 	byName := func(a, b member) int {
 		return bytes.Compare(c.out[a.start:a.colon], c.out[b.start:b.colon])
 	}
-	if slices.IsSortedFunc(members, byName) {
+	byFolded := func(a, b member) int {
+		return compareFolded(c.out[a.start:a.colon], c.out[b.start:b.colon])
+	}
+	slices.SortStableFunc(members, byFolded)
+	same := false
+	for i := 1; i < len(members) && !same; i++ {
+		same = byFolded(members[i-1], members[i]) == 0
+	}
+	if !same {
+		slices.SortStableFunc(members, byName)
+	}
+	if slices.IsSortedFunc(members, func(a, b member) int { return cmp.Compare(a.start, b.start) }) {
 		return
 	}
 	c.unsorted = append(c.unsorted[:0], c.out[first:]...)
-	slices.SortStableFunc(members, byName)
 	c.out = c.out[:first]
 	for i, m := range members {
 		if i > 0 {
@@ -138,6 +151,32 @@ func (c *canonicalizer) sort(first int, members []member) {
 		c.out = append(c.out, c.unsorted[m.start-first:m.end-first]...)
 	}
 	c.out = append(c.out, '}')
+}
+
+// compareFolded is 0 for names that encoding/json takes for the same.
+func compareFolded(a, b []byte) int {
+	for len(a) > 0 && len(b) > 0 {
+		r, n := utf8.DecodeRune(a)
+		q, m := utf8.DecodeRune(b)
+		if r != q {
+			if order := cmp.Compare(folded(r), folded(q)); order != 0 {
+				return order
+			}
+		}
+		a, b = a[n:], b[m:]
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+// folded is the smallest of the characters that differ in case only.
+func folded(r rune) rune {
+	for {
+		next := unicode.SimpleFold(r)
+		if next <= r {
+			return next
+		}
+		r = next
+	}
 }
 
 // literal copies a number, true, false or null.

@@ -241,3 +241,28 @@ func BenchmarkCanonicalJSON(b *testing.B) {
 		}
 	}
 }
+
+// The last one counts in encoding/json, which ignores case.
+func TestMembersWhoseNamesDifferInCaseStayInTheirOrder(t *testing.T) {
+	t.Parallel()
+	canonical := func(doc string) string {
+		out, err := canonicalJSON([]byte(doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	for _, pair := range [][2]string{
+		{`{"amount":1,"Amount":100}`, `{"Amount":100,"amount":1}`},
+		{`{"amount":1,"b":2,"AMOUNT":100}`, `{"AMOUNT":100,"b":2,"amount":1}`},
+		{`{"s":1,"ſ":2}`, `{"ſ":2,"s":1}`},
+		{`{"k":1,"\u212a":2}`, `{"\u212a":2,"k":1}`},
+	} {
+		if canonical(pair[0]) == canonical(pair[1]) {
+			t.Errorf("%q for both of %q", canonical(pair[0]), pair)
+		}
+	}
+	if a, b := canonical(`{"b":1,"a":2,"A":3}`), canonical(`{"a":2,"A":3,"b":1}`); a != b {
+		t.Errorf("%q, %q", a, b)
+	}
+}
