@@ -83,7 +83,7 @@ func checkHooks(ctx context.Context, p *patient) error {
 		default:
 			from := pgx.Identifier(h.From).Sanitize()
 			p.find(Warning, "foreign key", fmt.Sprintf("the foreign key %s of %s refers to records: a purge fails at the first that is referred to, and so does Delete, or they take those rows with them", name, from),
-				fmt.Sprintf("alter table %s drop constraint %s, and store the key's scope and id without it", from, name))
+				fmt.Sprintf("alter table %s drop constraint %s; and store the key's scope and id without it", from, name))
 		}
 	}
 	return nil
@@ -168,7 +168,7 @@ func checkOwner(_ context.Context, p *patient) error {
 const searchPathSQL = `
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Schema', schema, 'Who', who) order by place), '[]')
 from (
-	select n.nspname::text as schema, p.place, string_agg(coalesce(r.rolname::text, 'public'), ', '::text order by r.rolname) as who
+	select n.nspname::text as schema, p.place, string_agg(coalesce(quote_ident(r.rolname::text), 'public'), ', '::text order by r.rolname) as who
 	from pg_catalog.unnest(current_schemas(false)) with ordinality p (name, place)
 	join pg_namespace n on n.nspname = p.name
 	cross join aclexplode(n.nspacl) a

@@ -180,7 +180,7 @@ func checkPrivileges(ctx context.Context, p *patient) error {
 	}
 	if super {
 		p.find(Note, "privileges", fmt.Sprintf("role %s is a superuser, and needs far less", name),
-			fmt.Sprintf("use a role with usage of schema %s and %s on %s", t.schema, needs, t.name))
+			fmt.Sprintf("use a role with usage of schema %s and %s on %s", pgx.Identifier{t.schema}.Sanitize(), needs, t.name))
 	}
 	return nil
 }
