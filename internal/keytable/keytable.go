@@ -82,6 +82,7 @@ type Index struct {
 // A Querier is a connection, a pool or a transaction.
 type Querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
 // ErrMissing says that there is no relation of that name.
@@ -213,6 +214,9 @@ func Describe(ctx context.Context, q Querier, schema, name string, options ...an
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Table{}, ErrMissing
 	}
+	if err == nil {
+		err = t.describeToLogin(ctx, q, args, options...)
+	}
 	return t, err
 }
 
@@ -254,6 +258,9 @@ type Stranger struct {
 	// superusers with no more than that: the owner can change it at any time, unless the
 	// table is locked.
 	Inert bool
+
+	// The role that has logged in, if it is to this one that Role is a stranger: see givenSQL.
+	Login string
 
 	// There is no trigger yet that could be by whoever has the right to create one.
 	Later bool
@@ -300,12 +307,18 @@ func (s *Stranger) Found(table string) string {
 	default:
 		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
 	}
+	if s.Login != "" {
+		return what + fmt.Sprintf(", to whom the login %q is a stranger, although a setting of the database or of the login has given the session another role: what they have put there could reset that, and run with the rights of the login", s.Login)
+	}
 	return what + ", who is no superuser, and of whom the current role is no member (a superuser is taken for a member of none, and nobody for one of a predefined role): what they have put there would run with the rights of this role"
 }
 
 // Remedy says what to do.
 func (s *Stranger) Remedy() string {
 	role := pgx.Identifier{s.Role}.Sanitize()
+	if s.Login != "" {
+		return "log in as the role that is to be used, or take the setting away: alter database, or alter role, ... reset role (see pg_db_role_setting)"
+	}
 	switch s.Kind {
 	case "table":
 		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let neither it nor its members create others (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
