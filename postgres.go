@@ -93,8 +93,10 @@ returning ` + claimColumns
 // claimColumns are read by readClaim, with sameTableSQL.
 const claimColumns = beginningSQL + `, 'idempotency_keys'::regclass::oid, `
 
-// claimedSQL tells readSQL that the claim before it has succeeded.
-const claimedSQL = `set_config('idempotency.claimed'::text, 'yes'::text, true)`
+// claimedSQL tells readSQL that the claim before it has succeeded. The value is the
+// transaction's id: anybody can set the setting beforehand, for a session, a role or the
+// database, and nobody to an id that is yet to be given.
+const claimedSQL = `set_config('idempotency.claimed'::text, pg_current_xact_id()::text, true)`
 
 // readSQL reads the row of a key that claimSQL, in the same transaction, did
 // not get. It is a statement of its own because it needs a newer snapshot: the
@@ -107,7 +109,7 @@ const claimedSQL = `set_config('idempotency.claimed'::text, 'yes'::text, true)`
 // the claim succeeded: a trigger of the table can have written something.)
 const readSQL = readHead + `
 	and (select ` + restoreSeqscanSQL + ` is not null
-		and current_setting('idempotency.claimed'::text, true) is distinct from 'yes'::text)`
+		and (current_setting('idempotency.claimed'::text, true) = pg_current_xact_id_if_assigned()::text) is not true)`
 
 // readInTxSQL is readSQL for a caller's transaction. It is sent only when the claim
 // failed, behind planSQL.

@@ -303,3 +303,26 @@ func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T
 		}
 	}
 }
+
+// The names of the settings that calls make for themselves are anybody's: also a setting
+// of the database or of the role, or one that the application has made in the session.
+func TestSettingsUnderOurNamesChangeNoCall(t *testing.T) {
+	t.Parallel()
+	shared := setup(t, idempotency.Config{})
+	for _, value := range []string{"yes", "", "on", "0"} {
+		for _, level := range []pgx.TxIsoLevel{"", pgx.Serializable} {
+			b := shared.inPool(t, idempotency.Config{Wait: time.Second, TxOptions: pgx.TxOptions{IsoLevel: level}}, param("idempotency.claimed", value), param("idempotency.seqscan", value))
+			runs := 0
+			for i := range 4 {
+				store := b.storeOn(b.pool, b.store.Config()) // which does not know the key yet
+				_, _, err := idempotency.Do(t.Context(), store, idempotency.Key{Scope: "s", ID: fmt.Sprint(i / 2)}, func(context.Context, pgx.Tx) (int, error) {
+					runs++
+					return i, nil
+				})
+				if want := i/2 + 1; err != nil || runs != want {
+					t.Errorf("%q, %q: call %d: %d runs, want %d, %v", value, level, i, runs, want, err)
+				}
+			}
+		}
+	}
+}

@@ -21,7 +21,7 @@ var (
 		{from: "\nwhere case when", upTo: ") end"},
 	}
 	readAlways = []edit{
-		{from: "\n\t\tand current_setting('idempotency.claimed'::text, true) is distinct from 'yes'::text"},
+		{from: "\n\t\tand (current_setting('idempotency.claimed'::text, true) = pg_current_xact_id_if_assigned()::text) is not true"},
 	}
 )
 
