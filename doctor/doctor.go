@@ -11,6 +11,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -80,7 +81,8 @@ var (
 
 // checks are in the order in which one rests on another.
 var checks = []func(context.Context, *patient) error{
-	checkPooler, // first, since it decides what can be asked
+	checkCatalog,
+	checkPooler, // before the others, since it decides what can be asked
 	checkServer,
 	checkSession,
 	checkTable,
@@ -105,7 +107,11 @@ func check(ctx context.Context, pool *pgxpool.Pool, cfg idempotency.Config, role
 	}
 	p := &patient{pool: pool, cfg: store.Config(), role: role, now: now}
 	for _, look := range checks {
-		if err = look(ctx, p); err != nil {
+		if err = look(ctx, p); errors.Is(err, errShadowed) {
+			err = nil
+			break
+		}
+		if err != nil {
 			err = fmt.Errorf("idempotency/doctor: %w", err)
 			break
 		}

@@ -2,10 +2,12 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 // A hook is something on the table that acts when a call writes its row, or when a
@@ -160,6 +162,22 @@ func checkOwner(_ context.Context, p *patient) error {
 		p.find(Error, "owner", t.Stranger().Found(t.name), t.Stranger().Remedy())
 	}
 	return nil
+}
+
+// errShadowed: nothing else can be asked without running what somebody may have planted.
+var errShadowed = errors.New("pg_catalog is not the first of the search_path")
+
+func checkCatalog(ctx context.Context, p *patient) error {
+	path, err := keytable.Shadowing(ctx, p.pool, pgx.QueryExecModeExec)
+	if err != nil {
+		return fmt.Errorf("asking for the search_path: %w", err)
+	}
+	if path == "" {
+		return nil
+	}
+	p.find(Error, "search_path", fmt.Sprintf("the search_path, %s, names pg_catalog behind another schema: operators and functions that somebody makes there, such as now() or =, run instead of PostgreSQL's in every statement, those of calls and of this doctor too, which has therefore looked no further", path),
+		keytable.ShadowingRemedy)
+	return errShadowed
 }
 
 // searchPathSQL names who may create in a schema of the search_path, but for those

@@ -218,3 +218,16 @@ func TestFindingsDoNotDependOnHowASessionShowsValuesNorOnWhatIsPlanted(t *testin
 		}
 	}
 }
+
+const shadowSQL = `
+create function public.trap(text, text) returns bool language plpgsql as $$ begin raise exception 'what somebody has planted runs'; end $$;
+create operator public.= (leftarg = text, rightarg = text, function = public.trap);
+create function public.current_database() returns name language plpgsql as $$ begin raise exception 'what somebody has planted runs'; end $$;
+create function public.pg_backend_pid() returns int language plpgsql as $$ begin raise exception 'what somebody has planted runs'; end $$`
+
+func TestNothingIsAskedWhereWhatIsPlantedIsPreferred(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec(shadowSQL)
+	wants(t, d.check(d.pool("search_path", "public, pg_catalog"), idempotency.Config{}), doctor.Error, "search_path", "public, pg_catalog", "looked no further", "take pg_catalog out")
+}

@@ -123,6 +123,12 @@ func (p *patient) checkModes(s session) {
 // of SQL_ASCII keeps the bytes.
 func (p *patient) checkEncoding(s session) {
 	const remedy = "set client_encoding=UTF8 in the connection string of every program that uses the table, all at the same moment; or let keys be ASCII, as UUIDs are"
+	// Of the encodings that a database can have, this one alone makes one character of two:
+	// found by converting each character of the Basic Multilingual Plane to each of them.
+	if s.encoding == "EUC_JP" {
+		p.find(Error, "encoding", "the database has the encoding EUC_JP, in which U+00A6 (broken bar) and U+FFE4 (fullwidth broken bar) are one character: keys that differ in nothing else are one key, and calls of one get the result of the other",
+			"move to a database of the encoding UTF8; until then let keys be ASCII, as UUIDs are, or refuse one of the two characters in them")
+	}
 	switch {
 	case s.encoding == "SQL_ASCII":
 	case s.client != "UTF8":

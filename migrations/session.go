@@ -1,6 +1,7 @@
 package migrations
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -91,11 +92,15 @@ func (s *session) pgx() *pgx.Conn { return s.conn.Conn() }
 
 // enter finds the schema, and then takes every schema out of the search_path.
 func (s *session) enter(ctx context.Context, schema string) error {
-	// The cast shortens a long name as the server does for an identifier.
-	const resolve = `select current_database(), coalesce(nullif($1::text, ''), current_schema()::text, '')::name::text, current_user::text`
-	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &s.schema, &s.role); err != nil {
+	// The cast shortens a long name as the server does for an identifier. There is no
+	// operator in it, not even that of nullif: in a search_path that names pg_catalog behind
+	// another schema, one there is preferred.
+	const resolve = `select pg_catalog.current_database(), coalesce(pg_catalog.current_schema()::text, ''), current_user::text, $1::text::name::text`
+	var first, named string
+	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &first, &s.role, &named); err != nil {
 		return fmt.Errorf("looking up schema %q: %w", schema, err)
 	}
+	s.schema = cmp.Or(named, first)
 	if s.schema == "" {
 		return fmt.Errorf("the connection's search_path contains no existing schema that role %q may use: name one, or grant usage on one", s.role)
 	}

@@ -68,6 +68,9 @@ func (d *database) connect(ctx context.Context, do func(*pgxpool.Pool) error) er
 	if d.loop {
 		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	}
+	if !d.asIs { // the doctor finds it
+		cfg.AfterConnect = unshadowed
+	}
 	if d.deletes {
 		cfg.PrepareConn = d.examineAgain
 	}
@@ -157,6 +160,15 @@ func (d *database) trusted(ctx context.Context, q keytable.Querier, schema strin
 		return untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
 	}
 	return nil
+}
+
+// unshadowed refuses a session in which any statement could run what somebody has planted.
+func unshadowed(ctx context.Context, conn *pgx.Conn) error {
+	path, err := keytable.Shadowing(ctx, conn)
+	if err == nil && path != "" {
+		err = untrusted(fmt.Sprintf("the search_path, %s, names pg_catalog behind another schema, whose operators and functions would run instead of PostgreSQL's: %s", path, keytable.ShadowingRemedy))
+	}
+	return err
 }
 
 // untrusted is why the table is not worked with.

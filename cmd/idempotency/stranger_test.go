@@ -145,3 +145,24 @@ func TestTableOfOtherTypesIsNotWorkedWith(t *testing.T) {
 		}
 	}
 }
+
+// There, even what fits exactly is not PostgreSQL's.
+func TestNoCommandWorksWherePgCatalogIsSearchedLast(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `create function public.trap(text, text) returns bool language plpgsql as $$ begin raise exception 'planted'; end $$;
+		create operator public.= (leftarg = text, rightarg = text, function = public.trap);
+		create function public.current_database() returns name language plpgsql as $$ begin raise exception 'planted'; end $$`)
+	env := []string{"DATABASE_URL=" + with(pool, "search_path", "public,pg_catalog")}
+	for _, args := range append([]string{"migrate up", "migrate version"}, onTheTable...) {
+		r := run(t, env, strings.Fields(args)...)
+		if strings.HasPrefix(args, "migrate") { // has no schema in its search_path
+			r.wantAll(t, 0)
+		} else {
+			r.wantLine(t, 1, "names pg_catalog behind another schema")
+		}
+		if strings.Contains(r.stdout+r.stderr, "planted") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+}
