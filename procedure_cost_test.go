@@ -196,6 +196,8 @@ func TestHundredThousandUnfinishedOperationsCostPurgesAndCallsNothing(t *testing
 			t.Fatalf("purged %d, %v", n, err)
 		}
 		j.gone(pool)
+		j.eventually("the server has counted", func() bool { return query[int](j.bundle, readRowsSQL)-before >= 100 })
+		time.Sleep(time.Second) // PostgreSQL 14 counts in a process of its own
 		return query[int](j.bundle, readRowsSQL) - before
 	}
 	alone := rowsRead()
@@ -205,7 +207,7 @@ func TestHundredThousandUnfinishedOperationsCostPurgesAndCallsNothing(t *testing
 		select 'id ' || i, 'unfinished', now() + interval '1 day' from generate_series(1, 100000) i`)
 	beside := rowsRead()
 	t.Logf("rows read: %d alone, %d beside them", alone, beside)
-	if alone < 100 || beside > 2*alone {
+	if beside > 2*alone {
 		t.Errorf("rows read: %d alone, %d beside 100,000 operations that have not ended", alone, beside)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -275,9 +276,13 @@ func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {
 			return pg_catalog.set_config(name, value, local);
 		end $$`)
 	cfg := d.pool().Config()
-	cfg.AfterRelease = func(conn *pgx.Conn) bool { // a doctor that met it at once would look no further
-		_, err := conn.Exec(context.Background(), "set search_path = shim, pg_catalog, public")
-		return err == nil
+	var looks atomic.Int32
+	cfg.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		if looks.Add(1) == 1 { // a doctor that met it at once would look no further
+			return true, nil
+		}
+		_, err := conn.Exec(ctx, "set search_path = shim, pg_catalog, public")
+		return true, err
 	}
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
