@@ -39,8 +39,25 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		next.ServeHTTP(w, r)
 		return
 	}
-	x := m.newExchange(w, r)
-	x.next = next
+	m.exchange(w, r, func(x *exchange, key idempotency.Key) {
+		x.next = next
+		ctx, done := x.context()
+		defer done()
+		rec, replayed, err := x.do(ctx, key)
+		switch {
+		case err != nil:
+			x.fail(key, err)
+		case replayed:
+			m.replay(w, &rec)
+		default:
+			x.response.deliver()
+		}
+	})
+}
+
+// exchange calls answer with the key of the request, if it has one.
+func (m *Middleware) exchange(w http.ResponseWriter, r *http.Request, answer func(*exchange, idempotency.Key)) {
+	x := &exchange{m: m, w: w, r: r, detach: func() bool { return true }}
 	defer x.tidy()
 	defer x.giveBack()
 	key, problem := x.key()
@@ -48,21 +65,7 @@ func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 		m.refuse(w, r, *problem)
 		return
 	}
-	ctx, done := x.context()
-	defer done()
-	rec, replayed, err := x.do(ctx, key)
-	switch {
-	case err != nil:
-		x.fail(key, err)
-	case replayed:
-		m.replay(w, &rec)
-	default:
-		x.response.deliver()
-	}
-}
-
-func (m *Middleware) newExchange(w http.ResponseWriter, r *http.Request) *exchange {
-	return &exchange{m: m, w: w, r: r, detach: func() bool { return true }}
+	answer(x, key)
 }
 
 // context is that of the request, and with Config.FinishDisconnected ends with the

@@ -46,30 +46,24 @@ func Procedure[In, Out any](m *Middleware, p idempotency.Procedure[In, Out],
 			m.refuse(w, r, *failed.causedBy(errProcedureInside))
 			return
 		}
-		x := m.newExchange(w, r)
-		defer x.tidy()
-		defer x.giveBack()
-		key, problem := x.key()
-		if problem != nil {
-			m.refuse(w, r, *problem)
-			return
-		}
-		x.ran = x.request(r.Context())
-		in, ok := decode(w, x.ran)
-		if !ok {
-			return
-		}
-		ctx, done := x.context()
-		defer done()
-		out, replayed, err := proceed(ctx, x, p, key, in)
-		if err != nil {
-			m.refuse(w, r, *x.problemOfProcedure(key, err).causedBy(err))
-			return
-		}
-		if replayed {
-			w.Header().Set(replayedHeader, "true")
-		}
-		render(w, x.request(r.Context()), out)
+		m.exchange(w, r, func(x *exchange, key idempotency.Key) {
+			x.ran = x.request(r.Context())
+			in, ok := decode(w, x.ran)
+			if !ok {
+				return
+			}
+			ctx, done := x.context()
+			defer done()
+			out, replayed, err := proceed(ctx, x, p, key, in)
+			if err != nil {
+				m.refuse(w, r, *x.problemOfProcedure(key, err).causedBy(err))
+				return
+			}
+			if replayed {
+				w.Header().Set(replayedHeader, "true")
+			}
+			render(w, x.request(r.Context()), out)
+		})
 	})
 }
 
@@ -87,7 +81,11 @@ func proceed[In, Out any](ctx context.Context, x *exchange, p idempotency.Proced
 	if !errors.Is(reused, idempotency.ErrKeyReused) {
 		return out, replayed, reused
 	}
+	asked := key.Fingerprint
 	for _, key.Fingerprint = range x.keyedFingerprints() {
+		if key.Fingerprint == asked {
+			continue
+		}
 		out, replayed, err = p.Do(ctx, x.m.store, key, in)
 		if !errors.Is(err, idempotency.ErrKeyReused) {
 			return out, replayed, err

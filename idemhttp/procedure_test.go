@@ -124,6 +124,12 @@ func (b *bundle) shop(cfg idemhttp.Config, p idempotency.Procedure[order, receip
 		}))
 }
 
+// openShop is what most tests begin with.
+func openShop(t testing.TB) (*bundle, *bank, *httptest.Server) {
+	b, bank := setup(t), newBank(t)
+	return b, bank, b.shop(idemhttp.Config{}, b.buy(), bank)
+}
+
 func (b *bundle) order(server *httptest.Server, key string) answer {
 	b.Helper()
 	return b.do(server, "POST", "/orders", "tea", withKey(key))
@@ -131,8 +137,7 @@ func (b *bundle) order(server *httptest.Server, key string) answer {
 
 func TestProcedureRunsOnceAndEveryAnswerIsRenderedFromItsResult(t *testing.T) {
 	t.Parallel()
-	b, bank := setup(t), newBank(t)
-	server := b.shop(idemhttp.Config{}, b.buy(), bank)
+	b, bank, server := openShop(t)
 	for i := range 3 {
 		got := b.order(server, "k")
 		got.is(t, 201, "tea for ch_1", i > 0)
@@ -148,10 +153,26 @@ func TestProcedureRunsOnceAndEveryAnswerIsRenderedFromItsResult(t *testing.T) {
 	bank.charged(t, 1, 1)
 }
 
-func TestRequestWhoseProcedureStopsIsUnfinishedAndTheRetryGoesOn(t *testing.T) {
+func TestKeyOfAnotherRequestIsAskedForOnce(t *testing.T) {
 	t.Parallel()
 	b, bank := setup(t), newBank(t)
+	var calls atomic.Int64
+	b.store = b.storeOn(b.pool, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		if e.Operation == "Procedure" {
+			calls.Add(1)
+		}
+	}})
 	server := b.shop(idemhttp.Config{}, b.buy(), bank)
+	b.order(server, "k").is(t, 201, "tea for ch_1", false)
+	b.do(server, "POST", "/orders", "coffee", withKey("k")).isProblem(t, 422, "key-reused")
+	if n := calls.Load(); n != 2 {
+		t.Errorf("%d calls for two requests", n)
+	}
+}
+
+func TestRequestWhoseProcedureStopsIsUnfinishedAndTheRetryGoesOn(t *testing.T) {
+	t.Parallel()
+	b, bank, server := openShop(t)
 	bank.lose.Store(2)
 	for range 2 {
 		got := b.order(server, "k")
@@ -169,8 +190,7 @@ func TestRequestWhoseProcedureStopsIsUnfinishedAndTheRetryGoesOn(t *testing.T) {
 
 func TestTransportGoesOnWithAProcedureUntilItEnds(t *testing.T) {
 	t.Parallel()
-	b, bank := setup(t), newBank(t)
-	server := b.shop(idemhttp.Config{}, b.buy(), bank)
+	b, bank, server := openShop(t)
 	bank.lose.Store(1)
 	server.Client().Transport = &idemhttp.Transport{Base: server.Client().Transport}
 	b.do(server, "POST", "/orders", "tea", nil).is(t, 201, "tea for ch_1", false)
@@ -180,8 +200,7 @@ func TestTransportGoesOnWithAProcedureUntilItEnds(t *testing.T) {
 
 func TestCompleterNeedsNoRequest(t *testing.T) {
 	t.Parallel()
-	b, bank := setup(t), newBank(t)
-	server := b.shop(idemhttp.Config{}, b.buy(), bank)
+	b, bank, server := openShop(t)
 	bank.lose.Store(1)
 	b.order(server, "k").isProblem(t, 503, "unfinished")
 	if n, err := b.store.Complete(t.Context(), 0, b.buy()); n != 1 || err != nil {
@@ -195,8 +214,7 @@ func TestCompleterNeedsNoRequest(t *testing.T) {
 // A retry is decoded, and so its sender is checked, as the first request is.
 func TestRequestThatIsNotDecodedClaimsNothingAndGetsNoReplay(t *testing.T) {
 	t.Parallel()
-	b, bank := setup(t), newBank(t)
-	server := b.shop(idemhttp.Config{}, b.buy(), bank)
+	b, _, server := openShop(t)
 	revoked := func(r *http.Request) {
 		withKey("k")(r)
 		r.Header.Set("Authorization", "revoked")
@@ -209,8 +227,7 @@ func TestRequestThatIsNotDecodedClaimsNothingAndGetsNoReplay(t *testing.T) {
 
 func TestCallThatIsTooOldIsForAPersonAndTheRetryGoesOnAfterwards(t *testing.T) {
 	t.Parallel()
-	b, bank := setup(t), newBank(t)
-	server := b.shop(idemhttp.Config{}, b.buy(), bank)
+	b, bank, server := openShop(t)
 	bank.lose.Store(1)
 	b.order(server, "k").isProblem(t, 503, "unfinished")
 	if _, err := b.pool.Exec(t.Context(), "update idempotency_operations set progressed_at = progressed_at - interval '2 days'"); err != nil {
