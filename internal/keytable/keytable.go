@@ -176,9 +176,8 @@ cross join lateral (select
 where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pg_has_role(o.oid, 'usage'::text))) is not true`
 
 // describeSQL reads the catalog alone, which every role may: it runs nothing of what it
-// describes. Each operator and
-// function of it is exactly one of pg_catalog, whatever else the search_path has:
-// polymorphic functions are qualified for that. format_type would quote as the session
+// describes. Each operator and function of it is exactly one of pg_catalog, whatever else
+// the search_path has: polymorphic functions are qualified for that. format_type would quote as the session
 // is told to (quote_all_identifiers). A long name is cut off as in any statement.
 const describeSQL = `
 select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
@@ -201,7 +200,8 @@ select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 				order by k.place)
 		) order by x.relname), '[]')
 	from pg_index i join pg_class x on x.oid = i.indexrelid
-	where i.indrelid = c.oid)
+	where i.indrelid = c.oid),
+	(` + givenSQL + `)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = $1::text::name and c.relname = $2::text::name`
 
@@ -210,14 +210,20 @@ where n.nspname = $1::text::name and c.relname = $2::text::name`
 func Describe(ctx context.Context, q Querier, schema, name string, options ...any) (t Table, err error) {
 	t.name = name
 	args := append(options, schema, name)
-	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Strangers, &t.Columns, &t.Indexes)
-	if errors.Is(err, pgx.ErrNoRows) {
+	login, err := t.read(ctx, q, args)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
 		return Table{}, ErrMissing
-	}
-	if err == nil {
-		err = t.describeToLogin(ctx, q, args, options...)
+	case err == nil && login != "":
+		err = t.describeToLogin(ctx, q, login, args)
 	}
 	return t, err
+}
+
+// read returns also what givenSQL does.
+func (t *Table) read(ctx context.Context, q Querier, args []any) (login string, err error) {
+	err = q.QueryRow(ctx, describeSQL, args...).Scan(&t.Kind, &t.Persistence, &t.Strangers, &t.Columns, &t.Indexes, &login)
+	return login, err
 }
 
 const schemaSQL = `
@@ -262,7 +268,9 @@ type Stranger struct {
 	// The role that has logged in, if it is to this one that Role is a stranger: see givenSQL.
 	Login string
 
-	// There is no trigger yet that could be by whoever has the right to create one.
+	// Role has the right to create triggers on the table, and there is none yet. It is a
+	// stranger only to who writes rows later, and holds no lock that keeps it from creating
+	// one.
 	Later bool
 }
 
@@ -276,8 +284,8 @@ func (t Table) StrangerUnlessLocked() *Stranger {
 	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Later })
 }
 
-// StrangerToWriters is Stranger for who writes rows without a lock on the table: until
-// then a trigger can be created.
+// StrangerToWriters is Stranger for who writes rows and has not locked the table: a
+// trigger can still be created before the rows are written.
 func (t Table) StrangerToWriters() *Stranger {
 	return t.stranger(func(s Stranger) bool { return !s.Host })
 }

@@ -21,11 +21,7 @@ select coalesce((
 			and s.setrole in (0::oid, l.oid) and o.option like 'role=%'::text)), '')`
 
 // describeToLogin adds to t those who are strangers to the role that has logged in.
-func (t *Table) describeToLogin(ctx context.Context, q Querier, args []any, options ...any) error {
-	var login string
-	if err := q.QueryRow(ctx, givenSQL, options...).Scan(&login); err != nil || login == "" {
-		return err
-	}
+func (t *Table) describeToLogin(ctx context.Context, q Querier, login string, args []any) error {
 	tx, err := q.Begin(ctx) // or a savepoint: after it the role is the same as before
 	if err != nil {
 		return err
@@ -35,7 +31,7 @@ func (t *Table) describeToLogin(ctx context.Context, q Querier, args []any, opti
 		return err
 	}
 	var seen Table
-	if err := tx.QueryRow(ctx, describeSQL, args...).Scan(&seen.Kind, &seen.Persistence, &seen.Strangers, &seen.Columns, &seen.Indexes); err != nil {
+	if _, err := seen.read(ctx, tx, args); err != nil {
 		return err
 	}
 	for _, s := range seen.Strangers {
