@@ -269,7 +269,11 @@ func TestRedundantLayersAreNotMissed(t *testing.T) {
 			if rare[m.name] && !long() {
 				return // a short history would show little; the edits still apply
 			}
-			newStage(t, worker).holds(historyTime(t)/time.Duration(2*len(redundancies)), 1, 2*mutantTrips)
+			least, trips := 1, 2*mutantTrips
+			if long() {
+				least, trips = 2, roundTrips
+			}
+			newStage(t, worker).holds(historyTime(t)/time.Duration(2*len(redundancies)), least, trips)
 		})
 	}
 }
