@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -94,14 +95,33 @@ func TestPurgeLoopEndsWhenTheTableIsGoneAndSaysItOnce(t *testing.T) {
 func TestPurgeLoopRunsNothingThatAStrangerPutsOnTheTableMeanwhile(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	wait := start(t, command(t, on(pool), "purge", "-every", "50ms"))
+	purge := command(t, on(pool), "purge", "-every", "50ms")
+	wait := start(t, purge)
 	expiredRows(t, pool, 10)
 	eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
 	who := stranger(t, pool)
+	// The rows are locked until the loop has ended, so that the trigger meets none of them in
+	// a transaction that has looked at the table just before there was a trigger. The loop of
+	// a command that does not look again meets them in the end.
+	do(t, pool, "insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after) select i::text, 's', '1', now(), t, t from generate_series(1, 10) i, (select now() + interval '5 seconds') x (t)")
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "select from idempotency_keys for update"); err != nil {
+		t.Fatal(err)
+	}
 	do(t, pool, `create function run() returns trigger language plpgsql as $$ begin raise exception 'theirs runs'; end $$; alter function run() owner to `+who+`;
 		create trigger t before delete on idempotency_keys for each row execute function run()`)
-	expiredRows(t, pool, 10)
+	released := time.AfterFunc(10*time.Second, func() {
+		_ = tx.Rollback(context.Background())
+		time.Sleep(2 * time.Second)
+		_ = purge.Process.Kill()
+	})
 	r := wait()
+	if released.Stop() {
+		_ = tx.Rollback(t.Context())
+	}
 	if r.exit != 1 || !strings.Contains(r.stderr, `the trigger "t" of role "`+who+`"`) || !strings.HasSuffix(r.stderr, "the loop has ended, because to try again would not help\n") {
 		t.Errorf("%+v", r)
 	}
