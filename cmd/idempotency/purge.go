@@ -101,7 +101,7 @@ func (p *purger) said(ctx context.Context, err error) string {
 	return withoutPassword(p.explain(ctx, err).Error())
 }
 
-// readableSQL reads nothing, but fails where the table is missing.
+// readableSQL reads nothing, but fails where the role may not read the table.
 const readableSQL = `select from idempotency_keys limit 0`
 
 // loop fails at once where the first connection fails; later the Store's loop goes

@@ -97,9 +97,9 @@ func misread(text string, cfg *pgconn.Config) string {
 	return "a connection string, or a part of a password, stands in " + field + ": give a connection string in DATABASE_URL or -database, and in its password write %40 for @ and %2F for /"
 }
 
-// ambiguous: an @ of a URL that does not end its user and password can be one of the
-// password, and then what pgx takes for the host, the port, the database and the
-// parameters is the beginning of that password.
+// ambiguous reports whether a URL has an @ behind its host. A URL has one @ that ends the
+// user and the password. A later one can be part of a password with a / in it, which pgx
+// has then taken for the host, the port, the database and the parameters.
 func ambiguous(text string) bool {
 	scheme, rest, isURL := strings.Cut(text, "://")
 	if !isURL || scheme != "postgres" && scheme != "postgresql" { // as pgx tells it from keywords and values
@@ -110,7 +110,8 @@ func ambiguous(text string) bool {
 	return end >= 0 && len(rest)-len(host) > end
 }
 
-// parameterName is what PostgreSQL's are like. Others are no parameters.
+// parameterName is what the name of a parameter of PostgreSQL looks like. Another one can
+// be the rest of a password.
 var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$.]*$`)
 
 func hasAt(s string) bool { return strings.Contains(s, "@") }

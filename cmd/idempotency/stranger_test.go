@@ -146,7 +146,8 @@ func TestTableOfOtherTypesIsNotWorkedWith(t *testing.T) {
 	}
 }
 
-// There, even what fits exactly is not PostgreSQL's.
+// There, an operator in another schema is preferred to PostgreSQL's even if both fit
+// exactly.
 func TestNoCommandWorksWherePgCatalogIsSearchedLast(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
