@@ -92,15 +92,18 @@ var ErrMissing = errors.New("missing")
 // of the current role: see Stranger. Each operator and function is exactly one of
 // pg_catalog, as in describeSQL.
 //
-// That is the owner of the table and of its children, who can put there whatever they
-// like, and the owner of everything that something on the table uses: the function of a
+// That is the owner of the table, of its children and of the tables that refer to them,
+// since a cascade fires their triggers: an owner can put there whatever they like. It is
+// also the owner of everything that something on these tables uses: the function of a
 // trigger, of a rule, a policy, a default, a constraint, an index, the type of a column.
-// The planner itself runs functions in the expressions of indexes and statistics. Also
-// the owner of a table that refers to this one: a cascade fires its triggers.
+// The planner itself runs functions in the expressions of indexes and statistics. What is
+// used uses other things in turn, and has parts (deptype a and i): an operator has a
+// function, a domain has constraints, a view has a rule.
 //
 // Nothing says who has created a trigger, and its condition can run SQL by PostgreSQL's
-// own functions (query_to_xml): so a trigger is also that of all who may create one.
-// Everything else can only be put there by the owner.
+// own functions (query_to_xml): so a trigger is also that of all who may create one. Who
+// may refer to the table can do it later. Everything else can only be put there by the
+// owner.
 //
 // pg_depend has what is used. Its owner is where it is described: pg_shdepend lacks what
 // a predefined role owns. pg_database_owner is the owner of the database, the only
@@ -110,56 +113,72 @@ var ErrMissing = errors.New("missing")
 // An owner of the schema who may create schemas could have made this one, under a name
 // that is in the search_path ("$user"), and so is no host; nor if a member of it may.
 const strangersSQL = `
-with recursive parts (oid) as (
-	select c.oid
+with recursive parts (oid, kind, name, owner, plain) as (
+	select c.oid, 'table', c.relname, c.relowner, c.relkind = 'r'
 	union
-	select i.inhrelid from parts p join pg_inherits i on i.inhparent = p.oid
+	select x.oid, l.kind, coalesce(l.name, x.relname), x.relowner, false from parts p join (
+		select i.inhparent, i.inhrelid, 'child', null::name from pg_inherits i
+		union all
+		select k.confrelid, k.conrelid, 'foreign key', k.conname from pg_constraint k where k.contype = 'f'
+	) l (part, oid, kind, name) on l.part = p.oid join pg_class x on x.oid = l.oid
 ), things (class, oid, part, kind, name, inert) as (
-	select 'pg_class'::regclass::oid, x.oid, 0, case when x.oid = c.oid then 'table' else 'child' end, x.relname, x.oid = c.oid and x.relkind = 'r' from pg_class x where x.oid in (select oid from parts)
+	select 'pg_class'::regclass::oid, p.oid, 0, p.kind, p.name, p.plain from parts p
 	union all
-	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid in (select oid from parts) and a.attnum > 0
+	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid = any(array(select oid from parts)) and a.attnum > 0
 	union all
-	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid in (select oid from parts)
+	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid = any(array(select oid from parts))
 	union all
-	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename, false from pg_rewrite r where r.ev_class in (select oid from parts)
+	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename, false from pg_rewrite r where r.ev_class = any(array(select oid from parts))
 	union all
-	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname, false from pg_policy l where l.polrelid in (select oid from parts)
+	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname, false from pg_policy l where l.polrelid = any(array(select oid from parts))
 	union all
-	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, f.adbin::text like '{CONST %'::text from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid in (select oid from parts)
+	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, f.adbin::text like '{CONST %'::text from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid = any(array(select oid from parts))
 	union all
-	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype in ('p', 'n') from pg_constraint k where k.conrelid in (select oid from parts)
+	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype in ('p', 'n') from pg_constraint k where k.conrelid = any(array(select oid from parts))
 	union all
-	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid in (select oid from parts)
+	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid = any(array(select oid from parts))
 	union all
-	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid in (select oid from parts)
-), obeyed (kind, name, owner, later) as (
-	select t.kind, t.name, x.relowner, false from things t join pg_class x on x.oid = t.oid where t.kind in ('table', 'child')
-	union all
-	select 'foreign key', k.conname, x.relowner, false from pg_constraint k join pg_class x on x.oid = k.conrelid where k.contype = 'f' and k.confrelid in (select oid from parts)
-	union all
-	select 'right', x.relname, g.grantee, not exists (select from pg_trigger t where t.tgrelid = x.oid and not t.tgisinternal)
-	from pg_class x cross join lateral aclexplode(x.relacl) g
-	where x.oid in (select oid from parts) and g.privilege_type = 'TRIGGER'::text and g.grantee <> x.relowner
-	union all
-	select t.kind, t.name, case d.refclassid
-		when 'pg_class'::regclass::oid then (select relowner from pg_class where oid = d.refobjid)
-		when 'pg_proc'::regclass::oid then (select proowner from pg_proc where oid = d.refobjid)
-		when 'pg_type'::regclass::oid then (select typowner from pg_type where oid = d.refobjid)
-		when 'pg_operator'::regclass::oid then (select oprowner from pg_operator where oid = d.refobjid)
-		when 'pg_opclass'::regclass::oid then (select opcowner from pg_opclass where oid = d.refobjid)
-		when 'pg_opfamily'::regclass::oid then (select opfowner from pg_opfamily where oid = d.refobjid)
-		when 'pg_collation'::regclass::oid then (select collowner from pg_collation where oid = d.refobjid)
-		when 'pg_ts_config'::regclass::oid then (select cfgowner from pg_ts_config where oid = d.refobjid)
-		when 'pg_ts_dict'::regclass::oid then (select dictowner from pg_ts_dict where oid = d.refobjid)
-		when 'pg_foreign_server'::regclass::oid then (select srvowner from pg_foreign_server where oid = d.refobjid)
-		when 'pg_extension'::regclass::oid then (select extowner from pg_extension where oid = d.refobjid)
-	end, false
-	from things t
-	join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part
-		and not (d.refclassid = 'pg_class'::regclass::oid and d.refobjid in (select oid from parts))
+	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid = any(array(select oid from parts))
+), uses (class, oid, kind, name) as (
+	select d.refclassid, d.refobjid, t.kind, t.name
+	from things t join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part
+	where not exists (select from things t where t.class = d.refclassid and t.oid = d.refobjid)
+	union
+	select s.class, s.oid, u.kind, u.name
+	from uses u cross join lateral (
+		select d.refclassid, d.refobjid from pg_depend d where d.classid = u.class and d.objid = u.oid
+		union all
+		select d.classid, d.objid from pg_depend d where d.refclassid = u.class and d.refobjid = u.oid and d.deptype in ('a', 'i')
+	) s (class, oid)
+	where not exists (select from things t where t.class = s.class and t.oid = s.oid)
+), obeyed (kind, name, owner, privilege, schema, later) as materialized (
+	select p.kind, p.name, p.owner, null, null, false from parts p
+	union
+	select 'right', x.relname, g.grantee, lower(g.privilege_type), s.nspname,
+		g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and not t.tgisinternal)
+	from pg_class x join pg_namespace s on s.oid = x.relnamespace
+	cross join lateral (select x.relacl union all select a.attacl from pg_attribute a where a.attrelid = x.oid) acls (acl)
+	cross join lateral aclexplode(acls.acl) g
+	where x.oid = any(array(select oid from parts)) and g.privilege_type in ('TRIGGER', 'REFERENCES')
+	union
+	select u.kind, u.name, case u.class
+		when 'pg_class'::regclass::oid then (select relowner from pg_class x where x.oid = u.oid)
+		when 'pg_proc'::regclass::oid then (select proowner from pg_proc x where x.oid = u.oid)
+		when 'pg_type'::regclass::oid then (select typowner from pg_type x where x.oid = u.oid)
+		when 'pg_operator'::regclass::oid then (select oprowner from pg_operator x where x.oid = u.oid)
+		when 'pg_opclass'::regclass::oid then (select opcowner from pg_opclass x where x.oid = u.oid)
+		when 'pg_opfamily'::regclass::oid then (select opfowner from pg_opfamily x where x.oid = u.oid)
+		when 'pg_collation'::regclass::oid then (select collowner from pg_collation x where x.oid = u.oid)
+		when 'pg_language'::regclass::oid then (select lanowner from pg_language x where x.oid = u.oid)
+		when 'pg_ts_config'::regclass::oid then (select cfgowner from pg_ts_config x where x.oid = u.oid)
+		when 'pg_ts_dict'::regclass::oid then (select dictowner from pg_ts_dict x where x.oid = u.oid)
+		when 'pg_foreign_server'::regclass::oid then (select srvowner from pg_foreign_server x where x.oid = u.oid)
+		when 'pg_foreign_data_wrapper'::regclass::oid then (select fdwowner from pg_foreign_data_wrapper x where x.oid = u.oid)
+		end, null, null, false
+	from uses u
 )
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', coalesce(o.rolname::text, 'public'),
-		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Later', y.later,
+		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Privilege', y.privilege, 'Schema', y.schema, 'Later', y.later,
 		'Inert', y.kind = 'table' and host.landlord and not exists (select from things where inert is not true)
 	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
 from obeyed y
@@ -250,9 +269,11 @@ func Schema(ctx context.Context, q Querier) (schema string, err error) {
 // (pg_monitor) did not choose each other, and a superuser, who has the rights of all
 // roles, counts as a member of none.
 type Stranger struct {
-	Kind string // table, child, what is of that role: trigger, rule, policy, ...; or right, to create triggers on Name
+	Kind string // table, child, what is of that role: trigger, rule, policy, ...; or right, of Privilege on Name
 	Name string
 	Role string // public is everybody
+
+	Privilege, Schema string // of a right: trigger or references, and where Name is
 
 	// The owner of the database, or of a schema that it cannot have made itself, or a role
 	// that the current one can become without having its rights. Those who are no
@@ -268,9 +289,8 @@ type Stranger struct {
 	// The role that has logged in, if it is to this one that Role is a stranger: see givenSQL.
 	Login string
 
-	// Role has the right to create triggers on the table, and there is none yet. It is a
-	// stranger only to who writes rows later, and holds no lock that keeps it from creating
-	// one.
+	// There is nothing yet that whoever has the right could have made. They are strangers
+	// only to who writes rows later, and holds no lock that keeps them from making it.
 	Later bool
 }
 
@@ -308,9 +328,9 @@ func (s *Stranger) Found(table string) string {
 	switch s.Kind {
 	case "table":
 	case "right":
-		what = fmt.Sprintf("%s lets role %q create triggers on %q", table, s.Role, s.Name)
+		what = fmt.Sprintf("%s gives role %q the right %s on %q", table, s.Role, s.Privilege, s.Name)
 		if !s.Later {
-			what += ", and has one"
+			what += ", which has a trigger"
 		}
 	default:
 		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
@@ -334,7 +354,7 @@ func (s *Stranger) Remedy() string {
 		if s.Role == "public" {
 			role = "public"
 		}
-		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger on table %s from %s", pgx.Identifier{s.Name}.Sanitize(), role)
+		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s", pgx.Identifier{s.Schema, s.Name}.Sanitize(), role)
 	}
 	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
 }

@@ -39,6 +39,10 @@ const run = `create function run() returns trigger language plpgsql as $$ begin 
 // by whoever has created it.
 const conditional = `create trigger t before update on idempotency_keys for each row when (old.id is null) execute function suppress_redundant_updates_trigger();`
 
+const holds = `create role NAME_x; create function holds(text) returns bool immutable language sql as 'select true'; alter function holds(text) owner to NAME_x;`
+
+const refers = `create table refers (id text, scope text, more text unique, foreign key (id, scope) references idempotency_keys on delete cascade);`
+
 // strangers are who could get the rights of NAME_me and of a superuser, or only of the
 // role as: the role and the kind of what is found.
 var strangers = map[string]struct{ sql, role, kind, as string }{
@@ -59,7 +63,19 @@ var strangers = map[string]struct{ sql, role, kind, as string }{
 	"schema of one who can create schemas": {run + `create role NAME_x; grant create on database DATABASE to NAME_x; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`, "NAME_x", "table", ""},
 	"schema of one whose member can create schemas": {run + `create role NAME_x; create role NAME_y in role NAME_x; grant create on database DATABASE to NAME_y;
 		alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`, "NAME_x", "table", ""},
-	"role that one has created": {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
+	"function of an operator": {run + `create role NAME_x; create function two(text, text) returns bool immutable language sql as 'select true';
+		create operator %% (leftarg = text, rightarg = text, function = two); create index i on idempotency_keys ((id %% scope)); alter function two(text, text) owner to NAME_x`, "NAME_x", "index", ""},
+	"function of the constraint of a domain": {run + holds + `create domain d as text check (holds(value)); alter table idempotency_keys add more d`, "NAME_x", "column", ""},
+	"function of the element of a type":      {run + holds + `create domain d as text check (holds(value)); create type pair as (a d, b int); alter table idempotency_keys add more pair[]`, "NAME_x", "column", ""},
+	"function of a view behind a policy":     {run + holds + `create view chosen as select scope from idempotency_keys where holds(scope); create policy p on idempotency_keys using (scope in (select scope from chosen))`, "NAME_x", "policy", ""},
+	"function of an index behind a policy": {run + holds + `create table tenants (id text); create index on tenants (id) where holds(id);
+		create policy p on idempotency_keys using (scope in (select id from tenants))`, "NAME_x", "policy", ""},
+	"function of a trigger behind a rule": {run + `create role NAME_x; alter function run() owner to NAME_x; create table gone (id text); create trigger t before insert on gone for each row execute function run();
+		create rule r as on delete to idempotency_keys do also insert into gone values (old.id)`, "NAME_x", "rule", ""},
+	"function of a trigger behind a cascade":  {run + refers + `create role NAME_x; alter function run() owner to NAME_x; create trigger t after delete on refers for each row execute function run()`, "NAME_x", "trigger", ""},
+	"trigger behind two cascades":             {run + refers + `create role NAME_x; create table more (id text references refers (more) on delete cascade); alter table more owner to NAME_x`, "NAME_x", "foreign key", ""},
+	"trigger behind a cascade beside a right": {run + refers + strings.ReplaceAll(conditional, "on idempotency_keys", "on refers") + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
+	"role that one has created":               {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
 	"schema of the role's own name": {run + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage, create on schema public to NAME_x; set local role NAME_x; create schema NAME_me;
 		create table NAME_me.idempotency_keys (id text); reset role`, "NAME_x", "table", ""},
 }
@@ -115,17 +131,48 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 func TestRightToCreateATriggerCountsForWhoWritesBeforeThereIsOne(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	const sql = run + `create role "NAME_o""dd x"; grant trigger on idempotency_keys to "NAME_o""dd x"`
-	table, in := described(t, pool, sql, "NAME_me", "public")
+	table, _ := described(t, pool, run+`create role NAME_x; grant trigger on idempotency_keys to NAME_x`, "NAME_me", "public")
 	if table.Stranger() != nil || table.StrangerUnlessLocked() != nil || table.StrangerToOwners() != nil {
 		t.Errorf("%+v", table.Strangers)
 	}
-	s := table.StrangerToWriters()
-	if s == nil || strings.Contains(s.Found("t"), "has one") {
-		t.Fatalf("%+v", s)
+	if s := table.StrangerToWriters(); s == nil || strings.Contains(s.Found("t"), "has a trigger") {
+		t.Errorf("%+v", s)
 	}
-	_, remedy, _ := strings.Cut(s.Remedy(), "and revoke")
-	if table, _ := described(t, pool, sql+"; revoke "+remedy, in("NAME_me"), "public"); len(table.Strangers) > 0 {
-		t.Errorf("after %s: %+v", remedy, table.Strangers)
+}
+
+// With a table that refers to this one, and cascades, triggers run. One that is there is
+// not by whoever may only refer.
+func TestRightToReferToTheTableCountsForWhoWrites(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for _, columns := range []string{"", " (id, scope)"} {
+		table, in := described(t, pool, run+conditional+"create role NAME_x; grant references"+columns+" on idempotency_keys to NAME_x", "NAME_me", "public")
+		if s := table.StrangerToWriters(); s == nil || s.Role != in("NAME_x") || !strings.Contains(s.Found("t"), "the right references") {
+			t.Errorf("references%s: %+v", columns, s)
+		}
+		if table.Stranger() != nil || table.StrangerUnlessLocked() != nil || table.StrangerToOwners() != nil {
+			t.Errorf("references%s: %+v", columns, table.Strangers)
+		}
+	}
+}
+
+func TestRemedyForARightTakesItAway(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for _, grant := range []string{
+		`grant trigger on idempotency_keys to public`, `grant references (id) on idempotency_keys to "NAME_o""dd x"`,
+		`create schema "O""dd"; create table "O""dd".kid () inherits (idempotency_keys); grant all on "O""dd".kid to "NAME_o""dd x"`,
+	} {
+		sql := run + `create role "NAME_o""dd x"; ` + grant
+		table, in := described(t, pool, sql, "NAME_me", "public")
+		s := table.StrangerToWriters()
+		if s == nil || s.Kind != "right" {
+			t.Errorf("%s: %+v", grant, table.Strangers)
+			continue
+		}
+		_, remedy, _ := strings.Cut(s.Remedy(), "and revoke")
+		if table, _ := described(t, pool, sql+"; revoke "+remedy, in("NAME_me"), "public"); table.StrangerToWriters() != nil {
+			t.Errorf("%s, after %s: %+v", grant, remedy, table.Strangers)
+		}
 	}
 }
