@@ -156,10 +156,18 @@ func checkPolicies(ctx context.Context, p *patient) error {
 }
 
 // checkOwner: whom the table obeys can read what it records, and change it, and have
-// functions run with the rights of this role. See keytable.Stranger.
+// functions run with the rights of this role, or who has a right to do so later. See
+// keytable.Stranger.
 func checkOwner(_ context.Context, p *patient) error {
-	if t := p.table; t != nil && !t.trusted() {
+	t := p.table
+	switch {
+	case t == nil:
+	case !t.trusted():
 		p.find(Error, "owner", t.Stranger().Found(t.name), t.Stranger().Remedy())
+	case p.role.calls:
+		if s := t.StrangerToWriters(); s != nil && s.Later {
+			p.find(Warning, "owner", s.Found(t.name), s.Remedy())
+		}
 	}
 	return nil
 }

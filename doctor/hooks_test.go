@@ -84,6 +84,28 @@ func TestCommandsThatNoPolicyPermitsAreNamed(t *testing.T) {
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "policy", "lets this role select, update, delete")
 }
 
+// What it creates later runs with the rights of the program, and not with a reader's.
+func TestRightOfAStrangerToCreateATriggerIsAWarningToAProgram(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	stranger := d.role + "_stranger"
+	d.exec("create role " + stranger)
+	t.Cleanup(func() { d.forget(stranger) })
+	for _, right := range []string{"trigger", "references"} {
+		d.exec("grant " + right + " on idempotency_keys to " + d.role + ", " + stranger)
+		findings := d.check(d.pool(), idempotency.Config{})
+		wants(t, findings, doctor.Warning, "owner", `gives role "`+stranger+`" the right `+right)
+		reading, err := doctor.CheckReader(t.Context(), d.pool(), idempotency.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		healthy(t, reading)
+		_, remedy, _ := strings.Cut(findings[0].Remedy, "and revoke")
+		d.exec("revoke " + remedy)
+		healthy(t, d.check(d.pool(), idempotency.Config{}))
+	}
+}
+
 func TestTableOfAStrangerIsAnError(t *testing.T) {
 	t.Parallel()
 	d := setup(t)
