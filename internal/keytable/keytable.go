@@ -92,13 +92,14 @@ var ErrMissing = errors.New("missing")
 // of the current role: see Stranger. Each operator and function is exactly one of
 // pg_catalog, as in describeSQL.
 //
-// That is the owner of the table, of its children and of the tables that refer to them,
-// since a cascade fires their triggers: an owner can put there whatever they like. It is
-// also the owner of everything that something on these tables uses: the function of a
-// trigger, of a rule, a policy, a default, a constraint, an index, the type of a column.
-// The planner itself runs functions in the expressions of indexes and statistics. What is
-// used uses other things in turn, and has parts (deptype a and i): an operator has a
-// function, a domain has constraints, a view has a rule.
+// That is the owner of the table, of its schema, of its children and of the tables that a
+// cascade changes with it, since that fires their triggers: an owner can put there whatever
+// they like, and the owner of a schema can put another table there. It is also the owner
+// of everything that something on these tables uses: the function of a trigger, of a rule,
+// a policy, a default, a constraint, an index, the type of a column. The planner itself
+// runs functions in the expressions of indexes, partitions and statistics. What is used
+// uses other things in turn, and has parts (deptype a and i): an operator has a function, a
+// domain has constraints, a view has a rule.
 //
 // Nothing says who has created a trigger, and its condition can run SQL by PostgreSQL's
 // own functions (query_to_xml): so a trigger is also that of all who may create one. Who
@@ -111,18 +112,36 @@ var ErrMissing = errors.New("missing")
 // ('n'), which runs nothing; nor does a default that is a constant and no expression.
 //
 // An owner of the schema who may create schemas could have made this one, under a name
-// that is in the search_path ("$user"), and so is no host; nor if a member of it may.
+// that is in the search_path ("$user"), and so is no host; nor if a member of it may, but
+// for the members of the database's owner.
+//
+// friends are the roles that the current one is a member of by the will of somebody who
+// could act as it anyway: on PostgreSQL 14 a role can make everybody a member of itself,
+// and who administers a role can make everybody a member of that. A grantor that is
+// dropped (up to PostgreSQL 15) has not done it for that.
 const strangersSQL = `
-with recursive parts (oid, kind, name, owner, plain) as (
-	select c.oid, 'table', c.relname, c.relowner, c.relkind = 'r'
+with recursive friends (oid) as (
+	select oid from pg_roles where rolname = current_user
 	union
-	select x.oid, l.kind, coalesce(l.name, x.relname), x.relowner, false from parts p join (
+	select m.roleid from friends f
+	join pg_roles r on r.oid = f.oid and left(r.rolname::text, 3) <> 'pg_'
+	join pg_auth_members m on m.member = f.oid
+	left join pg_roles g on g.oid = m.grantor
+	where g.oid is null or g.rolsuper or pg_has_role(g.oid, f.oid, 'member'::text)
+		or g.rolcreaterole and current_setting('server_version_num'::text)::int4 < 160000
+), parts (oid, kind, name, owner, locked) as (
+	select c.oid, 'table', c.relname, c.relowner, true
+	union
+	select x.oid, l.kind, coalesce(l.name, x.relname), x.relowner, p.locked and l.kind = 'child'::text from parts p join (
 		select i.inhparent, i.inhrelid, 'child', null::name from pg_inherits i
 		union all
-		select k.confrelid, k.conrelid, 'foreign key', k.conname from pg_constraint k where k.contype = 'f'
+		select k.confrelid, k.conrelid, 'foreign key', k.conname from pg_constraint k
+		where k.contype = 'f' and (k.confdeltype in ('c', 'n', 'd') or k.confupdtype in ('c', 'n', 'd'))
 	) l (part, oid, kind, name) on l.part = p.oid join pg_class x on x.oid = l.oid
 ), things (class, oid, part, kind, name, inert) as (
-	select 'pg_class'::regclass::oid, p.oid, 0, p.kind, p.name, p.plain from parts p
+	select 'pg_class'::regclass::oid, x.oid, 0, case p.kind when 'table' then 'parent or type' else p.kind end, p.name,
+		p.kind = 'table' and x.relkind = 'r' and not x.relispartition
+	from parts p join pg_class x on x.oid = p.oid
 	union all
 	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid = any(array(select oid from parts)) and a.attnum > 0
 	union all
@@ -151,15 +170,20 @@ with recursive parts (oid, kind, name, owner, plain) as (
 		select d.classid, d.objid from pg_depend d where d.refclassid = u.class and d.refobjid = u.oid and d.deptype in ('a', 'i')
 	) s (class, oid)
 	where not exists (select from things t where t.class = s.class and t.oid = s.oid)
-), obeyed (kind, name, owner, privilege, schema, later) as materialized (
-	select p.kind, p.name, p.owner, null, null, false from parts p
+), obeyed (kind, name, owner, privilege, schema, grantor, later) as materialized (
+	select p.kind, p.name, p.owner, null, null, null::oid, false from parts p
 	union
-	select 'right', x.relname, g.grantee, lower(g.privilege_type), s.nspname,
-		g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and not t.tgisinternal)
-	from pg_class x join pg_namespace s on s.oid = x.relnamespace
+	select 'schema', n.nspname, n.nspowner, null, null, null, false
+	union
+	select 'right', x.relname, g.grantee, lower(g.privilege_type), s.nspname, nullif(g.grantor, x.relowner),
+		x.locked and (g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and not t.tgisinternal))
+	from (
+		select x.*, exists (select from parts p where p.oid = x.oid and p.locked) as locked from pg_class x
+		where x.oid = any(array(select oid from parts)) or x.oid = any(array(select oid from uses where class = 'pg_class'::regclass::oid))
+	) x join pg_namespace s on s.oid = x.relnamespace
 	cross join lateral (select x.relacl union all select a.attacl from pg_attribute a where a.attrelid = x.oid) acls (acl)
 	cross join lateral aclexplode(acls.acl) g
-	where x.oid = any(array(select oid from parts)) and g.privilege_type in ('TRIGGER', 'REFERENCES')
+	where g.privilege_type in ('TRIGGER', 'REFERENCES')
 	union
 	select u.kind, u.name, case u.class
 		when 'pg_class'::regclass::oid then (select relowner from pg_class x where x.oid = u.oid)
@@ -174,25 +198,27 @@ with recursive parts (oid, kind, name, owner, plain) as (
 		when 'pg_ts_dict'::regclass::oid then (select dictowner from pg_ts_dict x where x.oid = u.oid)
 		when 'pg_foreign_server'::regclass::oid then (select srvowner from pg_foreign_server x where x.oid = u.oid)
 		when 'pg_foreign_data_wrapper'::regclass::oid then (select fdwowner from pg_foreign_data_wrapper x where x.oid = u.oid)
-		end, null, null, false
+		end, null, null, null, false
 	from uses u
 )
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', coalesce(o.rolname::text, 'public'),
 		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Privilege', y.privilege, 'Schema', y.schema, 'Later', y.later,
-		'Inert', y.kind = 'table' and host.landlord and not exists (select from things where inert is not true)
+		'Grantor', (select g.rolname from pg_roles g where g.oid = y.grantor),
+		'Inert', y.kind in ('table', 'schema') and host.landlord and not exists (select from things where inert is not true)
 	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
 from obeyed y
 cross join lateral (select b.oid, b.datdba, case when y.owner = 'pg_database_owner'::regrole::oid then b.datdba else y.owner end from pg_database b where b.datname = current_database()) base (oid, datdba, owner)
 join pg_roles me on me.rolname = current_user
 left join pg_roles o on o.oid = base.owner
-cross join lateral (select left(o.rolname::text, 3) = 'pg_') pre (defined)
+cross join lateral (select left(o.rolname::text, 3) = 'pg_', o.oid = any(array(select oid from friends))) pre (defined, friend)
 cross join lateral (select
 	not pre.defined and (o.oid = base.datdba or o.oid = n.nspowner and not exists (
 		select from pg_roles r
-		where not r.rolsuper and r.oid <> base.datdba and pg_has_role(r.oid, o.oid, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text))),
-	not pre.defined and pg_has_role(o.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
+		where not r.rolsuper and not pg_has_role(r.oid, base.datdba, 'member'::text)
+			and pg_has_role(r.oid, o.oid, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text))),
+	not pre.defined and pre.friend and pg_has_role(o.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
 ) host (landlord, becomes)
-where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pg_has_role(o.oid, 'usage'::text))) is not true`
+where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pre.friend and pg_has_role(o.oid, 'usage'::text))) is not true`
 
 // describeSQL reads the catalog alone, which every role may: it runs nothing of what it
 // describes. Each operator and function of it is exactly one of pg_catalog, whatever else
@@ -269,11 +295,13 @@ func Schema(ctx context.Context, q Querier) (schema string, err error) {
 // (pg_monitor) did not choose each other, and a superuser, who has the rights of all
 // roles, counts as a member of none.
 type Stranger struct {
-	Kind string // table, child, what is of that role: trigger, rule, policy, ...; or right, of Privilege on Name
+	Kind string // table, schema, child, what is of that role: trigger, rule, policy, ...; or right, of Privilege on Name
 	Name string
 	Role string // public is everybody
 
-	Privilege, Schema string // of a right: trigger or references, and where Name is
+	// Of a right: trigger or references, where Name is, and who has given it, if it was not the
+	// owner.
+	Privilege, Schema, Grantor string
 
 	// The owner of the database, or of a schema that it cannot have made itself, or a role
 	// that the current one can become without having its rights. Those who are no
@@ -296,23 +324,30 @@ type Stranger struct {
 
 // Stranger returns the first one, or nil if the table can be trusted.
 func (t Table) Stranger() *Stranger {
+	return t.stranger(func(s Stranger) bool { return s.Kind != "schema" && !s.Host && !s.Inert && !s.Later })
+}
+
+// StrangerByName is Stranger for who names the table in statements that follow: the owner
+// of the schema can put another table in its place, even if it is locked, for the schema
+// itself can be renamed.
+func (t Table) StrangerByName() *Stranger {
 	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert && !s.Later })
 }
 
 // StrangerUnlessLocked is Stranger where a lock can keep the owner from changing the table.
 func (t Table) StrangerUnlessLocked() *Stranger {
-	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Later })
+	return t.stranger(func(s Stranger) bool { return s.Kind != "schema" && !s.Host && !s.Later })
 }
 
-// StrangerToWriters is Stranger for who writes rows and has not locked the table: a
+// StrangerToWriters is StrangerByName for who writes rows and has not locked the table: a
 // trigger can still be created before the rows are written.
 func (t Table) StrangerToWriters() *Stranger {
-	return t.stranger(func(s Stranger) bool { return !s.Host })
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Inert })
 }
 
 // StrangerToOwners is Stranger for what only an owner of the table does, under a lock.
 func (t Table) StrangerToOwners() *Stranger {
-	return t.stranger(func(s Stranger) bool { return !s.Later })
+	return t.stranger(func(s Stranger) bool { return s.Kind != "schema" && !s.Later })
 }
 
 func (t Table) stranger(is func(Stranger) bool) *Stranger {
@@ -327,6 +362,10 @@ func (s *Stranger) Found(table string) string {
 	what := fmt.Sprintf("%s belongs to role %q", table, s.Role)
 	switch s.Kind {
 	case "table":
+	case "schema":
+		what = fmt.Sprintf("%s can be replaced by role %q, the owner of the schema", table, s.Role)
+	case "parent or type":
+		what = fmt.Sprintf("%s has a parent or a type of role %q", table, s.Role)
 	case "right":
 		what = fmt.Sprintf("%s gives role %q the right %s on %q", table, s.Role, s.Privilege, s.Name)
 		if !s.Later {
@@ -350,11 +389,17 @@ func (s *Stranger) Remedy() string {
 	switch s.Kind {
 	case "table":
 		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let neither it nor its members create others (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
+	case "schema":
+		return fmt.Sprintf("connect as role %q, or as a member of it that is no superuser, or make a trusted role the owner of the schema", s.Role)
 	case "right":
 		if s.Role == "public" {
 			role = "public"
 		}
-		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s", pgx.Identifier{s.Schema, s.Name}.Sanitize(), role)
+		on := pgx.Identifier{s.Schema, s.Name}.Sanitize()
+		if s.Grantor != "" { // what was passed on is taken away with the option to do so
+			return fmt.Sprintf("drop the triggers that are not yours, and revoke grant option for trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Grantor}.Sanitize())
+		}
+		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s cascade", on, role)
 	}
 	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
 }

@@ -72,10 +72,19 @@ var strangers = map[string]struct{ sql, role, kind, as string }{
 		create policy p on idempotency_keys using (scope in (select id from tenants))`, "NAME_x", "policy", ""},
 	"function of a trigger behind a rule": {run + `create role NAME_x; alter function run() owner to NAME_x; create table gone (id text); create trigger t before insert on gone for each row execute function run();
 		create rule r as on delete to idempotency_keys do also insert into gone values (old.id)`, "NAME_x", "rule", ""},
-	"function of a trigger behind a cascade":  {run + refers + `create role NAME_x; alter function run() owner to NAME_x; create trigger t after delete on refers for each row execute function run()`, "NAME_x", "trigger", ""},
-	"trigger behind two cascades":             {run + refers + `create role NAME_x; create table more (id text references refers (more) on delete cascade); alter table more owner to NAME_x`, "NAME_x", "foreign key", ""},
-	"trigger behind a cascade beside a right": {run + refers + strings.ReplaceAll(conditional, "on idempotency_keys", "on refers") + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
-	"role that one has created":               {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
+	"function of a trigger behind a cascade":    {run + refers + `create role NAME_x; alter function run() owner to NAME_x; create trigger t after delete on refers for each row execute function run()`, "NAME_x", "trigger", ""},
+	"trigger behind two cascades":               {run + refers + `create role NAME_x; create table more (id text references refers (more) on delete cascade); alter table more owner to NAME_x`, "NAME_x", "foreign key", ""},
+	"trigger behind a cascade beside a right":   {run + refers + strings.ReplaceAll(conditional, "on idempotency_keys", "on refers") + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
+	"role that one has created":                 {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
+	"schema in which only the table is trusted": {run + conditional + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage on schema public to NAME_me; alter schema public owner to NAME_x`, "NAME_x", "schema", ""},
+	"function of a partition's parent": {run + `create role NAME_x; create function holds(text, text) returns text immutable language sql as 'select $1'; alter function holds(text, text) owner to NAME_x;
+		create table parent (like idempotency_keys) partition by list (holds(id, scope)); drop index idempotency_keys_purge_after; alter table parent attach partition idempotency_keys default`, "NAME_x", "parent or type", ""},
+	"membership of the stranger's own making": {run + `create role NAME_x; create role NAME_y; grant NAME_y to NAME_x with admin option; set local role NAME_x; grant NAME_y to NAME_me; reset role;
+		alter table idempotency_keys owner to NAME_y`, "NAME_y", "table", "NAME_me"},
+	"membership by way of a predefined role": {run + `create role NAME_x; grant NAME_x to pg_monitor; grant pg_monitor to NAME_me; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", "NAME_me"},
+	"right to create a trigger behind a rule": {run + `create role NAME_x; create table gone (id text); grant trigger on gone to NAME_x;
+		create rule r as on delete to idempotency_keys do also insert into gone values (old.id)`, "NAME_x", "right", ""},
+	"right to create a trigger behind a cascade": {run + refers + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
 	"schema of the role's own name": {run + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage, create on schema public to NAME_x; set local role NAME_x; create schema NAME_me;
 		create table NAME_me.idempotency_keys (id text); reset role`, "NAME_x", "table", ""},
 }
@@ -93,7 +102,7 @@ func TestWhoCouldGetTheRightsOfTheRoleIsAStranger(t *testing.T) {
 				schema = "NAME_me"
 			}
 			table, in := described(t, pool, row.sql, as, schema)
-			s, found := table.Stranger(), false
+			s, found := table.StrangerByName(), false
 			for _, each := range table.Strangers {
 				found = found || each.Kind == row.kind && each.Role == in(row.role)
 			}
@@ -115,6 +124,12 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 		"member":              run + `create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
 		"member without them": `create role NAME_me noinherit; create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
 		"superuser's":         run + conditional,
+		"member by the will of who has made the role": `create role NAME_admin createrole; set local role NAME_admin; create role NAME_me; create role NAME_x; grant NAME_x to NAME_me; reset role;
+			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
+		"member of a member":             run + `create role NAME_x; create role NAME_y role NAME_me; grant NAME_x to NAME_y; alter table idempotency_keys owner to NAME_x`,
+		"refers to it without a cascade": run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on delete restrict); alter table refers owner to NAME_x`,
+		"owner of the schema beside a member of the owner of the database who creates schemas": run + `create role NAME_db; alter database DATABASE owner to NAME_db; create role NAME_x; create role NAME_admin in role NAME_db, NAME_x;
+			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"owner of the schema": run + `create role NAME_x; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"owner of the database": run + conditional + `create role NAME_x; alter database DATABASE owner to NAME_x; alter table idempotency_keys owner to pg_database_owner;
 			grant trigger on idempotency_keys to NAME_x`,
@@ -160,6 +175,7 @@ func TestRemedyForARightTakesItAway(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
 	for _, grant := range []string{
+		`create role NAME_x; grant trigger, references on idempotency_keys to NAME_x with grant option; set local role NAME_x; grant trigger on idempotency_keys to "NAME_o""dd x"; reset role; grant NAME_x to NAME_me`,
 		`grant trigger on idempotency_keys to public`, `grant references (id) on idempotency_keys to "NAME_o""dd x"`,
 		`create schema "O""dd"; create table "O""dd".kid () inherits (idempotency_keys); grant all on "O""dd".kid to "NAME_o""dd x"`,
 	} {
