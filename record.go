@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/bytea"
+	"github.com/pgidem/idempotency/internal/condition"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
@@ -287,6 +288,9 @@ func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx
 		begun = true
 		sql, err := s.table.statements(ctx, tx)
 		if err != nil {
+			return err
+		}
+		if err := condition.Check(ctx, tx); err != nil {
 			return err
 		}
 		var same bool

@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/visible"
 )
 
@@ -148,6 +149,36 @@ func (p *patient) find(s Severity, check, found, remedy string) {
 func (p *patient) query(ctx context.Context, what, sql string, args []any, into ...any) error {
 	args = append([]any{pgx.QueryExecModeExec}, args...)
 	if err := p.pool.QueryRow(ctx, sql, args...).Scan(into...); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// errReplaced: the table is not the one any more that was looked at.
+var errReplaced = errors.New("replaced by a table that cannot be trusted")
+
+// read is query for the rows of a table in the schema of the keys' table, which has been
+// found to be trusted. It looks again under a lock, since the owner of the schema can have
+// replaced the table meanwhile.
+func (p *patient) read(ctx context.Context, what, table, sql string, into ...any) error {
+	err := pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		err := keytable.Hold(ctx, tx, p.table.schema, table, keytable.Reading)
+		if errors.Is(err, keytable.ErrMissing) {
+			return errReplaced
+		}
+		if err != nil {
+			return err
+		}
+		now, err := keytable.Describe(ctx, tx, p.table.schema, table, pgx.QueryExecModeExec)
+		if err != nil {
+			return err
+		}
+		if !now.IsTable() || now.StrangerByName(keytable.Reading) != nil {
+			return errReplaced
+		}
+		return tx.QueryRow(ctx, sql, pgx.QueryExecModeExec).Scan(into...)
+	})
+	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil

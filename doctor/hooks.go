@@ -163,9 +163,9 @@ func checkOwner(_ context.Context, p *patient) error {
 	switch {
 	case t == nil:
 	case !t.trusted():
-		p.find(Error, "owner", t.Stranger().Found(t.name), t.Stranger().Remedy())
+		p.find(Error, "owner", t.StrangerByName(keytable.Reading).Found(t.name), t.StrangerByName(keytable.Reading).Remedy())
 	case p.role.calls:
-		if s := t.StrangerToWriters(); s != nil && s.Later {
+		if s := t.StrangerToCalls(); s != nil && s.Later {
 			p.find(Warning, "owner", s.Found(t.name), s.Remedy())
 		}
 	}

@@ -18,7 +18,7 @@ type table struct {
 
 // trusted: its rows may be read. To read those of another runs their policies, and what
 // else they have put there.
-func (t *table) trusted() bool { return t.Stranger() == nil }
+func (t *table) trusted() bool { return t.StrangerByName(keytable.Reading) == nil }
 
 // sibling names another table in the same schema.
 func (t *table) sibling(name string) string { return pgx.Identifier{t.schema, name}.Sanitize() }

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/condition"
 	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
@@ -27,8 +28,8 @@ type database struct {
 	asIs    bool   // the connection as the URL describes it
 	found   string // the schema that the table has, when it has been examined
 	tracer  pgx.QueryTracer
-	loop    bool // a connection that was lost meanwhile is told of, and not just replaced
-	deletes bool // and takes more time than a look
+	loop    bool         // a connection that was lost meanwhile is told of, and not just replaced
+	forUse  keytable.Use // of the table
 }
 
 func databaseFlags(fs *flag.FlagSet, timeout time.Duration) *database {
@@ -71,9 +72,6 @@ func (d *database) connect(ctx context.Context, do func(*pgxpool.Pool) error) er
 	if !d.asIs { // the doctor finds it
 		cfg.AfterConnect = unshadowed
 	}
-	if d.deletes {
-		cfg.PrepareConn = d.examineAgain
-	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
 	if err != nil {
 		return err
@@ -95,45 +93,52 @@ func (d *database) within(ctx context.Context, pool *pgxpool.Pool, do func(conte
 // useTable is use for those who work with the rows of the table. Nothing of it is read or
 // written unless it can be trusted: a view, a trigger, a policy of somebody else would
 // run with the rights of whoever types the command. From here on every statement names
-// the schema.
+// the schema, and what reads or writes rows looks again: see reading and writing.
 func (d *database) useTable(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
 	return d.use(ctx, d.examined(do))
 }
 
 // examined is do after a look at the table.
 func (d *database) examined(do func(context.Context, *pgxpool.Pool) error) func(context.Context, *pgxpool.Pool) error {
-	return func(ctx context.Context, pool *pgxpool.Pool) error {
-		if err := d.examine(ctx, pool); err != nil {
+	return func(ctx context.Context, pool *pgxpool.Pool) (err error) {
+		schema := d.schema
+		if schema == "" {
+			if schema, err = keytable.Schema(ctx, pool); err != nil {
+				return err
+			}
+		}
+		if err := d.trusted(ctx, pool, schema); err != nil {
 			return err
 		}
+		d.found = schema
 		return do(ctx, pool)
 	}
 }
 
-func (d *database) examine(ctx context.Context, pool *pgxpool.Pool) (err error) {
-	schema := d.schema
-	if schema == "" {
-		if schema, err = keytable.Schema(ctx, pool); err != nil {
+// reading calls do in a transaction in which the table is what it was found to be: what
+// somebody has put in its place since would run.
+func (d *database) reading(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := d.held(ctx, tx, keytable.Reading); err != nil {
 			return err
 		}
-	}
-	if err = d.trusted(ctx, pool, schema); err == nil {
-		d.found = schema
-	}
-	return err
+		return do(tx)
+	})
 }
 
-// examineAgain is for each transaction that deletes: what somebody has put on the table
-// since the one before would run.
-func (d *database) examineAgain(ctx context.Context, conn *pgx.Conn) (usable bool, err error) {
-	if d.found == "" {
-		return true, nil
+// writing is the context for a Store's methods that delete, each transaction of which
+// looks at the table first.
+func (d *database) writing(ctx context.Context) context.Context {
+	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error { return d.held(ctx, tx, keytable.Writing) })
+}
+
+// held holds the table until tx ends, and returns why it is not worked with.
+func (d *database) held(ctx context.Context, tx pgx.Tx, use keytable.Use) error {
+	err := keytable.Hold(ctx, tx, d.found, keytable.Name, use)
+	if err != nil {
+		return unusable(d.found, err)
 	}
-	err = d.trusted(ctx, conn, d.found)
-	if conn.IsClosed() {
-		return false, nil // the pool takes another
-	}
-	return true, err
+	return d.trusted(ctx, tx, d.found)
 }
 
 // trusted returns why the table is not worked with.
@@ -141,10 +146,8 @@ func (d *database) trusted(ctx context.Context, q keytable.Querier, schema strin
 	name := qualified(schema)
 	table, err := keytable.Describe(ctx, q, schema, keytable.Name)
 	switch {
-	case errors.Is(err, keytable.ErrMissing):
-		return untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been examined
 	case err != nil:
-		return fmt.Errorf("looking at %s: %w", name, err)
+		return unusable(schema, err)
 	case !table.IsTable():
 		return untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
 	}
@@ -152,14 +155,19 @@ func (d *database) trusted(ctx context.Context, q keytable.Querier, schema strin
 	if wrong := table.Mistyped(); len(wrong) > 0 {
 		return untrusted(fmt.Sprintf("%s was not made by this package: it needs %s: rename what is there, or name another schema (-schema)", name, strings.Join(wrong, ", ")))
 	}
-	stranger := table.Stranger()
-	if d.deletes { // a trigger that is added meanwhile would run
-		stranger = table.StrangerToWriters()
-	}
-	if stranger != nil {
+	if stranger := table.StrangerByName(d.forUse); stranger != nil {
 		return untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
 	}
 	return nil
+}
+
+// unusable is the error of a look. A missing table ends the command: the one that somebody
+// makes from now on has not been examined.
+func unusable(schema string, err error) error {
+	if errors.Is(err, keytable.ErrMissing) {
+		return untrusted(remedy.MissingTable)
+	}
+	return fmt.Errorf("looking at %s: %w", qualified(schema), err)
 }
 
 // unshadowed refuses a session in which any statement could run what somebody has planted.

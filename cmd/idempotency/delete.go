@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 var deleteKey = &command{
@@ -20,7 +21,7 @@ effect twice. It exits with 4, and changes nothing, while a call is in progress,
 with 3 if there is no record. With -json it says so in an object, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
-		db.deletes = true
+		db.forUse = keytable.Writing
 		yes := fs.Bool("yes", false, "do not ask")
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, args []string) error {
@@ -102,7 +103,7 @@ func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id str
 		return rec, err
 	}
 	rec = record{Scope: scope, ID: id, State: deleted}
-	err = store.Delete(ctx, idempotency.Key{Scope: scope, ID: id})
+	err = store.Delete(d.writing(ctx), idempotency.Key{Scope: scope, ID: id})
 	switch {
 	case errors.Is(err, idempotency.ErrNotFound):
 		rec.State = notFound

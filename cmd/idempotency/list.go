@@ -253,16 +253,14 @@ func (rec record) cells(show bool) []string {
 func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, readable bool, after cursor, limit int) (page []record, err error) {
 	keys := q.id != "" || q.prefix != ""
 	args := []any{q.scope, q.state, q.newer.micros(), q.older.micros(), after.purgeAfter(), after.ID, after.Scope, limit, q.show}
-	if !keys {
-		rows, _ := pool.Query(ctx, d.on(listSQL(readable, keys)), args...)
-		page, err = pgx.CollectRows(rows, scanRecord)
-		return page, remedy.Of(err, d.schema)
-	}
-	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, byKeySQL); err != nil {
-			return err
+	err = d.reading(ctx, pool, func(tx pgx.Tx) error {
+		if keys {
+			if _, err := tx.Exec(ctx, byKeySQL); err != nil {
+				return err
+			}
+			args = append(args, q.id.orNull(), q.prefix.pattern())
 		}
-		rows, _ := tx.Query(ctx, d.on(listSQL(readable, keys)), append(args, q.id.orNull(), q.prefix.pattern())...)
+		rows, _ := tx.Query(ctx, d.on(listSQL(readable, keys)), args...)
 		page, err = pgx.CollectRows(rows, scanRecord)
 		return err
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 	"github.com/pgidem/idempotency/internal/visible"
 )
@@ -27,7 +28,7 @@ it is interrupted. With -json each purge is an object, one of the loop that foun
 nothing, failed, or stood by for another process, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, 0)
-		db.deletes = true
+		db.forUse = keytable.Writing
 		once := fs.Bool("once", false, "delete what has expired by now, and end")
 		var every age
 		fs.Var(&every, "every", "go on, and look again after this `time`, such as 5m")
@@ -61,7 +62,7 @@ func (p *purger) once(ctx context.Context) error {
 			return err
 		}
 		clear := p.progress()
-		deleted, err := store.Purge(ctx)
+		deleted, err := store.Purge(p.writing(ctx))
 		clear()
 		if p.asJSON {
 			if err := p.object(ctx, event); err != nil {
@@ -109,7 +110,11 @@ const readableSQL = `select from idempotency_keys limit 0`
 func (p *purger) loop(ctx context.Context, every time.Duration) error {
 	stopped := ctx
 	err := p.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		if _, err := pool.Exec(ctx, p.on(readableSQL)); err != nil {
+		err := p.reading(ctx, pool, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, p.on(readableSQL))
+			return err
+		})
+		if err != nil {
 			return remedy.Of(err, p.schema)
 		}
 		ctx, end := context.WithCancelCause(ctx)
@@ -124,7 +129,7 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 			return err
 		}
 		fmt.Fprintf(p.std.err, "idempotency: purging every %v\n", every)
-		if err := store.PurgeEvery(ctx, every); stopped.Err() != nil {
+		if err := store.PurgeEvery(p.writing(ctx), every); stopped.Err() != nil {
 			return err
 		}
 		return errors.New("the loop has ended, because to try again would not help")

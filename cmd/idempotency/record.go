@@ -219,8 +219,12 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	if err != nil {
 		return record{}, err
 	}
-	rows, _ := pool.Query(ctx, d.on(recordSQL(readable)), id, scope, result)
-	rec, err := pgx.CollectExactlyOneRow(rows, scanRecord)
+	var rec record
+	err = d.reading(ctx, pool, func(tx pgx.Tx) (err error) {
+		rows, _ := tx.Query(ctx, d.on(recordSQL(readable)), id, scope, result)
+		rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
+		return err
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		rec, err = record{Scope: scope, ID: id, State: notFound, ResultBytes: new(int64)}, nil
 	}

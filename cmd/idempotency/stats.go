@@ -41,7 +41,11 @@ far as they are not purged yet. With -every it goes on, after a lost connection 
 			}
 			w := watch{database: db, std: std, every: time.Duration(every), asJSON: *asJSON}
 			w.look = func(ctx context.Context, pool *pgxpool.Pool) (s statistic, err error) {
-				return db.statistics(ctx, pool, *sample, *scopes)
+				err = db.reading(ctx, pool, func(tx pgx.Tx) error {
+					s, err = db.statistics(ctx, tx, *sample, *scopes)
+					return err
+				})
+				return s, err
 			}
 			return w.run(ctx)
 		}
@@ -148,9 +152,9 @@ from ` + keyLocks + `
 group by l.virtualtransaction, l.pid, a.pid, a.application_name, a.usename, a.client_addr, a.client_port, a.state, a.xact_start, a.wait_event
 order by a.xact_start nulls last, l.pid`
 
-func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample int64, scopes int) (s statistic, err error) {
+func (d *database) statistics(ctx context.Context, tx pgx.Tx, sample int64, scopes int) (s statistic, err error) {
 	var pages int64
-	err = pool.QueryRow(ctx, d.on(sizeSQL)).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
+	err = tx.QueryRow(ctx, d.on(sizeSQL)).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
 	if err != nil {
 		return s, err
 	}
@@ -159,7 +163,7 @@ func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample in
 		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
 	}
 	var hours [][2]int64 // the second at which it begins, and the keys in it
-	err = pool.QueryRow(ctx, d.on(keysSQL), float32(s.SampledPercent), scopes).
+	err = tx.QueryRow(ctx, d.on(keysSQL), float32(s.SampledPercent), scopes).
 		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &hours)
 	if err != nil {
 		return s, err
@@ -172,11 +176,11 @@ func (d *database) statistics(ctx context.Context, pool *pgxpool.Pool, sample in
 	if s.Keys > 0 {
 		s.BytesPerKey = float64(s.TableBytes+s.IndexBytes+s.ToastBytes) / float64(s.Keys)
 	}
-	err = pool.QueryRow(ctx, d.on(oldestSQL)).Scan(&s.OldestExpired)
+	err = tx.QueryRow(ctx, d.on(oldestSQL)).Scan(&s.OldestExpired)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return s, err
 	}
-	rows, _ := pool.Query(ctx, d.on(holdersSQL))
+	rows, _ := tx.Query(ctx, d.on(holdersSQL))
 	s.Holders, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (h keyHolder, err error) {
 		err = row.Scan(append(h.targets(), &h.Keys, &h.Writing)...)
 		return h, err

@@ -102,7 +102,7 @@ func TestWhoCouldGetTheRightsOfTheRoleIsAStranger(t *testing.T) {
 				schema = "NAME_me"
 			}
 			table, in := described(t, pool, row.sql, as, schema)
-			s, found := table.StrangerByName(), false
+			s, found := table.StrangerByName(keytable.Reading), false
 			for _, each := range table.Strangers {
 				found = found || each.Kind == row.kind && each.Role == in(row.role)
 			}
@@ -136,7 +136,7 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 		"members of the owner of the database": run + conditional + `create role NAME_x role NAME_me; alter database DATABASE owner to NAME_x; alter table idempotency_keys owner to pg_database_owner;
 			alter schema public owner to pg_database_owner`,
 	} {
-		if table, _ := described(t, pool, sql, "NAME_me", "public"); table.StrangerToWriters() != nil {
+		if table, _ := described(t, pool, sql, "NAME_me", "public"); table.StrangerToCalls() != nil {
 			t.Errorf("%s: %+v", what, table.Strangers)
 		}
 	}
@@ -150,7 +150,7 @@ func TestRightToCreateATriggerCountsForWhoWritesBeforeThereIsOne(t *testing.T) {
 	if table.Stranger() != nil || table.StrangerUnlessLocked() != nil || table.StrangerToOwners() != nil {
 		t.Errorf("%+v", table.Strangers)
 	}
-	if s := table.StrangerToWriters(); s == nil || strings.Contains(s.Found("t"), "has a trigger") {
+	if s := table.StrangerToCalls(); s == nil || strings.Contains(s.Found("t"), "has a trigger") {
 		t.Errorf("%+v", s)
 	}
 }
@@ -162,7 +162,7 @@ func TestRightToReferToTheTableCountsForWhoWrites(t *testing.T) {
 	pool := pgtest.New(t)
 	for _, columns := range []string{"", " (id, scope)"} {
 		table, in := described(t, pool, run+conditional+"create role NAME_x; grant references"+columns+" on idempotency_keys to NAME_x", "NAME_me", "public")
-		if s := table.StrangerToWriters(); s == nil || s.Role != in("NAME_x") || !strings.Contains(s.Found("t"), "the right references") {
+		if s := table.StrangerToCalls(); s == nil || s.Role != in("NAME_x") || !strings.Contains(s.Found("t"), "the right references") {
 			t.Errorf("references%s: %+v", columns, s)
 		}
 		if table.Stranger() != nil || table.StrangerUnlessLocked() != nil || table.StrangerToOwners() != nil {
@@ -181,13 +181,13 @@ func TestRemedyForARightTakesItAway(t *testing.T) {
 	} {
 		sql := run + `create role "NAME_o""dd x"; ` + grant
 		table, in := described(t, pool, sql, "NAME_me", "public")
-		s := table.StrangerToWriters()
+		s := table.StrangerToCalls()
 		if s == nil || s.Kind != "right" {
 			t.Errorf("%s: %+v", grant, table.Strangers)
 			continue
 		}
 		_, remedy, _ := strings.Cut(s.Remedy(), "and revoke")
-		if table, _ := described(t, pool, sql+"; revoke "+remedy, in("NAME_me"), "public"); table.StrangerToWriters() != nil {
+		if table, _ := described(t, pool, sql+"; revoke "+remedy, in("NAME_me"), "public"); table.StrangerToCalls() != nil {
 			t.Errorf("%s, after %s: %+v", grant, remedy, table.Strangers)
 		}
 	}

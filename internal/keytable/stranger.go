@@ -1,0 +1,258 @@
+package keytable
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A Stranger is a role that the table obeys and the current role does not: neither this
+// role, nor one whose rights it has as a member, nor a superuser. What a stranger has put
+// on the table would run with the rights of the current role. Membership means trust:
+// each member of the owner is trusted by all the others. But members of a predefined role
+// (pg_monitor) did not choose each other, and a superuser, who has the rights of all
+// roles, counts as a member of none.
+type Stranger struct {
+	Kind string // table, schema, child, what is of that role: trigger, rule, policy, ...; or right, of Privilege on Name
+	Name string
+	Role string // public is everybody
+
+	// Of a right: trigger or references, where Name is, and who has given it, if it was not the
+	// owner.
+	Privilege, Schema, Grantor string
+
+	// The owner of the database, or of a schema that it cannot have made itself, or a role
+	// that the current one can become without having its rights. Those who are no
+	// superusers trust it with calls and with looking, but not with what only an owner does.
+	Host bool
+
+	// The owner of the schema or of the database, as of a Host, whose table can run nothing:
+	// it has no trigger, no expression but constants, no child and so on. It is trusted by
+	// superusers with no more than that: the owner can change it at any time, unless the
+	// table is locked.
+	Inert bool
+
+	// The role that has logged in, if it is to this one that Role is a stranger: see givenSQL.
+	Login string
+
+	// There is nothing yet that whoever has the right could have made. They are strangers
+	// only to who writes rows later, and holds no lock that keeps them from making it.
+	Later bool
+}
+
+// Stranger returns the first one, or nil if the table can be trusted.
+func (t Table) Stranger() *Stranger {
+	return t.stranger(func(s Stranger) bool { return s.Kind != "schema" && !s.Host && !s.Inert && !s.Later })
+}
+
+// StrangerByName is Stranger for who names the table in statements that follow: the owner
+// of the schema can put another table in its place, even if this one is held, for the schema
+// itself can be renamed. That is why a superuser writes to no table of another.
+func (t Table) StrangerByName(use Use) *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host && !s.Later && (use == Writing || !s.Inert) })
+}
+
+// StrangerUnlessLocked is Stranger where a lock can keep the owner from changing the table.
+func (t Table) StrangerUnlessLocked() *Stranger {
+	return t.stranger(func(s Stranger) bool { return s.Kind != "schema" && !s.Host && !s.Later })
+}
+
+// StrangerToCalls is Stranger for a program that writes rows and does not hold the table: a
+// trigger can still be created before the rows are written.
+func (t Table) StrangerToCalls() *Stranger {
+	return t.stranger(func(s Stranger) bool { return !s.Host })
+}
+
+// StrangerToOwners is Stranger for what only an owner of the table does, under a lock.
+func (t Table) StrangerToOwners() *Stranger {
+	return t.stranger(func(s Stranger) bool { return s.Kind != "schema" && !s.Later })
+}
+
+func (t Table) stranger(is func(Stranger) bool) *Stranger {
+	if i := slices.IndexFunc(t.Strangers, is); i >= 0 {
+		return &t.Strangers[i]
+	}
+	return nil
+}
+
+// Found says what is so, of the table of that name.
+func (s *Stranger) Found(table string) string {
+	what := fmt.Sprintf("%s belongs to role %q", table, s.Role)
+	switch s.Kind {
+	case "table":
+	case "schema":
+		what = fmt.Sprintf("%s can be replaced by role %q, the owner of the schema", table, s.Role)
+	case "parent or type":
+		what = fmt.Sprintf("%s has a parent or a type of role %q", table, s.Role)
+	case "right":
+		what = fmt.Sprintf("%s gives role %q the right %s on %q", table, s.Role, s.Privilege, s.Name)
+		if !s.Later {
+			what += ", which has a trigger"
+		}
+	default:
+		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
+	}
+	if s.Login != "" {
+		return what + fmt.Sprintf(", to whom the login %q is a stranger, although a setting of the database or of the login has given the session another role: what they have put there could reset that, and run with the rights of the login", s.Login)
+	}
+	return what + ", who is no superuser, and of whom the current role is no member (a superuser is taken for a member of none, and nobody for one of a predefined role): what they have put there would run with the rights of this role"
+}
+
+// Remedy says what to do.
+func (s *Stranger) Remedy() string {
+	role := pgx.Identifier{s.Role}.Sanitize()
+	if s.Login != "" {
+		return "log in as the role that is to be used, or take the setting away: alter database, or alter role, ... reset role (see pg_db_role_setting)"
+	}
+	switch s.Kind {
+	case "table":
+		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let neither it nor its members create others (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
+	case "schema":
+		return fmt.Sprintf("connect as role %q, or as a member of it that is no superuser, or make a trusted role the owner of the schema", s.Role)
+	case "right":
+		if s.Role == "public" {
+			role = "public"
+		}
+		on := pgx.Identifier{s.Schema, s.Name}.Sanitize()
+		if s.Grantor != "" { // what was passed on is taken away with the option to do so
+			return fmt.Sprintf("drop the triggers that are not yours, and revoke grant option for trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Grantor}.Sanitize())
+		}
+		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s cascade", on, role)
+	}
+	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
+}
+
+// strangersSQL finds whom a relation obeys, and keeps those who could thereby get rights
+// of the current role: see Stranger. Each operator and function is exactly one of
+// pg_catalog, as in describeSQL.
+//
+// That is the owner of the table, of its children and of the tables that a cascade changes
+// with it, since that fires their triggers: an owner can put there whatever they like. (A
+// foreign key without a cascade runs what it runs with the rights of the owner of the
+// table that refers to this one.) The owner of the schema can put another table there.
+//
+// It is also the owner of everything that something on these tables uses: the function of
+// a trigger, of a rule, a policy, a default, a constraint, an index, the type of a column.
+// The planner itself runs functions in the expressions of indexes, partitions and
+// statistics. What is used uses other things in turn, and has parts (deptype a and i): an
+// operator has a function, a domain has constraints, a view has a rule.
+//
+// Nothing says who has created a trigger, and its condition can run SQL by PostgreSQL's
+// own functions (query_to_xml): so a trigger is also that of all who may create one. Who
+// may refer to the table can do it later. Everything else can only be put there by the
+// owner.
+//
+// pg_depend has what is used. Its owner is where it is described: pg_shdepend lacks what
+// a predefined role owns. pg_database_owner is the owner of the database, the only
+// member that it can have. From PostgreSQL 18 on, pg_constraint has each NOT NULL too
+// ('n'), which runs nothing; nor does a default that is a constant and no expression.
+//
+// An owner of the schema who may create schemas could have made this one, under a name
+// that is in the search_path ("$user"), and so is no host; nor if a member of it may, but
+// for the members of the database's owner.
+//
+// friends are the roles that the current one is a member of by the will of somebody who
+// could act as it anyway: on PostgreSQL 14 a role can make everybody a member of itself,
+// and who administers a role can make everybody a member of that. A grantor that is
+// dropped (up to PostgreSQL 15) has not done it for that.
+const strangersSQL = `
+with recursive friends (oid) as (
+	select oid from pg_roles where rolname = current_user
+	union
+	select m.roleid from friends f
+	join pg_roles r on r.oid = f.oid and left(r.rolname::text, 3) <> 'pg_'
+	join pg_auth_members m on m.member = f.oid
+	left join pg_roles g on g.oid = m.grantor
+	where g.oid is null or g.rolsuper or pg_has_role(g.oid, f.oid, 'member'::text)
+		or g.rolcreaterole and current_setting('server_version_num'::text)::int4 < 160000
+), parts (oid, kind, name, owner, locked) as (
+	select c.oid, 'table', c.relname, c.relowner, true
+	union
+	select x.oid, l.kind, coalesce(l.name, x.relname), x.relowner, p.locked and l.kind = 'child'::text from parts p join (
+		select i.inhparent, i.inhrelid, 'child', null::name from pg_inherits i
+		union all
+		select k.confrelid, k.conrelid, 'foreign key', k.conname from pg_constraint k
+		where k.contype = 'f' and (k.confdeltype in ('c', 'n', 'd') or k.confupdtype in ('c', 'n', 'd'))
+	) l (part, oid, kind, name) on l.part = p.oid join pg_class x on x.oid = l.oid
+), things (class, oid, part, kind, name, inert) as (
+	select 'pg_class'::regclass::oid, x.oid, 0, case p.kind when 'table' then 'parent or type' else p.kind end, p.name,
+		p.kind = 'table' and x.relkind = 'r' and not x.relispartition
+	from parts p join pg_class x on x.oid = p.oid
+	union all
+	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid = any(array(select oid from parts)) and a.attnum > 0
+	union all
+	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid = any(array(select oid from parts)) and not exists (select from pg_constraint k where k.oid = t.tgconstraint and k.contype <> 't')
+	union all
+	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename, false from pg_rewrite r where r.ev_class = any(array(select oid from parts))
+	union all
+	select 'pg_policy'::regclass::oid, l.oid, 0, 'policy', l.polname, false from pg_policy l where l.polrelid = any(array(select oid from parts))
+	union all
+	select 'pg_attrdef'::regclass::oid, f.oid, 0, 'default', a.attname, f.adbin::text like '{CONST %'::text from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid = any(array(select oid from parts))
+	union all
+	select 'pg_constraint'::regclass::oid, k.oid, 0, 'constraint', k.conname, k.contype in ('p', 'n') from pg_constraint k where k.conrelid = any(array(select oid from parts))
+	union all
+	select 'pg_class'::regclass::oid, x.oid, 0, 'index', x.relname, i.indexprs is null and i.indpred is null from pg_index i join pg_class x on x.oid = i.indexrelid where i.indrelid = any(array(select oid from parts))
+	union all
+	select 'pg_statistic_ext'::regclass::oid, e.oid, 0, 'statistics', e.stxname, false from pg_statistic_ext e where e.stxrelid = any(array(select oid from parts))
+), uses (class, oid, kind, name) as (
+	select d.refclassid, d.refobjid, t.kind, t.name
+	from things t join pg_depend d on d.classid = t.class and d.objid = t.oid and d.objsubid = t.part
+	where not exists (select from things t where t.class = d.refclassid and t.oid = d.refobjid)
+	union
+	select s.class, s.oid, u.kind, u.name
+	from uses u cross join lateral (
+		select d.refclassid, d.refobjid from pg_depend d where d.classid = u.class and d.objid = u.oid
+		union all
+		select d.classid, d.objid from pg_depend d where d.refclassid = u.class and d.refobjid = u.oid and d.deptype in ('a', 'i')
+	) s (class, oid)
+	where not exists (select from things t where t.class = s.class and t.oid = s.oid)
+), obeyed (kind, name, owner, privilege, schema, grantor, later) as materialized (
+	select p.kind, p.name, p.owner, null, null, null::oid, false from parts p
+	union
+	select 'schema', n.nspname, n.nspowner, null, null, null, false
+	union
+	select 'right', x.relname, g.grantee, lower(g.privilege_type), s.nspname, nullif(g.grantor, x.relowner),
+		x.locked and (g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and not exists (select from pg_constraint k where k.oid = t.tgconstraint and k.contype <> 't')))
+	from (
+		select x.*, exists (select from parts p where p.oid = x.oid and p.locked) as locked from pg_class x
+		where x.oid = any(array(select oid from parts)) or x.oid = any(array(select oid from uses where class = 'pg_class'::regclass::oid))
+	) x join pg_namespace s on s.oid = x.relnamespace
+	cross join lateral (select x.relacl union all select a.attacl from pg_attribute a where a.attrelid = x.oid) acls (acl)
+	cross join lateral aclexplode(acls.acl) g
+	where g.privilege_type in ('TRIGGER', 'REFERENCES') and g.grantee <> x.relowner
+	union
+	select u.kind, u.name, case u.class
+		when 'pg_class'::regclass::oid then (select relowner from pg_class x where x.oid = u.oid)
+		when 'pg_proc'::regclass::oid then (select proowner from pg_proc x where x.oid = u.oid)
+		when 'pg_type'::regclass::oid then (select typowner from pg_type x where x.oid = u.oid)
+		when 'pg_operator'::regclass::oid then (select oprowner from pg_operator x where x.oid = u.oid)
+		when 'pg_opclass'::regclass::oid then (select opcowner from pg_opclass x where x.oid = u.oid)
+		when 'pg_opfamily'::regclass::oid then (select opfowner from pg_opfamily x where x.oid = u.oid)
+		when 'pg_collation'::regclass::oid then (select collowner from pg_collation x where x.oid = u.oid)
+		when 'pg_language'::regclass::oid then (select lanowner from pg_language x where x.oid = u.oid)
+		when 'pg_ts_config'::regclass::oid then (select cfgowner from pg_ts_config x where x.oid = u.oid)
+		when 'pg_ts_dict'::regclass::oid then (select dictowner from pg_ts_dict x where x.oid = u.oid)
+		when 'pg_foreign_server'::regclass::oid then (select srvowner from pg_foreign_server x where x.oid = u.oid)
+		when 'pg_foreign_data_wrapper'::regclass::oid then (select fdwowner from pg_foreign_data_wrapper x where x.oid = u.oid)
+		end, null, null, null, false
+	from uses u
+)
+select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', coalesce(o.rolname::text, 'public'),
+		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Privilege', y.privilege, 'Schema', y.schema, 'Later', y.later,
+		'Grantor', (select g.rolname from pg_roles g where g.oid = y.grantor),
+		'Inert', y.kind in ('table', 'schema') and host.landlord and not exists (select from things where inert is not true)
+	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
+from obeyed y
+cross join lateral (select b.oid, b.datdba, case when y.owner = 'pg_database_owner'::regrole::oid then b.datdba else y.owner end from pg_database b where b.datname = current_database()) base (oid, datdba, owner)
+join pg_roles me on me.rolname = current_user
+left join pg_roles o on o.oid = base.owner
+cross join lateral (select left(o.rolname::text, 3) = 'pg_', o.oid = any(array(select oid from friends))) pre (defined, friend)
+cross join lateral (select
+	not pre.defined and (o.oid = base.datdba or o.oid = n.nspowner and not exists (
+		select from pg_roles r
+		where not r.rolsuper and not pg_has_role(r.oid, base.datdba, 'member'::text)
+			and pg_has_role(r.oid, o.oid, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text))),
+	not pre.defined and pre.friend and pg_has_role(o.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
+) host (landlord, becomes)
+where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pre.friend and pg_has_role(o.oid, 'usage'::text))) is not true`
