@@ -1,0 +1,55 @@
+package main_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// The table is trusted until a command waits for it, and then it is another one: a
+// statement that waits for a lock takes what has the name when it gets it.
+func TestTableThatIsReplacedWhileACommandIsAtWorkRunsNothing(t *testing.T) {
+	t.Parallel()
+	const (
+		theirs = `create function theirs(text) returns bool immutable language plpgsql as $$ begin raise exception 'theirs runs'; end $$; alter function theirs(text) owner to stranger;`
+		view   = theirs + `alter table idempotency_keys rename to hidden; create view idempotency_keys as select * from hidden where theirs(id)`
+		table  = theirs + `alter table idempotency_keys rename to hidden; create table idempotency_keys (like hidden including all); insert into idempotency_keys select * from hidden;
+			alter table idempotency_keys owner to stranger; create rule r as on delete to idempotency_keys do also select theirs('x')`
+	)
+	for args, sql := range map[string]string{
+		"get s i": view, "find i": view, "list": view, "list -id i": view, "stats": view, "delete -yes s i": table, "purge -once": table, "doctor": view,
+	} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.New(t)
+			execute(t, pool, "s", "i", 1)
+			aged(t, pool, "s", 25*time.Hour)
+			sql := strings.ReplaceAll(sql, "stranger", stranger(t, pool))
+			tx, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+				t.Fatal(err)
+			}
+			wait := start(t, command(t, on(pool), strings.Fields(args)...))
+			eventually(t, "the command waits for the table", func() (waits bool) {
+				_ = pool.QueryRow(t.Context(), "select exists (select from pg_locks where not granted and relation is not null)").Scan(&waits)
+				return waits
+			})
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			r := wait()
+			if strings.Contains(r.stdout+r.stderr, "theirs runs") {
+				t.Errorf("%+v", r)
+			}
+			if args != "doctor" {
+				r.wantLine(t, 1, "idempotency_keys")
+			}
+		})
+	}
+}
