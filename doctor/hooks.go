@@ -13,10 +13,11 @@ import (
 // A hook is something on the table that acts when a call writes its row, or when a
 // purge deletes it.
 type hook struct {
-	Kind string // trigger, rule, foreign key
-	Name string
-	When string   // before insert or update, for example
-	From []string // the schema and the table of a foreign key that refers to this one
+	Kind   string // trigger, rule, foreign key
+	Name   string
+	When   string   // before insert or update, for example
+	On     []string // the schema and the table that has it
+	Refers bool     // a foreign key of another table
 }
 
 // wanted in the comment of a trigger, a rule or a policy says that somebody knows
@@ -41,20 +42,22 @@ const hooksSQL = partsSQL + `, hooks as (
 	select 'trigger' as kind, t.tgname::text as name,
 		case when (t.tgtype::int & 2) > 0 then 'before ' else 'after ' end || pg_catalog.concat_ws(' or ',
 			case when (t.tgtype::int & 4) > 0 then 'insert' end, case when (t.tgtype::int & 16) > 0 then 'update' end, case when (t.tgtype::int & 8) > 0 then 'delete' end) as action,
-		array[]::text[] as origin, obj_description(t.oid, 'pg_trigger'::name) as remark
+		t.tgrelid as place, false as refers, obj_description(t.oid, 'pg_trigger'::name) as remark
 	from pg_trigger t
 	where t.tgrelid in (select oid from parts) and not t.tgisinternal and t.tgparentid = 0::oid and t.tgenabled in ('O', 'A') and (t.tgtype::int & 28) > 0
 	union all
-	select 'rule', r.rulename::text, 'on ' || case r.ev_type when '2' then 'update' when '3' then 'insert' else 'delete' end, array[]::text[], obj_description(r.oid, 'pg_rewrite'::name)
+	select 'rule', r.rulename::text, 'on ' || case r.ev_type when '2' then 'update' when '3' then 'insert' else 'delete' end, r.ev_class, false, obj_description(r.oid, 'pg_rewrite'::name)
 	from pg_rewrite r
 	where r.ev_class in (select oid from parts) and r.ev_enabled in ('O', 'A') and r.ev_type in ('2', '3', '4')
 	union all
-	select 'foreign key', k.conname::text, '', case when k.conrelid in (select oid from parts) then array[]::text[] else array[n.nspname::text, c.relname::text] end,
+	select 'foreign key', k.conname::text, '', k.conrelid, k.conrelid not in (select oid from parts),
 		obj_description(k.oid, 'pg_constraint'::name)
-	from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
+	from pg_constraint k
 	where k.contype = 'f' and k.conparentid = 0::oid and (k.conrelid in (select oid from parts) or k.confrelid in (select oid from parts))
 )
-select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', kind, 'Name', name, 'When', action, 'From', origin) order by kind, name), '[]')
+select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', kind, 'Name', name, 'When', action, 'On', (
+		select array[n.nspname::text, c.relname::text] from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = place),
+		'Refers', refers) order by kind, name, place), '[]')
 from hooks where coalesce(remark, '') not like '%' || $2::text || '%'`
 
 // checkHooks names what can change or drop a record. A call finds out by itself what
@@ -70,7 +73,8 @@ func checkHooks(ctx context.Context, p *patient) error {
 	}
 	for _, h := range hooks {
 		name := pgx.Identifier{h.Name}.Sanitize()
-		on := h.Kind + " " + name + " on " + p.table.name
+		table := pgx.Identifier(h.On).Sanitize()
+		on := h.Kind + " " + name + " on " + table
 		known := fmt.Sprintf("if it is yours and leaves the rows as they are: comment on %s is '%s'", on, wanted)
 		switch {
 		case h.Kind == "trigger":
@@ -79,13 +83,12 @@ func checkHooks(ctx context.Context, p *patient) error {
 		case h.Kind == "rule":
 			p.find(Warning, "rule", fmt.Sprintf("the rule %s, %s, can change or drop a record: calls fail, or run again", name, h.When),
 				"drop "+on+"; "+known)
-		case len(h.From) == 0:
+		case !h.Refers:
 			p.find(Warning, "foreign key", fmt.Sprintf("the foreign key %s makes records depend on other rows: calls fail without these, and where it cascades records go with them", name),
-				fmt.Sprintf("alter table %s drop constraint %s", p.table.name, name))
+				fmt.Sprintf("alter table %s drop constraint %s", table, name))
 		default:
-			from := pgx.Identifier(h.From).Sanitize()
-			p.find(Warning, "foreign key", fmt.Sprintf("the foreign key %s of %s refers to records: a purge fails at the first that is referred to, and so does Delete, or they take those rows with them", name, from),
-				fmt.Sprintf("alter table %s drop constraint %s; and store the key's scope and id without it", from, name))
+			p.find(Warning, "foreign key", fmt.Sprintf("the foreign key %s of %s refers to records: a purge fails at the first that is referred to, and so does Delete, or they take those rows with them", name, table),
+				fmt.Sprintf("alter table %s drop constraint %s; and store the key's scope and id without it", table, name))
 		}
 	}
 	return nil

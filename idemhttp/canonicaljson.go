@@ -153,11 +153,12 @@ func (c *canonicalizer) sort(first int, members []member) {
 	c.out = append(c.out, '}')
 }
 
-// compareFolded is 0 for names that encoding/json takes for the same.
+// compareFolded is 0 for names that encoding/json takes for the same. It takes each half
+// of a surrogate pair, and each byte that is not UTF-8, for the replacement character.
 func compareFolded(a, b []byte) int {
 	for len(a) > 0 && len(b) > 0 {
-		r, n := utf8.DecodeRune(a)
-		q, m := utf8.DecodeRune(b)
+		r, n := decodeRune(a)
+		q, m := decodeRune(b)
 		if r != q {
 			if order := cmp.Compare(folded(r), folded(q)); order != 0 {
 				return order
@@ -166,6 +167,18 @@ func compareFolded(a, b []byte) int {
 		a, b = a[n:], b[m:]
 	}
 	return cmp.Compare(len(a), len(b))
+}
+
+// decodeRune is of a string in the canonical form.
+func decodeRune(s []byte) (rune, int) {
+	if s[0] != '\\' {
+		return utf8.DecodeRune(s)
+	}
+	r, n := unescape(s)
+	if utf16.IsSurrogate(r) {
+		r = utf8.RuneError
+	}
+	return r, n
 }
 
 // folded is the smallest of the characters that differ in case only.

@@ -257,12 +257,22 @@ func TestMembersWhoseNamesDifferInCaseStayInTheirOrder(t *testing.T) {
 		{`{"amount":1,"b":2,"AMOUNT":100}`, `{"AMOUNT":100,"b":2,"amount":1}`},
 		{`{"s":1,"ſ":2}`, `{"ſ":2,"s":1}`},
 		{`{"k":1,"\u212a":2}`, `{"\u212a":2,"k":1}`},
+		{`{"\ud800":1,"\udfff":2}`, `{"\udfff":2,"\ud800":1}`},
+		{`{"a\ud800":1,"A\ufffd":2}`, `{"A\ufffd":2,"a\ud800":1}`},
+		{"{\"\\ud800\":1,\"\xff\":2}", "{\"\xff\":2,\"\\ud800\":1}"},
+		{`{"\"a":1,"\"A":2}`, `{"\"A":2,"\"a":1}`},
 	} {
 		if canonical(pair[0]) == canonical(pair[1]) {
 			t.Errorf("%q for both of %q", canonical(pair[0]), pair)
 		}
 	}
-	if a, b := canonical(`{"b":1,"a":2,"A":3}`), canonical(`{"a":2,"A":3,"b":1}`); a != b {
-		t.Errorf("%q, %q", a, b)
+	for _, pair := range [][2]string{
+		{`{"b":1,"a":2,"A":3}`, `{"a":2,"A":3,"b":1}`},
+		{`{"\\ud800":1,"\\udfff":2}`, `{"\\udfff":2,"\\ud800":1}`}, // a backslash and letters
+		{`{"\u0001":1,"\u0002":2}`, `{"\u0002":2,"\u0001":1}`},
+	} {
+		if a, b := canonical(pair[0]), canonical(pair[1]); a != b {
+			t.Errorf("%q, %q", a, b)
+		}
 	}
 }

@@ -11,19 +11,21 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf16"
+
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 // plain quotes a text that could do something to a terminal, or to a table: keys
 // come from clients.
 func plain(text string) string {
 	if text == "" || strings.ContainsFunc(text, odd) {
-		return strconv.Quote(text)
+		return visible.Text(strconv.Quote(text))
 	}
 	return text
 }
 
 // odd: what can move the cursor, change the direction of writing, or not be seen.
-func odd(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
+func odd(r rune) bool { return visible.Odd(r) || r == unicode.ReplacementChar }
 
 // indented is a result for people.
 func indented(result []byte) string {

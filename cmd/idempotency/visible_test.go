@@ -12,12 +12,12 @@ import (
 )
 
 // oddText can clear a terminal, turn what follows around, or hide in it.
-const oddText = "a\x1b[2J\u202eb\u2066\u200e\u0085\x7f\u200b\ufeff\U000e0041\u00a0\ufffdü\\\""
+const oddText = "a\x1b[2J\u202eb\u2066\u200e\u0085\x7f\u200b\ufeff\U000e0041\u00a0\ufffd\u3164\uffa0\u115f\u2800\u034f\ufe0fü\\\""
 
 func wantVisible(t *testing.T, what string, r result) {
 	t.Helper()
 	for _, c := range r.stdout + r.stderr {
-		if c != '\n' && !unicode.IsPrint(c) {
+		if c != '\n' && (!unicode.IsPrint(c) || strings.ContainsRune("\u3164\uffa0\u115f\u2800\u034f\ufe0f", c)) {
 			t.Errorf("%s prints %U: %+q, %+q", what, c, r.stdout, r.stderr)
 			return
 		}

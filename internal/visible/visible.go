@@ -10,13 +10,13 @@ import (
 // Text is text with each rune escaped that can move the cursor, change the direction of
 // writing, or not be seen.
 func Text(text string) string {
-	if !strings.ContainsFunc(text, isOdd) {
+	if !strings.ContainsFunc(text, Odd) {
 		return text
 	}
 	var b strings.Builder
 	for _, r := range text {
-		if isOdd(r) {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		if Odd(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
 		} else {
 			b.WriteRune(r)
 		}
@@ -24,4 +24,8 @@ func Text(text string) string {
 	return b.String()
 }
 
-func isOdd(r rune) bool { return !unicode.IsPrint(r) }
+// Odd is true for what Text escapes. Some characters that count as letters or marks are
+// blank: fillers, the empty pattern of Braille, what chooses the form of the one before.
+func Odd(r rune) bool {
+	return !unicode.IsPrint(r) || r == '\u2800' || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+}
