@@ -26,7 +26,7 @@ type database struct {
 	schema  string
 	timeout time.Duration
 	asIs    bool   // the connection as the URL describes it
-	found   string // the schema that the table has, when it has been examined
+	found   string // the schema that the table has
 	tracer  pgx.QueryTracer
 	loop    bool         // a connection that was lost meanwhile is told of, and not just replaced
 	forUse  keytable.Use // of the table
@@ -93,13 +93,13 @@ func (d *database) within(ctx context.Context, pool *pgxpool.Pool, do func(conte
 // useTable is use for those who work with the rows of the table. Nothing of it is read or
 // written unless it can be trusted: a view, a trigger, a policy of somebody else would
 // run with the rights of whoever types the command. From here on every statement names
-// the schema, and what reads or writes rows looks again: see reading and writing.
+// the schema, and what reads or writes rows looks at the table first: see reading and writing.
 func (d *database) useTable(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
-	return d.use(ctx, d.examined(do))
+	return d.use(ctx, d.located(do))
 }
 
-// examined is do after a look at the table.
-func (d *database) examined(do func(context.Context, *pgxpool.Pool) error) func(context.Context, *pgxpool.Pool) error {
+// located is do when it is known in which schema the table is.
+func (d *database) located(do func(context.Context, *pgxpool.Pool) error) func(context.Context, *pgxpool.Pool) error {
 	return func(ctx context.Context, pool *pgxpool.Pool) (err error) {
 		schema := d.schema
 		if schema == "" {
@@ -107,10 +107,9 @@ func (d *database) examined(do func(context.Context, *pgxpool.Pool) error) func(
 				return err
 			}
 		}
-		if err := d.trusted(ctx, pool, schema); err != nil {
-			return err
+		if d.found = schema; schema == "" {
+			return untrusted(remedy.MissingTable)
 		}
-		d.found = schema
 		return do(ctx, pool)
 	}
 }
@@ -134,22 +133,19 @@ func (d *database) writing(ctx context.Context) context.Context {
 
 // held holds the table until tx ends, and returns why it is not worked with.
 func (d *database) held(ctx context.Context, tx pgx.Tx, use keytable.Use) error {
+	name := qualified(d.found)
 	err := keytable.Hold(ctx, tx, d.found, keytable.Name, use)
-	if err != nil {
-		return unusable(d.found, err)
+	var table keytable.Table
+	if err == nil {
+		table, err = keytable.Describe(ctx, tx, d.found, keytable.Name)
 	}
-	return d.trusted(ctx, tx, d.found)
-}
-
-// trusted returns why the table is not worked with.
-func (d *database) trusted(ctx context.Context, q keytable.Querier, schema string) error {
-	name := qualified(schema)
-	table, err := keytable.Describe(ctx, q, schema, keytable.Name)
 	switch {
-	case err != nil:
-		return unusable(schema, err)
-	case !table.IsTable():
+	case errors.Is(err, keytable.ErrMissing):
+		return untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been looked at
+	case errors.Is(err, keytable.ErrNoTable), err == nil && !table.IsTable():
 		return untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
+	case err != nil:
+		return fmt.Errorf("looking at %s: %w", name, err)
 	}
 	// For other types than ours an operator that somebody has made can be an exact match.
 	if wrong := table.Mistyped(); len(wrong) > 0 {
@@ -159,15 +155,6 @@ func (d *database) trusted(ctx context.Context, q keytable.Querier, schema strin
 		return untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
 	}
 	return nil
-}
-
-// unusable is the error of a look. A missing table ends the command: the one that somebody
-// makes from now on has not been examined.
-func unusable(schema string, err error) error {
-	if errors.Is(err, keytable.ErrMissing) {
-		return untrusted(remedy.MissingTable)
-	}
-	return fmt.Errorf("looking at %s: %w", qualified(schema), err)
 }
 
 // unshadowed refuses a session in which any statement could run what somebody has planted.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
@@ -16,7 +17,8 @@ func TestNothingIsDoneWhereTheTableIsMissing(t *testing.T) {
 	for _, schema := range []string{"", "public", "nowhere"} {
 		db := &database{url: pgtest.URL(pool), schema: schema}
 		worked := false
-		err := db.useTable(t.Context(), func(context.Context, *pgxpool.Pool) error { worked = true; return nil })
+		work := func(pgx.Tx) error { worked = true; return nil }
+		err := db.useTable(t.Context(), func(ctx context.Context, pool *pgxpool.Pool) error { return db.reading(ctx, pool, work) })
 		if worked || err == nil || !strings.Contains(err.Error(), "is missing: run migrations.Up") {
 			t.Errorf("schema %q: worked: %v, %v", schema, worked, err)
 		}

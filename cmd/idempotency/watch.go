@@ -55,7 +55,7 @@ func (w *watch) run(ctx context.Context) error {
 func (w *watch) round(ctx context.Context, pool *pgxpool.Pool) (lasting bool, err error) {
 	var s statistic
 	err = w.within(ctx, pool, func(ctx context.Context, pool *pgxpool.Pool) error {
-		err := w.examined(func(ctx context.Context, pool *pgxpool.Pool) (err error) {
+		err := w.located(func(ctx context.Context, pool *pgxpool.Pool) (err error) {
 			s, err = w.look(ctx, pool)
 			return err
 		})(ctx, pool)

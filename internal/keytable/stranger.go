@@ -164,7 +164,7 @@ with recursive friends (oid) as (
 	join pg_roles r on r.oid = f.oid and left(r.rolname::text, 3) <> 'pg_'
 	join pg_auth_members m on m.member = f.oid
 	left join pg_roles g on g.oid = m.grantor
-	where g.oid is null or g.rolsuper or pg_has_role(g.oid, f.oid, 'member'::text)
+	where g.oid is null or pg_has_role(g.oid, f.oid, 'member'::text)
 		or g.rolcreaterole and current_setting('server_version_num'::text)::int4 < 160000
 ), parts (oid, kind, name, owner, locked) as (
 	select c.oid, 'table', c.relname, c.relowner, true
@@ -177,7 +177,7 @@ with recursive friends (oid) as (
 	) l (part, oid, kind, name) on l.part = p.oid join pg_class x on x.oid = l.oid
 ), things (class, oid, part, kind, name, inert) as (
 	select 'pg_class'::regclass::oid, x.oid, 0, case p.kind when 'table' then 'parent or type' else p.kind end, p.name,
-		p.kind = 'table' and x.relkind = 'r' and not x.relispartition
+		p.kind = 'table' and x.relkind = 'r'
 	from parts p join pg_class x on x.oid = p.oid
 	union all
 	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid = any(array(select oid from parts)) and a.attnum > 0

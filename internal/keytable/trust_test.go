@@ -73,12 +73,16 @@ var strangers = map[string]struct{ sql, role, kind, as string }{
 	"function of a trigger behind a rule": {run + `create role NAME_x; alter function run() owner to NAME_x; create table gone (id text); create trigger t before insert on gone for each row execute function run();
 		create rule r as on delete to idempotency_keys do also insert into gone values (old.id)`, "NAME_x", "rule", ""},
 	"function of a trigger behind a cascade":    {run + refers + `create role NAME_x; alter function run() owner to NAME_x; create trigger t after delete on refers for each row execute function run()`, "NAME_x", "trigger", ""},
+	"trigger behind a cascade of an update":     {run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on update cascade); alter table refers owner to NAME_x`, "NAME_x", "foreign key", ""},
 	"trigger behind two cascades":               {run + refers + `create role NAME_x; create table more (id text references refers (more) on delete cascade); alter table more owner to NAME_x`, "NAME_x", "foreign key", ""},
 	"trigger behind a cascade beside a right":   {run + refers + strings.ReplaceAll(conditional, "on idempotency_keys", "on refers") + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
 	"role that one has created":                 {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
 	"schema in which only the table is trusted": {run + conditional + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage on schema public to NAME_me; alter schema public owner to NAME_x`, "NAME_x", "schema", ""},
 	"function of a partition's parent": {run + `create role NAME_x; create function holds(text, text) returns text immutable language sql as 'select $1'; alter function holds(text, text) owner to NAME_x;
 		create table parent (like idempotency_keys) partition by list (holds(id, scope)); drop index idempotency_keys_purge_after; alter table parent attach partition idempotency_keys default`, "NAME_x", "parent or type", ""},
+	"parent of the owner of the database": {run + `create role NAME_x; alter database DATABASE owner to NAME_x; create function holds(text, text) returns text immutable language sql as 'select $1'; alter function holds(text, text) owner to NAME_x;
+		create table parent (like idempotency_keys) partition by list (holds(id, scope)); drop index idempotency_keys_purge_after; alter table parent attach partition idempotency_keys default; alter table parent owner to NAME_x;
+		alter table idempotency_keys owner to NAME_x`, "NAME_x", "parent or type", "none"},
 	"membership of the stranger's own making": {run + `create role NAME_x; create role NAME_y; grant NAME_y to NAME_x with admin option; set local role NAME_x; grant NAME_y to NAME_me; reset role;
 		alter table idempotency_keys owner to NAME_y`, "NAME_y", "table", "NAME_me"},
 	"membership by way of a predefined role": {run + `create role NAME_x; grant NAME_x to pg_monitor; grant pg_monitor to NAME_me; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", "NAME_me"},
@@ -126,6 +130,8 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 		"superuser's":         run + conditional,
 		"member by the will of who has made the role": `create role NAME_admin createrole; set local role NAME_admin; create role NAME_me; create role NAME_x; grant NAME_x to NAME_me; reset role;
 			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
+		"member by the will of another member of what is its member": run + `create role NAME_x; create role NAME_a; create role NAME_team role NAME_me, NAME_a; grant NAME_x to NAME_a with admin option; set local role NAME_a; grant NAME_x to NAME_team; reset role;
+			alter table idempotency_keys owner to NAME_x`,
 		"member of a member":             run + `create role NAME_x; create role NAME_y role NAME_me; grant NAME_x to NAME_y; alter table idempotency_keys owner to NAME_x`,
 		"refers to it without a cascade": run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on delete restrict); alter table refers owner to NAME_x`,
 		"owner of the schema beside a member of the owner of the database who creates schemas": run + `create role NAME_db; alter database DATABASE owner to NAME_db; create role NAME_x; create role NAME_admin in role NAME_db, NAME_x;
