@@ -148,6 +148,23 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 	}
 }
 
+// Under a lock the table stays where it is, until somebody renames the schema.
+func TestOwnerOfTheSchemaCountsForWhoNamesTheTable(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	table, _ := described(t, pool, run+conditional+"create role NAME_x; grant create on database DATABASE to NAME_x; grant usage on schema public to NAME_me; alter schema public owner to NAME_x", "NAME_me", "public")
+	if table.Stranger() != nil || table.StrangerUnlessLocked() != nil || table.StrangerToOwners() != nil {
+		t.Errorf("%+v", table.Strangers)
+	}
+	if s := table.StrangerByName(keytable.Reading); s == nil || !strings.Contains(s.Found("t"), "the owner of the schema") {
+		t.Errorf("%+v", table.Strangers)
+	}
+	table, _ = described(t, pool, run+"create role NAME_x; alter schema public owner to NAME_x", "none", "public")
+	if table.StrangerByName(keytable.Reading) != nil || table.StrangerByName(keytable.Writing) == nil {
+		t.Errorf("as a superuser, where nothing can run: %+v", table.Strangers)
+	}
+}
+
 // Whoever only looks runs no trigger, and who changes the table locks it first.
 func TestRightToCreateATriggerCountsForWhoWritesBeforeThereIsOne(t *testing.T) {
 	t.Parallel()
@@ -182,6 +199,7 @@ func TestRemedyForARightTakesItAway(t *testing.T) {
 	pool := pgtest.New(t)
 	for _, grant := range []string{
 		`create role NAME_x; grant trigger, references on idempotency_keys to NAME_x with grant option; set local role NAME_x; grant trigger on idempotency_keys to "NAME_o""dd x"; reset role; grant NAME_x to NAME_me`,
+		`create role NAME_x; create role NAME_y; grant trigger on idempotency_keys to NAME_x with grant option; set local role NAME_x; grant trigger on idempotency_keys to NAME_y; reset role`,
 		`grant trigger on idempotency_keys to public`, `grant references (id) on idempotency_keys to "NAME_o""dd x"`,
 		`create schema "O""dd"; create table "O""dd".kid () inherits (idempotency_keys); grant all on "O""dd".kid to "NAME_o""dd x"`,
 	} {
