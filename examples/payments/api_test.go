@@ -100,6 +100,12 @@ func TestWhatIsWrongWithARequestIsAProblem(t *testing.T) {
 		{"no path", request{method: "GET", path: "/carges"}, 404, "not-found", ""},
 		{"no such method", request{method: "PUT", path: "/charges", key: "k"}, 405, "wrong-method", "POST"},
 		{"a charge is final", request{method: "DELETE", path: "/charges/1"}, 405, "wrong-method", "GET"},
+		{"a ride of nobody", request{method: "POST", path: "/rides", key: "k", header: []string{"Authorization", ""}}, 401, "unauthenticated", "Bearer"},
+		{"a ride without a key", ride20(""), 400, "key-missing", "Idempotency-Key"},
+		{"a ride without an amount", request{method: "POST", path: "/rides", key: "ride", body: `{"card": "visa"}`}, 400, "invalid", "amount has to be"},
+		{"a ride without a card", request{method: "POST", path: "/rides", key: "ride", body: `{"amount": 1}`}, 400, "invalid", "card has to be"},
+		{"a ride with something else", request{method: "POST", path: "/rides", key: "ride", body: `{"fare": 1}`}, 400, "invalid", `unknown field \"fare\"`},
+		{"a ride is ordered", request{method: "GET", path: "/rides"}, 405, "wrong-method", "POST"},
 		{"an account is read", request{method: "POST", path: "/account"}, 405, "wrong-method", "GET"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -113,7 +119,7 @@ func TestWhatIsWrongWithARequestIsAProblem(t *testing.T) {
 			}
 		})
 	}
-	const charges = `select count(*) from charges`
+	const charges = `select (select count(*) from charges) + (select count(*) from rides) + (select count(*) from idempotency_operations)`
 	var n int
 	if err := b.pool.QueryRow(t.Context(), charges).Scan(&n); err != nil || n != 1 {
 		t.Errorf("%d charges, %v", n, err)
@@ -144,7 +150,13 @@ func TestPolicyIsPublished(t *testing.T) {
 
 func TestWithoutTheMiddlewareARetryChargesAgain(t *testing.T) {
 	t.Parallel()
-	b := setup(t, func(cfg *config) { cfg.UnsafeNoIdempotency = true })
+	cards := spawnCards(t)
+	b := setup(t, func(cfg *config) { cfg.UnsafeNoIdempotency, cfg.Provider = true, cards.url })
+	b.do(ride20("k")).is(t, 201, paid20, false)
+	b.do(ride20("k")).is(t, 201, strings.NewReplacer(`:1`, `:2`, "ch_1", "ch_2").Replace(paid20), false)
+	b.wantRides(rideLedger{Rides: 2, Paid: 2, Keys: 2})
+	b.exec(`truncate idempotency_keys`)
+
 	b.do(charge25("k")).is(t, 201, receipt25, false)
 	b.do(charge25("k")).is(t, 201, `{"id":2,"account":"alice","reference":"order-1","amount":2500,"balance":5000}`, false)
 	b.wantLedger(ledger{Charges: 2, Taken: 50_00, Left: 60_00})

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -41,13 +39,8 @@ func readOrder(r *http.Request) (Order, error) {
 		Amount    Money  `json:"amount"`
 		Reference string `json:"reference"`
 	}
-	decoder := json.NewDecoder(r.Body)
-	decoder.DisallowUnknownFields() // "ammount" must not mean nothing
-	if err := decoder.Decode(&body); err != nil {
-		return Order{}, fmt.Errorf(`the body has to be JSON such as {"amount": 2500, "reference": "order-1"}: %w`, err)
-	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return Order{}, errors.New("the body has to be one JSON object, and nothing after it")
+	if err := readJSON(r, &body, `{"amount": 2500, "reference": "order-1"}`); err != nil {
+		return Order{}, err
 	}
 	order := Order{Account: account(r.Context()), Reference: body.Reference, Amount: body.Amount}
 	return order, order.validate()

@@ -20,6 +20,9 @@ type config struct {
 	Drain    time.Duration // how long requests may take to finish at the end; default 20s
 	Examples bool          // open two accounts with known API keys; default false
 
+	Provider  string        // URL of the card provider; default http://localhost:8090
+	Abandoned time.Duration // how long a ride may stand still before the service finishes it; default 5m
+
 	UnsafeNoIdempotency bool // ignore idempotency keys; default false
 }
 
@@ -32,6 +35,8 @@ func parseConfig(args []string, getenv func(string) string, usage io.Writer) (cf
 	flags.BoolVar(&cfg.Migrate, "migrate", true, "run the migrations at the start")
 	flags.DurationVar(&cfg.Drain, "drain", 20*time.Second, "how long requests may take to finish after SIGTERM")
 	flags.BoolVar(&cfg.Examples, "examples", false, "open the accounts alice and bob, with the API keys alice-secret and bob-secret")
+	flags.StringVar(&cfg.Provider, "provider", cmp.Or(getenv("PROVIDER"), "http://localhost:8090"), "`URL` of the card provider; also $PROVIDER")
+	flags.DurationVar(&cfg.Abandoned, "abandoned", 5*time.Minute, "how long a ride may stand still before the service finishes it; longer than clients wait before they try again")
 	flags.BoolVar(&cfg.UnsafeNoIdempotency, "unsafe-no-idempotency", false, "FOR THE DEMO ONLY: ignore idempotency keys, so that a retry charges again")
 	flags.SetOutput(io.Discard) // what it says of a wrong flag quotes it
 	flags.Usage = func() { flags.SetOutput(usage); flags.PrintDefaults() }
@@ -49,6 +54,8 @@ func parseConfig(args []string, getenv func(string) string, usage io.Writer) (cf
 		return config{}, errors.New("no database: set DATABASE_URL, or -database")
 	case cfg.Drain <= 0:
 		return config{}, fmt.Errorf("-drain is %v: it has to be longer than nothing", cfg.Drain)
+	case cfg.Abandoned <= 0:
+		return config{}, fmt.Errorf("-abandoned is %v: it has to be longer than nothing", cfg.Abandoned)
 	}
 	return cfg, nil
 }

@@ -17,7 +17,7 @@ func healthz(w http.ResponseWriter, _ *http.Request) {
 func (a *api) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
-	const sql = `select 'idempotency_keys'::regclass, 'charges'::regclass, 'api_keys'::regclass`
+	const sql = `select 'idempotency_keys'::regclass, 'charges'::regclass, 'rides'::regclass, 'api_keys'::regclass`
 	if _, err := a.pool.Exec(ctx, sql); err != nil {
 		a.log.WarnContext(ctx, "not ready", "error", err)
 		w.Header().Set("Retry-After", "1")

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pgidem/idempotency"
 )
 
 // serveLogged sends one request to a handler, and returns what was logged.
@@ -91,5 +93,31 @@ func TestRequestThatTakesTooLongEnds(t *testing.T) {
 	server.Close()
 	if !errors.Is(cause, context.DeadlineExceeded) {
 		t.Errorf("the context ended with %v", cause)
+	}
+}
+
+func TestFailuresOfTheBackgroundAreLoggedOnce(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for _, tt := range []struct {
+		name string
+		ctx  context.Context
+		e    idempotency.Event
+		want string
+	}{
+		{"a purge", t.Context(), idempotency.Event{Operation: "Purge", Outcome: "failed", Err: broken}, "expired keys were not removed"},
+		{"an abandoned ride", t.Context(), idempotency.Event{Operation: "Procedure", Outcome: "failed", Err: broken}, "an abandoned ride was not finished"},
+		{"a ride that another process works at", t.Context(), idempotency.Event{Operation: "Procedure", Outcome: "in_progress", Err: idempotency.ErrInProgress}, ""},
+		{"a request's ride", context.WithValue(t.Context(), accountKey{}, "alice"), idempotency.Event{Operation: "Procedure", Outcome: "failed", Err: broken}, ""},
+		{"a success", t.Context(), idempotency.Event{Operation: "Procedure", Outcome: "executed"}, ""},
+		{"the end of the process", ended, idempotency.Event{Operation: "Purge", Outcome: "failed", Err: broken}, ""},
+	} {
+		var logs bytes.Buffer
+		logBackground(slog.New(slog.NewJSONHandler(&logs, nil)))(tt.ctx, tt.e)
+		if got := logs.String(); (tt.want == "") != (got == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: logged %q", tt.name, got)
+		}
 	}
 }

@@ -1,9 +1,10 @@
 // Payments is a small payments service: an HTTP API that charges every order
 // once, however often, and to however many of its processes, it is sent.
 //
-//	payments serve   the service; -h lists its flags
-//	payments         the demo: two processes of the service, a hundred customers
-//	                 behind a bad network, and what the database says afterwards
+//	payments serve      the service; -h lists its flags
+//	payments provider   a card provider for it to ask
+//	payments            the demo: two processes of the service, a hundred customers
+//	                    behind a bad network, and what the database says afterwards
 //
 // Where to read, in this order:
 //
@@ -11,6 +12,10 @@
 //	api.go           the routes, and where idempotency comes in
 //	charges.go       POST /charges, GET /charges/{id}
 //	account.go       GET /account
+//	ride.go          an operation that also asks another service, and survives a kill
+//	card.go          the client of that service, a card provider
+//	rides.go         POST /rides
+//	provider/        the provider, a fake
 //	auth.go          whose request it is, and so whose idempotency key
 //	problem.go       errors as problem details
 //	health.go        /healthz and /readyz
@@ -18,7 +23,7 @@
 //	serve.go         the process: start, serve, shut down, and nothing lost
 //	config.go        its flags and environment
 //	migrate.go       the migrations of two packages in one database
-//	purge.go         expired keys go
+//	background.go    expired keys go, and abandoned rides are finished
 //	unprotected.go   the same without idempotency; for the demo only
 //	demo/            the demo
 package main
@@ -35,6 +40,7 @@ import (
 	"syscall"
 
 	"github.com/pgidem/idempotency/examples/payments/demo"
+	"github.com/pgidem/idempotency/examples/payments/provider"
 )
 
 func main() {
@@ -55,14 +61,16 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 		args = append([]string{"demo"}, args...)
 	}
 	switch command, args := args[0], args[1:]; command {
+	case demo.ChildCommand:
+		return run(demo.WhileParentLives(ctx), args, out, logs)
 	case "serve":
 		return serveCommand(ctx, args, out, logs)
 	case "demo":
 		return demo.Command(ctx, args, out, logs)
-	case demo.ServeCommand:
-		return serveCommand(demo.WhileParentLives(ctx), args, io.Discard, logs)
+	case "provider":
+		return provider.Command(ctx, args, out, logs)
 	default:
-		return fmt.Errorf("no command %s: there are serve and demo", demo.Quoted(append(args, command), command))
+		return fmt.Errorf("no command %s: there are serve, provider and demo", demo.Quoted(append(args, command), command))
 	}
 }
 

@@ -21,9 +21,10 @@ import (
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
-// TestMain lets the test binary be the service, for what only a process shows.
+// TestMain lets the test binary be the service, or the card provider, for what only a
+// process shows.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "serve" {
+	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "provider") {
 		main()
 		return
 	}
@@ -97,9 +98,21 @@ func follow(t testing.TB, logs io.Reader) string {
 // spawn starts the service as a process.
 func spawn(t testing.TB) (*bundle, *exec.Cmd) {
 	t.Helper()
-	b := &bundle{TB: t, pool: pgtest.Empty(t)}
-	cmd := exec.Command(os.Args[0], "serve", "-examples")
+	return spawnOn(t, pgtest.Empty(t))
+}
+
+func spawnOn(t testing.TB, pool *pgxpool.Pool, flags ...string) (*bundle, *exec.Cmd) {
+	t.Helper()
+	b := &bundle{TB: t, pool: pool}
+	cmd := exec.Command(os.Args[0], append([]string{"serve", "-examples"}, flags...)...)
 	cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "DATABASE_URL="+pgtest.URL(b.pool))
+	b.url = startProcess(t, cmd)
+	return b, cmd
+}
+
+// startProcess returns the process's URL.
+func startProcess(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
 	logs, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -108,8 +121,7 @@ func spawn(t testing.TB) (*bundle, *exec.Cmd) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill() })
-	b.url = follow(t, logs)
-	return b, cmd
+	return follow(t, logs)
 }
 
 // An answer is a response, read whole.
@@ -157,6 +169,20 @@ func (b *bundle) do(q request) answer {
 	if err != nil {
 		b.Fatal(err)
 	}
+	return a
+}
+
+// untilServed sends a request again and again for as long as the answer is 503, of this
+// kind.
+func (b *bundle) untilServed(q request, kind string) (a answer) {
+	b.Helper()
+	eventually(b, "it is served", func() bool {
+		a = b.do(q)
+		if a.StatusCode == 503 {
+			a.isProblem(b, 503, kind)
+		}
+		return a.StatusCode != 503
+	})
 	return a
 }
 
@@ -231,7 +257,7 @@ func (b *bundle) hold() (release func()) {
 // waitForHanging returns when a charge hangs.
 func (b *bundle) waitForHanging() {
 	b.Helper()
-	b.eventually("a charge hangs", func() bool {
+	eventually(b, "a charge hangs", func() bool {
 		var n int
 		const sql = `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`
 		if err := b.pool.QueryRow(context.Background(), sql).Scan(&n); err != nil {
@@ -247,12 +273,16 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"sevre"}, `no command "sevre": there are serve and demo`},
+		{[]string{"sevre"}, `no command "sevre": there are serve, provider and demo`},
 		{[]string{"serve"}, "no database: set DATABASE_URL, or -database"},
 		{[]string{"serve", "-database", "postgres://u@:port/"}, "the connection string of the database"},
 		{[]string{"serve", "-database", "postgres://u@127.0.0.1:1/none"}, "connect"},
 		{[]string{"serve", "-database", "x", "now"}, `serve takes flags only, and not "now"`},
 		{[]string{"serve", "-database", "x", "-drain", "0s"}, "-drain is 0s"},
+		{[]string{"serve", "-database", "x", "-abandoned", "0s"}, "-abandoned is 0s"},
+		{[]string{"provider", "now"}, `provider takes flags only, and not "now"`},
+		{[]string{"provider", "-adr", "x"}, "flag provided but not defined: -adr"},
+		{[]string{"provider", "-addr", "127.0.0.1:x"}, "listen tcp"},
 		{[]string{"demo"}, "run make demo, or set DATABASE_URL"},
 		{[]string{"-seed", "1"}, "run make demo, or set DATABASE_URL"},
 		{[]string{"demo", "-seed", "1", "twice"}, `the demo takes no "twice"`},
@@ -295,7 +325,7 @@ func TestSecretInAnOddCommandLineIsNeverPrinted(t *testing.T) {
 			for _, line := range [][]string{
 				{s}, {"serve", s}, {"serve", "-addr", "127.0.0.1:0", s}, {"serve", "-database", s}, {"serve", "-database=" + s}, {"serve", "-databse", s},
 				{"serve", "-drain", s}, {"serve", "-migrate=" + s}, {"serve", "-" + s}, {"-" + s}, {"-seed", s}, {"demo", s}, {"demo", "-x=" + s},
-				append([]string{"serve", "-database"}, strings.Fields(s)...),
+				append([]string{"serve", "-database"}, strings.Fields(s)...), {"provider", s}, {"provider", "-" + s},
 			} {
 				lines++
 				var out bytes.Buffer

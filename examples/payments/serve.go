@@ -30,11 +30,12 @@ func serve(ctx context.Context, cfg config, out, logs io.Writer) error {
 	if err := prepare(ctx, pool, cfg); err != nil {
 		return readable(err)
 	}
-	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Observe: logFailedPurges(log)})
+	store, err := idempotency.NewWithConfig(pool, idempotency.Config{Observe: logBackground(log)})
 	if err != nil {
 		return err
 	}
-	handler, err := newAPI(pool, store, cfg, log)
+	ride := rideWith(newCardProvider(cfg.Provider))
+	handler, err := newAPI(pool, store, ride, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -47,6 +48,7 @@ func serve(ctx context.Context, cfg config, out, logs io.Writer) error {
 	ctx, stop := context.WithCancel(ctx) // before the Wait, also when serving fails
 	defer stop()
 	background.Go(func() { purgeUntil(ctx, store, log) })
+	background.Go(func() { completeUntil(ctx, store, cfg.Abandoned, ride, log) })
 	log.Info("listening", "address", listener.Addr().String())
 	if cfg.Examples {
 		fmt.Fprintln(out, "Try it in another terminal; Ctrl-C here ends the service:")

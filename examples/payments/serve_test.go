@@ -16,11 +16,11 @@ import (
 )
 
 // eventually is for what another process does in its own time.
-func (b *bundle) eventually(what string, so func() bool) {
-	b.Helper()
+func eventually(t testing.TB, what string, so func() bool) {
+	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !so(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			b.Fatal("never: ", what)
+			t.Fatal("never: ", what)
 		}
 	}
 }
@@ -58,7 +58,7 @@ func TestProcessThatIsAskedToEndFinishesRequestsInFlight(t *testing.T) {
 			if err := cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			b.eventually("it takes no new connections", b.refusesConnections)
+			eventually(b, "it takes no new connections", b.refusesConnections)
 			release()
 			a, err := result()
 			if err != nil {
@@ -154,7 +154,7 @@ func TestEndedServiceHoldsNoConnection(t *testing.T) {
 		t.Errorf("serve returned %v", b.err)
 	}
 	// PostgreSQL takes a moment to see that a session has ended.
-	b.eventually("no session is left", func() bool {
+	eventually(b, "no session is left", func() bool {
 		var others int
 		const sql = `select count(*) from pg_stat_activity where datname = current_database() and application_name = ''`
 		if err := b.pool.QueryRow(t.Context(), sql).Scan(&others); err != nil {
@@ -201,8 +201,11 @@ func TestHealthIsOfTheProcessAndReadinessOfTheDatabase(t *testing.T) {
 	ready(503)
 	b.do(charge25("k")).isProblem(t, 503, "unavailable")
 	allow("true")
-	ready(200)
-	b.do(charge25("k")).is(t, 201, receipt25, false)
+	// Each dead connection of the pool can fail one request more.
+	eventually(b, "it is ready", func() bool {
+		return b.do(request{method: "GET", path: "/readyz"}).StatusCode == 200
+	})
+	b.untilServed(charge25("k"), "unavailable").is(t, 201, receipt25, false)
 }
 
 func TestSeveralProcessesCanStartAtOnce(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/idemhttp"
 )
 
 // unprotected is what a service does that knows nothing of idempotency: it runs
@@ -27,4 +28,14 @@ func unprotected(pool *pgxpool.Pool) func(func(http.ResponseWriter, *http.Reques
 			}
 		})
 	}
+}
+
+// withNewKeys is the same for a procedure: each request is an operation of its own.
+//
+// FOR THE DEMO ONLY.
+func withNewKeys(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Set("Idempotency-Key", idemhttp.NewID())
+		next.ServeHTTP(w, r)
+	})
 }

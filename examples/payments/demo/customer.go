@@ -18,6 +18,11 @@ type order struct {
 	Reference       string
 	Amount          int64 // in cents
 	Key             string
+	Card            string // of a ride; a charge has none
+}
+
+func (o order) String() string {
+	return fmt.Sprintf("%-9s %6s from %-6s", o.Reference, money(o.Amount), o.Account)
 }
 
 // An answer is what the customer gets in the end.
@@ -53,11 +58,15 @@ func (d *demo) pay(ctx context.Context, o order) (answer, error) {
 }
 
 func (d *demo) send(ctx context.Context, client *http.Client, o order) (answer, error) {
-	body, err := json.Marshal(map[string]any{"amount": o.Amount, "reference": o.Reference})
+	path, what := "/charges", map[string]any{"amount": o.Amount, "reference": o.Reference}
+	if o.Card != "" {
+		path, what = "/rides", map[string]any{"amount": o.Amount, "card": o.Card}
+	}
+	body, err := json.Marshal(what)
 	if err != nil {
 		return answer{}, err
 	}
-	req, err := http.NewRequestWithContext(ctx, "POST", d.proxy.url+"/charges", strings.NewReader(string(body)))
+	req, err := http.NewRequestWithContext(ctx, "POST", d.proxy.url+path, strings.NewReader(string(body)))
 	if err != nil {
 		return answer{}, err
 	}

@@ -1,9 +1,10 @@
 // Package demo shows what the payments service does when the network and its
-// processes fail: it starts the service as two processes on one database, puts a
-// proxy in front of them that loses answers, and sends customers through it.
+// processes fail: it starts the service as two processes on one database, and a card
+// provider, puts a proxy in front that loses answers, and sends customers through it.
 //
-// Every count and every amount that it prints comes from the database. When one
-// is not as expected, it says which, and returns an error.
+// Every count and every amount that it prints comes from the database, or is what the
+// card provider has printed. When one is not as expected, it says which, and returns an
+// error.
 package demo
 
 import (
@@ -28,7 +29,7 @@ func Command(ctx context.Context, args []string, out, usage io.Writer) error {
 	flags.SetOutput(io.Discard) // what it says of a wrong flag quotes it
 	flags.Usage = func() {
 		flags.SetOutput(usage)
-		fmt.Fprintln(usage, "usage: payments [demo] [flags]   the demo, on the server of DATABASE_URL\n       payments serve [flags]    the service; -h lists its flags")
+		fmt.Fprintln(usage, "usage: payments [demo] [flags]   the demo, on the server of DATABASE_URL\n       payments serve [flags]    the service; -h lists its flags\n       payments provider [flags] a card provider for it")
 		flags.PrintDefaults()
 	}
 	seed := flags.Uint64("seed", 0, "`number` that decides which answers are lost; default random")
@@ -63,6 +64,7 @@ type demo struct {
 	database string
 	pool     *pgxpool.Pool
 	fleet    fleet
+	cards    cards
 	proxy    *proxy
 
 	failed []string // what was not as expected
@@ -105,7 +107,8 @@ func (d *demo) runIn(ctx context.Context) (err error) {
 		return err
 	}
 	defer d.proxy.close()
-	defer d.fleet.kill() // what still runs after an error
+	defer d.cards.kill() // what still runs after an error
+	defer d.fleet.kill()
 	if err := d.play(ctx); err != nil {
 		return err
 	}
@@ -117,6 +120,9 @@ func (d *demo) runIn(ctx context.Context) (err error) {
 
 // play is the programme.
 func (d *demo) play(ctx context.Context) error {
+	if err := d.startCards(ctx); err != nil {
+		return err
+	}
 	if err := d.start(ctx, d.protected); err != nil {
 		return err
 	}
@@ -152,6 +158,7 @@ func (d *demo) introduce(ctx context.Context) error {
 	}
 	d.print("PostgreSQL %s, database %s.", version, d.database)
 	d.print("The service runs as two processes, %d and %d. Requests go to them in turn, through a proxy.", d.fleet[0].pid(), d.fleet[1].pid())
+	d.print("The card provider is a process, too, %d.", d.cards.pid())
 	return nil
 }
 

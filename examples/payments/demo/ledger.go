@@ -13,6 +13,8 @@ type ledger struct {
 	Taken    int64 // the sum of the charges, in cents
 	Declines int64
 	Keys     int64
+	Rides    int64 // whatever has become of them
+	Fares    int64 // the sum of the rides that are paid, in cents
 }
 
 // readLedger is one statement, so that all numbers are of the same moment. The
@@ -25,8 +27,10 @@ select
 	(select count(*) from charges),
 	(select coalesce(sum(amount), 0)::bigint from charges),
 	(select count(*) from declines),
-	(select count(*) from idempotency_keys)`
-	err = d.pool.QueryRow(ctx, sql).Scan(&l.Written, &l.Charges, &l.Taken, &l.Declines, &l.Keys)
+	(select count(*) from idempotency_keys),
+	(select count(*) from rides),
+	(select coalesce(sum(amount), 0)::bigint from rides where state = 'paid')`
+	err = d.pool.QueryRow(ctx, sql).Scan(&l.Written, &l.Charges, &l.Taken, &l.Declines, &l.Keys, &l.Rides, &l.Fares)
 	if err != nil {
 		return ledger{}, fmt.Errorf("reading the tables: %w", err)
 	}
@@ -40,21 +44,27 @@ func (l ledger) minus(before ledger) ledger {
 		Taken:    l.Taken - before.Taken,
 		Declines: l.Declines - before.Declines,
 		Keys:     l.Keys - before.Keys,
+		Rides:    l.Rides - before.Rides,
+		Fares:    l.Fares - before.Fares,
 	}
 }
 
 // String says what a change consists of.
 func (l ledger) String() string {
 	var list []string
-	add := func(n int64, text string) {
+	add := func(format string, n int64, what string, more ...any) {
+		if n > 1 {
+			what += "s"
+		}
 		if n != 0 {
-			list = append(list, text)
+			list = append(list, fmt.Sprintf(format, append([]any{n, what}, more...)...))
 		}
 	}
-	add(l.Charges, fmt.Sprintf("%+d charge, %s taken", l.Charges, money(l.Taken)))
-	add(l.Declines, fmt.Sprintf("%+d decline", l.Declines))
-	add(l.Written-l.Charges, fmt.Sprintf("%d charge written and undone", l.Written-l.Charges))
-	add(l.Keys, fmt.Sprintf("%+d key", l.Keys))
+	add("%+d %s, %v taken", l.Charges, "charge", money(l.Taken))
+	add("%+d %s", l.Declines, "decline")
+	add("%d %s written and undone", l.Written-l.Charges, "charge")
+	add("%+d %s, %v paid by card", l.Rides, "ride", money(l.Fares))
+	add("%+d %s", l.Keys, "key")
 	if list == nil {
 		return "nothing has changed"
 	}

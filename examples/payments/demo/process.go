@@ -10,13 +10,14 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// ServeCommand is "serve" for a process that must not outlive the demo.
-const ServeCommand = "serve-for-the-demo"
+// ChildCommand begins the command line of a process that must not outlive the demo.
+const ChildCommand = "for-the-demo"
 
 // WhileParentLives returns a context that ends, at the latest, when the parent
 // does, however it dies: then the pipe to standard input is closed.
@@ -29,7 +30,7 @@ func WhileParentLives(ctx context.Context) context.Context {
 	return ctx
 }
 
-// A process is one of the service.
+// A process is one of the service, or the card provider.
 type process struct {
 	name    string // application_name
 	flags   []string
@@ -43,35 +44,48 @@ type process struct {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// startProcess starts one and waits until it is ready.
+// startProcess starts one of the service and waits until it is ready.
 func (d *demo) startProcess(ctx context.Context, name string, flags []string) (*process, error) {
-	p := &process{name: name, flags: flags, ended: make(chan struct{})}
-	args := append([]string{ServeCommand, "-addr", "127.0.0.1:0", "-examples"}, flags...)
-	p.cmd = exec.CommandContext(ctx, d.program, args...)
-	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
-	p.cmd.WaitDelay = limit
+	p := d.newProcess(ctx, append([]string{"serve", "-examples", "-provider", d.cards.url()}, flags...)...)
+	p.name, p.flags = name, flags
 	p.cmd.Env = append(os.Environ(), "DATABASE_URL="+d.server.urlFor(d.database, name))
-	in, err := p.cmd.StdinPipe()
-	if err != nil {
+	if err := p.start(); err != nil {
 		return nil, err
 	}
-	out, err := p.cmd.StderrPipe()
+	return p, p.ready(ctx)
+}
+
+func (d *demo) newProcess(ctx context.Context, command ...string) *process {
+	p := &process{ended: make(chan struct{})}
+	p.cmd = exec.CommandContext(ctx, d.program, append([]string{ChildCommand}, append(command, "-addr", "127.0.0.1:0")...)...)
+	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
+	p.cmd.WaitDelay = limit
+	return p
+}
+
+// start waits until the process listens.
+func (p *process) start() error {
+	in, err := p.cmd.StdinPipe()
 	if err != nil {
-		return nil, err
+		return err
+	}
+	logs, err := p.cmd.StderrPipe()
+	if err != nil {
+		return err
 	}
 	p.in = in
 	if err := p.cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	address := make(chan string, 1)
-	go p.read(out, address)
+	go p.read(logs, address)
 	select {
 	case p.address = <-address:
+		return nil
 	case <-p.ended:
 		p.cmd.Wait()
-		return nil, fmt.Errorf("the service has not started: %s", p.lastWords())
+		return fmt.Errorf("%s has not started: %s", p.cmd.Args[2], p.lastWords())
 	}
-	return p, p.ready(ctx)
 }
 
 // read follows the log, in which the address is.
@@ -153,9 +167,9 @@ func (d *demo) start(ctx context.Context, flags []string) error {
 	return nil
 }
 
-// restart starts one that was killed.
-func (d *demo) restart(ctx context.Context, i int) error {
-	p, err := d.startProcess(ctx, d.fleet[i].name, d.fleet[i].flags)
+// restart starts one that was killed, with more flags.
+func (d *demo) restart(ctx context.Context, i int, flags ...string) error {
+	p, err := d.startProcess(ctx, d.fleet[i].name, append(slices.Clone(d.fleet[i].flags), flags...))
 	if err != nil {
 		return err
 	}

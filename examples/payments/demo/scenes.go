@@ -22,13 +22,14 @@ var scenes = []scene{
 	{"The same key with another amount is a mistake", ledger{}, (*demo).keyReused},
 	{"A refusal is an answer: recorded, and its partial writes undone by a savepoint", ledger{Written: 1, Declines: 1, Keys: 1}, (*demo).refusal},
 	{"Duplicates in flight, in both processes, while the first still runs", ledger{Written: 1, Charges: 1, Taken: 12_50, Keys: 1}, (*demo).duplicates},
+	{"Two rides by card, and a process that dies inside the call to the card provider", ledger{Rides: 2, Fares: 50_00, Keys: 2}, (*demo).rides},
 }
 
 var (
-	order1 = order{"alice", "alice-secret", "order-1", 25_00, "key-1"}
-	wrong  = order{"alice", "alice-secret", "order-1", 99_00, "key-1"}
-	order2 = order{"bob", "bob-secret", "order-2", 50_00, "key-2"} // more than he has
-	order3 = order{"alice", "alice-secret", "order-3", 12_50, "key-3"}
+	order1 = order{"alice", "alice-secret", "order-1", 25_00, "key-1", ""}
+	wrong  = order{"alice", "alice-secret", "order-1", 99_00, "key-1", ""}
+	order2 = order{"bob", "bob-secret", "order-2", 50_00, "key-2", ""} // more than he has
+	order3 = order{"alice", "alice-secret", "order-3", 12_50, "key-3", ""}
 )
 
 // perform plays a scene and says what has changed in the tables.
@@ -57,7 +58,7 @@ func (d *demo) post(ctx context.Context, o order, status int, replayed bool) (bo
 	if err != nil {
 		return "", err
 	}
-	d.say("%-9s %6s from %-6s → %s", o.Reference, money(o.Amount), o.Account, a)
+	d.say("%v → %v", o, a)
 	expect(d, o.Reference+", status", status, a.Status)
 	expect(d, o.Reference+", replayed", replayed, a.Replayed)
 	return a.Body, nil
@@ -140,7 +141,7 @@ from demo.answers`
 	if err := d.pool.QueryRow(ctx, sql).Scan(&total, &same, &executed); err != nil {
 		return err
 	}
-	d.say("%-9s %6s from %-6s → %d requests, %d of them get the same 201; %d executed", order3.Reference, money(order3.Amount), order3.Account, total, same, executed)
+	d.say("%v → %d requests, %d of them get the same 201; %d executed", order3, total, same, executed)
 	expect(d, "answers to the duplicates", copies, total)
 	expect(d, "equal answers to the duplicates", copies, same)
 	expect(d, "duplicates that executed", 1, executed)
