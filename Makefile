@@ -24,7 +24,7 @@ STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## run the example: two processes of a payments API behind a bad network
+demo: ## run the example: two processes of a payments API behind a bad network, and a card provider
 	$(TESTDB) -C examples/payments -- go run .
 
 # Not with "go run": interrupted, it fails even where its program ends well. The
