@@ -18,11 +18,9 @@ type cardProvider struct {
 }
 
 // newCardProvider: it sends a request that fails once more, with the same key. What fails
-// again is for the next attempt of the operation. Like Stripe, the provider takes keys
-// without quotes.
+// again is for the next attempt of the operation.
 func newCardProvider(url string) cardProvider {
 	return cardProvider{url, &http.Client{Transport: &idemhttp.Transport{
-		Bare:        true,
 		MaxAttempts: 2,
 		Base:        &http.Transport{ResponseHeaderTimeout: 15 * time.Second},
 	}}}

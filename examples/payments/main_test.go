@@ -98,14 +98,14 @@ func follow(t testing.TB, logs io.Reader) string {
 // spawn starts the service as a process.
 func spawn(t testing.TB) (*bundle, *exec.Cmd) {
 	t.Helper()
-	return spawnOn(t, pgtest.Empty(t))
+	return spawnOn(t, pgtest.Empty(t), nowhere)
 }
 
-func spawnOn(t testing.TB, pool *pgxpool.Pool, flags ...string) (*bundle, *exec.Cmd) {
+func spawnOn(t testing.TB, pool *pgxpool.Pool, provider string, flags ...string) (*bundle, *exec.Cmd) {
 	t.Helper()
 	b := &bundle{TB: t, pool: pool}
 	cmd := exec.Command(os.Args[0], append([]string{"serve", "-examples"}, flags...)...)
-	cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "DATABASE_URL="+pgtest.URL(b.pool))
+	cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "DATABASE_URL="+pgtest.URL(b.pool), "PROVIDER="+provider)
 	b.url = startProcess(t, cmd)
 	return b, cmd
 }

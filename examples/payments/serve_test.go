@@ -177,10 +177,12 @@ func TestHealthIsOfTheProcessAndReadinessOfTheDatabase(t *testing.T) {
 		}
 	}
 	ready(200)
-	b.exec(`alter table idempotency_keys rename to elsewhere`)
-	ready(503)
-	b.exec(`alter table elsewhere rename to idempotency_keys`)
-	ready(200)
+	for _, table := range []string{"idempotency_keys", "charges", "rides", "api_keys"} {
+		b.exec(`alter table ` + table + ` rename to elsewhere`)
+		b.do(request{method: "GET", path: "/readyz"}).isProblem(t, 503, "unavailable")
+		b.exec(`alter table elsewhere rename to ` + table)
+		ready(200)
+	}
 
 	admin, err := pgx.Connect(t.Context(), os.Getenv("DATABASE_URL"))
 	if err != nil {

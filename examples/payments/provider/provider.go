@@ -90,7 +90,7 @@ func (p *provider) charge(w http.ResponseWriter, r *http.Request) {
 	if silent {
 		<-r.Context().Done() // the client has gone
 		p.end(key)
-		panic(http.ErrAbortHandler)
+		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(a.status)
