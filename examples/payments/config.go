@@ -35,7 +35,7 @@ func parseConfig(args []string, getenv func(string) string, usage io.Writer) (cf
 	flags.BoolVar(&cfg.Migrate, "migrate", true, "run the migrations at the start")
 	flags.DurationVar(&cfg.Drain, "drain", 20*time.Second, "how long requests may take to finish after SIGTERM")
 	flags.BoolVar(&cfg.Examples, "examples", false, "open the accounts alice and bob, with the API keys alice-secret and bob-secret")
-	flags.StringVar(&cfg.Provider, "provider", cmp.Or(getenv("PROVIDER"), "http://localhost:8090"), "`URL` of the card provider; also $PROVIDER")
+	flags.StringVar(&cfg.Provider, "provider", cmp.Or(getenv("PROVIDER_URL"), "http://localhost:8090"), "`URL` of the card provider; also $PROVIDER_URL")
 	flags.DurationVar(&cfg.Abandoned, "abandoned", 5*time.Minute, "how long a ride may stand still before the service finishes it; longer than clients wait before they try again")
 	flags.BoolVar(&cfg.UnsafeNoIdempotency, "unsafe-no-idempotency", false, "FOR THE DEMO ONLY: ignore idempotency keys, so that a retry charges again")
 	flags.SetOutput(io.Discard) // what it says of a wrong flag quotes it

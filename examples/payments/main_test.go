@@ -105,7 +105,7 @@ func spawnOn(t testing.TB, pool *pgxpool.Pool, provider string, flags ...string)
 	t.Helper()
 	b := &bundle{TB: t, pool: pool}
 	cmd := exec.Command(os.Args[0], append([]string{"serve", "-examples"}, flags...)...)
-	cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "DATABASE_URL="+pgtest.URL(b.pool), "PROVIDER="+provider)
+	cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "DATABASE_URL="+pgtest.URL(b.pool), "PROVIDER_URL="+provider)
 	b.url = startProcess(t, cmd)
 	return b, cmd
 }

@@ -131,7 +131,7 @@ func TestDemoShowsNoDoubleChargeWithTheMiddlewareAndSomeWithout(t *testing.T) {
 	}
 	for _, want := range []string{
 		` 50 requests, 50 of them get the same 201; 1 executed\n`,
-		`ride-1 +20.00 from alice  → 201 {"id":1,"account":"alice","amount":2000,"state":"paid","charge":"ch_1"}\n +the retry, at \d+: it goes on`,
+		`ride-1 +20.00 from alice  → 201 {"id":1,"account":"alice","amount":2000,"state":"paid","charge":"ch_1"}\n +the retry, at \d+: it goes on behind the first step, and has the first charge\n`,
 		`ride-2 +30.00 from bob    → 502, and the client never comes back\n.*step create is done, call charge has begun\n +Store.Complete has finished it`,
 		`has printed:\n +ch_1: charged 20.00 on the card visa\n +ch_2: charged 30.00 on the card visa\n +ch_1: the same key again, the same answer\n +ch_2: the same key again, the same answer\n +tables: \+2 rides, 50.00 paid by card, \+2 keys\n`,
 		`kill -9 \d+: it has written a charge and its record, not yet its COMMIT`,
@@ -159,6 +159,7 @@ func TestDemoFindsAServiceThatChargesTwice(t *testing.T) {
 		"order-1, replayed: expected true, found false",
 		"duplicates that executed: expected 1, found 50",
 		"scene 1, change of the tables: expected +1 charge, 25.00 taken, +1 key, found +2 charges, 50.00 taken",
+		`ride-1, body: expected {"id":1,"account":"alice","amount":2000,"state":"paid","charge":"ch_1"}, found {"id":3,"account":"alice","amount":2000,"state":"paid","charge":"ch_3"}`,
 		"charges at the card provider: expected 2, found 4",
 		"scene 5, change of the tables: expected +2 rides, 50.00 paid by card, +2 keys, found +4 rides, 90.00 paid by card, +4 keys",
 		"orders charged twice or more: ",

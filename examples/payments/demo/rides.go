@@ -52,8 +52,11 @@ func (d *demo) goesOn(ctx context.Context, got outcome) error {
 		return got.err
 	}
 	d.say("%v → %v", ride1, got.answer)
-	d.say("          the retry, at %d: it goes on behind the first step, with the same key for the provider", d.fleet[1].pid())
 	expect(d, ride1.Reference+", status", http.StatusCreated, got.answer.Status)
+	const first = `{"id":1,"account":"alice","amount":2000,"state":"paid","charge":"ch_1"}`
+	if expect(d, ride1.Reference+", body", first, got.answer.Body) {
+		d.say("          the retry, at %d: it goes on behind the first step, and has the first charge", d.fleet[1].pid())
+	}
 	expect(d, ride1.Reference+", replayed", false, got.answer.Replayed)
 	body, err := d.post(ctx, ride1, http.StatusCreated, true)
 	expect(d, ride1.Reference+", body of the replay", got.answer.Body, body)
@@ -71,7 +74,7 @@ func (d *demo) isFinished(ctx context.Context, got outcome) error {
 	if err != nil {
 		return err
 	}
-	d.say("          it stands still: %s", before)
+	d.say("          what stands still: %s", before)
 	expect(d, "rides that stand still", "key-5 of bob, step create is done, call charge has begun", before)
 	if err := d.restart(ctx, 0, "-abandoned", "100ms"); err != nil {
 		return err
@@ -89,12 +92,8 @@ func (d *demo) isFinished(ctx context.Context, got outcome) error {
 
 // standing lists the rides that have begun and not ended.
 func (d *demo) standing(ctx context.Context) (string, error) {
-	store, err := idempotency.NewWithConfig(d.pool, idempotency.Config{})
-	if err != nil {
-		return "", err
-	}
 	var list []string
-	for u, err := range store.Pending(ctx, 0) {
+	for u, err := range idempotency.New(d.pool).Pending(ctx, 0) {
 		if err != nil {
 			return "", err
 		}
