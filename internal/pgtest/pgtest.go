@@ -101,8 +101,9 @@ func OnDatabase(dsn, database string) string {
 	return u.String()
 }
 
-// Main runs the tests of a package, and then removes what they shared. It lowers
-// -parallel to what the server's max_connections allow. Its caller returns
+// Main runs the tests of a package, and then removes what they shared. Most tests wait
+// more than they compute: so at least four run at a time, unless -parallel says
+// otherwise, and no more than the server's max_connections allow. Its caller returns
 // afterwards.
 func Main(m *testing.M) {
 	if os.Getenv("DATABASE_URL") == "" {
@@ -116,18 +117,24 @@ func Main(m *testing.M) {
 	}
 	defer s.close()
 	flag.Parse()
-	limitParallel(s.maxConns)
+	setParallel(s.maxConns)
 	m.Run()
 }
 
-// limitParallel leaves 40 connections to each test that runs at a time: two full
+// setParallel leaves 40 connections to each test that runs at a time: two full
 // pools, and as many for another package's tests.
-func limitParallel(maxConns int) {
+func setParallel(maxConns int) {
 	parallel := flag.Lookup("test.parallel")
-	limit := max(2, maxConns/40)
-	if n, err := strconv.Atoi(parallel.Value.String()); err == nil && n > limit {
-		parallel.Value.Set(strconv.Itoa(limit))
+	n, err := strconv.Atoi(parallel.Value.String())
+	if err != nil {
+		return
 	}
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f == parallel })
+	if !given {
+		n = max(n, 4)
+	}
+	parallel.Value.Set(strconv.Itoa(min(n, max(2, maxConns/40))))
 }
 
 func connected(t testing.TB) *server {
