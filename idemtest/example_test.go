@@ -185,5 +185,5 @@ func ExampleGuard() {
 	// idemtest: idemtest/example_test.go:180: a connection of the pool inside the function of a Do or DoTx
 	// 	expected:    every statement of the function of key "order-1" in scope "shop" through its tx
 	// 	found:       a connection acquired from the pool with the function's context
-	// 	most likely: the statement was sent through the pool: use tx.Exec, tx.Query or tx.Begin. Through the pool it commits by itself: it stays when the transaction of Do, or of the caller of DoTx, is rolled back, and happens again when the function runs again; and it takes a second connection
+	// 	most likely: the statement was sent through the pool: use tx.Exec, tx.Query or tx.Begin, in a procedure those of a step. Through the pool it commits by itself: it stays when the transaction of Do, or of the caller of DoTx, is rolled back, and happens again when the function runs again; and it takes a second connection
 }

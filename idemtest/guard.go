@@ -176,7 +176,7 @@ func (at caller) report(key running.Key) string {
 		what:     at.line + ": a connection of the pool inside the function of a Do or DoTx",
 		expected: "every statement of the function of key " + describe(key) + " through its tx",
 		found:    "a connection acquired from the pool with the function's context",
-		likely:   "the statement was sent through the pool: use tx.Exec, tx.Query or tx.Begin. Through the pool it commits by itself: it stays when the transaction of Do, or of the caller of DoTx, is rolled back, and happens again when the function runs again; and it takes a second connection",
+		likely:   "the statement was sent through the pool: use tx.Exec, tx.Query or tx.Begin, in a procedure those of a step. Through the pool it commits by itself: it stays when the transaction of Do, or of the caller of DoTx, is rolled back, and happens again when the function runs again; and it takes a second connection",
 	}.String()
 }
 

@@ -63,7 +63,7 @@ func (r *round) checkErrors() (problem, bool) {
 		likely:   "what the error says",
 	}
 	if r.cut != "" {
-		p.expected += fmt.Sprintf(", the one that lost its connection when it is called again, %d times at most", maxCalls-1)
+		p.expected += fmt.Sprintf(", the one that was disturbed when it is called again, %d times at most", r.maxCalls()-1)
 	}
 	switch text := p.found; {
 	case strings.Contains(text, "key was used for another request"):
@@ -74,6 +74,8 @@ func (r *round) checkErrors() (problem, bool) {
 		p.likely = "the function returns a value of which JSON loses a part: give the field that the error names another type, or methods for JSON"
 	case strings.Contains(text, "refused by Guard"):
 		p.likely = "the other report, on the line of the statement"
+	case strings.Contains(text, "steps are not those that were recorded"):
+		p.likely = "Run asks for other steps in a later attempt, since it depends on something that is not recorded, such as a time, a random number or what it reads from the database: read that in a step"
 	case strings.Contains(text, "23505"):
 		p.likely = "the duplicates do not get to the same key, or the effect is made outside the function of Do: a unique constraint of yours has stopped the second effect, but the client gets an error instead of the result"
 	}

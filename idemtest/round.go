@@ -1,6 +1,7 @@
 package idemtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,10 @@ type answer struct {
 }
 
 // run makes the calls and looks at what they leave.
-func (r *round) run() error {
+func (r *round) run() error { return r.runUnder(r.rule(), r.fire) }
+
+// runUnder makes the calls with fire, which is told how many keys there were before.
+func (r *round) runUnder(rule pgproxy.Rule, fire func(keys int) error) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
@@ -58,9 +62,9 @@ func (r *round) run() error {
 	if err != nil {
 		return err
 	}
-	held := int(r.pool.Stat().AcquiredConns()) // by the program, from its start
-	r.proxy.SetRule(r.rule())
-	if err := r.fire(keys); err != nil {
+	held := r.acquiredNow() // by the program, from its start
+	r.proxy.SetRule(rule)
+	if err := fire(keys); err != nil {
 		return err
 	}
 	r.proxy.SetRule(nil)
@@ -160,13 +164,16 @@ func (r *round) together(ctx context.Context, n int) {
 func (r *round) insist(ctx context.Context, answers chan<- answer) {
 	a := answer{err: errors.New("the call ended its goroutine (runtime.Goexit, or FailNow of a test)")}
 	defer func() { answers <- a }()
-	for range maxCalls {
+	for try := range r.maxCalls() {
 		a = r.once(ctx)
 		if a.err == nil || r.cut == "" || ctx.Err() != nil {
 			return
 		}
+		time.Sleep(r.pause << try)
 	}
 }
+
+func (r *round) maxCalls() int { return cmp.Or(r.tries, maxCalls) }
 
 func (r *round) once(ctx context.Context) (a answer) {
 	defer func() {
@@ -181,16 +188,26 @@ func (r *round) once(ctx context.Context) (a answer) {
 // commit is the statement, also at the end of several in the simple protocol.
 var commit = regexp.MustCompile(`(?i)(^|;)\s*commit\b`)
 
+// commits: the client asks for a COMMIT.
+func commits(m pgproxy.Message) bool {
+	return !m.FromServer && (m.Type == 'B' || m.Type == 'Q') && commit.MatchString(m.SQL)
+}
+
+// committed: the server answers that one has happened.
+func committed(m pgproxy.Message) bool {
+	return m.FromServer && m.Type == 'C' && m.Tag == "COMMIT"
+}
+
 // rule counts the COMMITs, and cuts the connection at the one of the plan.
 func (r *round) rule() pgproxy.Rule {
 	var sent, answered atomic.Int64
 	return func(m pgproxy.Message) pgproxy.Verdict {
 		cut := false
 		switch {
-		case m.FromServer && m.Type == 'C' && m.Tag == "COMMIT":
+		case committed(m):
 			cut = answered.Add(1) == r.at && r.cut == "after"
 			r.commits.Add(1)
-		case !m.FromServer && (m.Type == 'B' || m.Type == 'Q') && commit.MatchString(m.SQL):
+		case commits(m):
 			cut = sent.Add(1) == r.at && r.cut == "before"
 		}
 		if cut {
@@ -206,7 +223,7 @@ func (r *round) lookForLeftovers(held int) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	for deadline := time.Now().Add(settle); ; time.Sleep(5 * time.Millisecond) {
-		r.acquired = int(r.pool.Stat().AcquiredConns()) - held
+		r.acquired = r.acquiredNow() - held
 		rows, _ := r.schema.conn.Query(ctx, `
 			select format('pid %s, last statement: %s', pid, query) from pg_stat_activity
 			where application_name = $1 and state like 'idle in transaction%'`, r.app)

@@ -93,6 +93,7 @@ type storm struct {
 	schema *schema
 	proxy  *pgproxy.Proxy
 	pool   *pgxpool.Pool // through the proxy
+	other  *pgxpool.Pool // as pool, for what stands for a second process; may be nil
 	app    string        // application_name of the pool
 	call   Call
 
@@ -128,8 +129,15 @@ func newStorm(t testing.TB, pool *pgxpool.Pool, n int, p Program) *storm {
 	return s
 }
 
-// open makes the pool that leads through the proxy.
+// open makes the proxy, and the pool that leads through it.
 func (s *storm) open(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	server := s.schema.conn.PgConn().Conn().RemoteAddr() // of several hosts, the one that fits
+	s.proxy = pgproxy.New(t, server.Network(), server.String())
+	s.pool = s.openPool(t, pool)
+}
+
+func (s *storm) openPool(t testing.TB, pool *pgxpool.Pool) *pgxpool.Pool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -139,28 +147,37 @@ func (s *storm) open(t testing.TB, pool *pgxpool.Pool) {
 	}
 	cfg := pool.Config()
 	to := cfg.ConnConfig
-	server := s.schema.conn.PgConn().Conn().RemoteAddr() // of several hosts, the one that fits
-	s.proxy = pgproxy.New(t, server.Network(), server.String())
 	to.Host, to.Port = "127.0.0.1", s.proxy.Port()
 	to.TLSConfig, to.Fallbacks = nil, nil // the proxy has to read what passes
 	to.RuntimeParams["search_path"] = path
 	to.RuntimeParams["application_name"] = s.app
 	Guard(t, cfg)
-	if s.pool, err = pgxpool.NewWithConfig(ctx, cfg); err == nil {
-		t.Cleanup(s.close)
-		err = s.pool.Ping(ctx)
+	proxied, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err == nil {
+		t.Cleanup(func() { closePool(proxied) })
+		err = proxied.Ping(ctx)
 	}
 	if err != nil {
 		t.Fatal("idemtest: the test database cannot be reached without TLS and through a proxy on 127.0.0.1, which Storm needs to cut connections: ", err)
 	}
+	return proxied
 }
 
-func (s *storm) close() {
-	if s.pool.Stat().AcquiredConns() > 0 {
-		go s.pool.Close() // would wait for a leaked connection
+// acquiredNow counts the connections that the program holds.
+func (s *storm) acquiredNow() int {
+	n := s.pool.Stat().AcquiredConns()
+	if s.other != nil {
+		n += s.other.Stat().AcquiredConns()
+	}
+	return int(n)
+}
+
+func closePool(pool *pgxpool.Pool) {
+	if pool.Stat().AcquiredConns() > 0 {
+		go pool.Close() // would wait for a leaked connection
 		return
 	}
-	s.pool.Close()
+	pool.Close()
 }
 
 // A plan is how a round goes.
@@ -169,6 +186,9 @@ type plan struct {
 	alone bool   // one call and then the same again, not n at once
 	cut   string // "", "before" or "after" the COMMIT number commit
 	at    int64
+
+	tries int           // how often a call is made that fails; 0 is maxCalls
+	pause time.Duration // before the second; it doubles
 }
 
 // storms are the rounds after the first, in which a call had so many COMMITs.

@@ -1,0 +1,93 @@
+package idemtest
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/pgidem/idempotency"
+)
+
+// A scene is what is seen of one round of a procedure: its attempts, and their requests
+// to the provider.
+type scene struct {
+	id    string
+	fault fault
+
+	mu       sync.Mutex
+	stop     bool          // the next attempt that has done everything
+	attempts []*attempt    // that run, the newest last
+	begun    int           // attempts
+	requests []request     // to the provider, in the order of their arrival
+	lost     int           // answers
+	met      bool          // a request was held
+	second   chan struct{} // closed when another one has come
+}
+
+// An attempt is one run of the procedure's function.
+type attempt struct {
+	goroutine string // its number
+	end       context.CancelFunc
+}
+
+type endKey struct{}
+
+// errStopped is the error of an attempt that was made to stop.
+var errStopped = errors.New("idemtest: the attempt was made to stop")
+
+// watched is run, and the scene knows of it.
+func watched[In, Out any](s *procedureStorm, run func(context.Context, *idempotency.Op, In) (Out, error)) func(context.Context, *idempotency.Op, In) (Out, error) {
+	return func(ctx context.Context, op *idempotency.Op, in In) (out Out, err error) {
+		scene := s.scene.Load()
+		defer scene.enter(ctx)()
+		if out, err = run(ctx, op, in); err == nil && scene.stops() {
+			err = errStopped
+		}
+		return out, err
+	}
+}
+
+func (c *scene) enter(ctx context.Context) (leave func()) {
+	end, _ := ctx.Value(endKey{}).(context.CancelFunc)
+	a := &attempt{goroutine: goroutineNumber(), end: end}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.attempts = append(c.attempts, a)
+	c.begun++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for i := range c.attempts {
+			if c.attempts[i] == a {
+				c.attempts = append(c.attempts[:i], c.attempts[i+1:]...)
+				return
+			}
+		}
+	}
+}
+
+// stops reports, once, that the attempt has to stop.
+func (c *scene) stops() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stop := c.stop
+	c.stop = false
+	return stop
+}
+
+// endAttempt ends the context of the newest attempt.
+func (c *scene) endAttempt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.attempts); n > 0 {
+		c.attempts[n-1].end()
+	}
+}
+
+func goroutineNumber() string {
+	var buf [64]byte
+	fields := strings.Fields(string(buf[:runtime.Stack(buf[:], false)]))
+	return fields[1] // goroutine 35 [running]:
+}
