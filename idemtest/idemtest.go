@@ -19,7 +19,8 @@
 //		},
 //	})
 //
-// [HTTP] makes a Call of an [http.Handler]. [New] is for tests of your own, and
+// [StormProcedure] does the same for an [idempotency.Procedure], beside a provider that keeps
+// idempotency keys. [HTTP] makes a Call of an [http.Handler]. [New] is for tests of your own, and
 // [Guard] finds statements that were sent through the pool instead of the
 // transaction; Storm has it built in.
 //

@@ -1,6 +1,8 @@
 package idemtest
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -43,7 +45,7 @@ func (r *procedureRound) problems() (all []problem) {
 	for _, check := range []func() (problem, bool){
 		r.checkReturned, r.checkConnections, r.checkTransactions,
 		r.checkRequestsOutside, r.checkReached, r.checkKeyless, r.checkOtherKeys, r.checkSharedKeys, r.checkOtherRequests, r.checkMade,
-		r.checkStepsOutside, r.checkErrors, r.checkRows, r.checkKeys, r.checkAnswers, r.checkReplays,
+		r.checkStepsOutside, r.checkErrors, r.checkResult, r.checkRows, r.checkKeys, r.checkAnswers, r.checkReplays,
 	} {
 		if p, wrong := check(); wrong {
 			all = append(all, p)
@@ -200,6 +202,22 @@ func (r *procedureRound) checkStepsOutside() (problem, bool) {
 	return problem{}, false
 }
 
+// checkResult compares the results of the first attempt, which was made to stop, and of the
+// second one, for which all steps and calls were recorded.
+func (r *procedureRound) checkResult() (problem, bool) {
+	if !r.alone || r.failed() || len(r.answers) == 0 {
+		return problem{}, false
+	}
+	first, errFirst := json.Marshal(r.scene.stopped)
+	second, errSecond := json.Marshal(r.answers[0].value)
+	return problem{
+		what:     "another result in a later attempt",
+		expected: show(string(first)) + ", as in the first attempt, since all steps and calls were recorded",
+		found:    show(string(second)),
+		likely:   "a part of the result is not made of recorded values: Run reads a clock or a random number, or uses a variable that the function of a step or a call has set: return it as the value of the step or the call",
+	}, errFirst == nil && errSecond == nil && !bytes.Equal(first, second)
+}
+
 func (r *procedureRound) checkRows() (problem, bool) {
 	p := problem{
 		what:     "wrong number of effects",
@@ -211,9 +229,11 @@ func (r *procedureRound) checkRows() (problem, bool) {
 		p.likely = "ProcedureProgram.Effects counts what others change meanwhile: count by the id"
 	case r.failed():
 		p.likely = "the calls failed, see above"
+	case r.effects == 0 && r.fault.label != "":
+		p.likely = fmt.Sprintf("what was rolled back was not done again: the function of a step remembers outside of the database what it has done, or a later one uses a value that is not recorded. The attempt was ended at %s", quoted(r.fault.label))
 	case r.effects == 0:
 		p.likely = "ProcedureProgram.Effects counts something else than the procedure writes"
-	case r.round.alone:
+	case r.alone:
 		p.likely = "Run has an effect between its steps, which each attempt repeats, or one operation has more than one effect: count what it has once"
 	default:
 		p.likely = fmt.Sprintf("an effect is not in the transaction of a step, and was repeated by the attempt after the one that was ended. That was at %s: look there first", quoted(r.fault.label))

@@ -245,7 +245,7 @@ func (s *procedureStorm) play(t testing.TB, r *procedureRound) (right bool) {
 }
 
 func (r *procedureRound) run() error {
-	if r.round.alone {
+	if r.alone {
 		return r.runUnder(r.counting(), r.first)
 	}
 	return r.runUnder(r.rule(), r.fire)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -470,6 +471,100 @@ func TestProviderRefusesWhatRefusesInLife(t *testing.T) {
 	wantNone(t, report)
 	if seen[0] == 0 || seen[http.StatusConflict] == 0 || seen[http.StatusUnprocessableEntity] > 0 {
 		t.Errorf("answers by their status, 0 where they were lost: %v", seen)
+	}
+}
+
+func TestReportsAStepThatRemembersInMemoryWhatItHasDone(t *testing.T) {
+	t.Parallel()
+	var done sync.Map
+	report := stormOrders(t, shopWith(func(s *shop) {
+		s.reserve = func(ctx context.Context, tx pgx.Tx, in order) (int, error) {
+			if _, again := done.LoadOrStore(in.ID, true); again { // the mistake
+				return 1, nil
+			}
+			return charge(in.ID)(ctx, tx)
+		}
+	}))
+	want(t, report, `the connection cut before the COMMIT behind step "reserve" arrives`, "found:       0 effects", `remembers outside of the database`, `ended at step "reserve"`)
+}
+
+func TestReportsAResultThatIsNotMadeOfRecordedValues(t *testing.T) {
+	t.Parallel()
+	report := stormOrders(t, procedureOf(func(s *shop) runs {
+		return func(ctx context.Context, op *idempotency.Op, in order) (r receipt, err error) {
+			_, err = idempotency.Step(ctx, op, "reserve", func(ctx context.Context, tx pgx.Tx) (bool, error) {
+				r.N, err = charge(in.ID)(ctx, tx) // the mistake: a later attempt does not run this
+				return true, err
+			})
+			return r, err
+		}
+	}))
+	want(t, report, "another result in a later attempt", `{"N":1,"Charge":""}, as in the first attempt`, `found:       {"N":0,"Charge":""}`, "return it as the value of the step")
+}
+
+// What each of the rounds does to the attempts, by what the procedure's functions see.
+func TestAttemptsAreEndedInAndBehindEachStepAndCall(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var rounds []string // what was run
+	see := func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		rounds[len(rounds)-1] += what
+	}
+	p := procedureOf(func(s *shop) runs {
+		return func(ctx context.Context, op *idempotency.Op, in order) (receipt, error) {
+			see("|")
+			n, err := idempotency.Step(ctx, op, "reserve", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				see("r")
+				return charge(in.ID)(ctx, tx)
+			})
+			if err != nil {
+				return receipt{}, err
+			}
+			id, err := idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (string, error) {
+				see("c")
+				return pay(ctx, s.url, key, in)
+			})
+			if err != nil {
+				return receipt{}, err
+			}
+			return idempotency.Step(ctx, op, "confirm", func(context.Context, pgx.Tx) (receipt, error) {
+				see("f")
+				return receipt{n, id}, nil
+			})
+		}
+	})
+	p.Prepare = func(context.Context, *pgxpool.Pool, string) error {
+		rounds = append(rounds, "")
+		return nil
+	}
+	wantNone(t, stormOrders(t, p))
+	for i, expected := range []struct {
+		ran      string // a refused request of two that meet can be tried more than once: +
+		attempts int    // or more, since another process may take over where one has committed
+	}{
+		{"rcf", 2},   // made to stop
+		{"rcf", 1},   // duplicates
+		{"rrcf", 2},  // cut before the COMMIT behind reserve
+		{"rcf", 2},   // killed after it
+		{"rcf", 2},   // its context ended
+		{"rccf", 2},  // killed before the result of charge is recorded
+		{"rcf", 2},   // killed after it
+		{"rcf", 2},   // its context ended
+		{"rccf", 2},  // the answer lost
+		{"rcc+f", 3}, // cut in it, and another attempt beside it
+		{"rcff", 2},  // cut before the COMMIT behind confirm
+		{"rcf", 1},   // killed after it
+		{"rcf", 1},   // its context ended
+	} {
+		ran := strings.ReplaceAll(rounds[i], "|", "")
+		if !regexp.MustCompile("^"+expected.ran+"$").MatchString(ran) || strings.Count(rounds[i], "|") < expected.attempts {
+			t.Errorf("round %d of %q: want %+v", i, rounds, expected)
+		}
+	}
+	if len(rounds) != 13 {
+		t.Errorf("%d rounds: %q", len(rounds), rounds)
 	}
 }
 

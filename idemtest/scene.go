@@ -18,6 +18,7 @@ type scene struct {
 
 	mu       sync.Mutex
 	stop     bool          // the next attempt that has done everything
+	stopped  any           // the result that was not recorded
 	attempts []*attempt    // that run, the newest last
 	begun    int           // attempts
 	requests []request     // to the provider, in the order of their arrival
@@ -42,7 +43,7 @@ func watched[In, Out any](s *procedureStorm, run func(context.Context, *idempote
 	return func(ctx context.Context, op *idempotency.Op, in In) (out Out, err error) {
 		scene := s.scene.Load()
 		defer scene.enter(ctx)()
-		if out, err = run(ctx, op, in); err == nil && scene.stops() {
+		if out, err = run(ctx, op, in); err == nil && scene.stops(out) {
 			err = errStopped
 		}
 		return out, err
@@ -68,13 +69,15 @@ func (c *scene) enter(ctx context.Context) (leave func()) {
 	}
 }
 
-// stops reports, once, that the attempt has to stop.
-func (c *scene) stops() bool {
+// stops reports, once, that the attempt has to stop, and keeps the result that it has.
+func (c *scene) stops(out any) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	stop := c.stop
-	c.stop = false
-	return stop
+	if !c.stop {
+		return false
+	}
+	c.stop, c.stopped = false, out
+	return true
 }
 
 // endAttempt ends the context of the newest attempt.
