@@ -440,7 +440,7 @@ func TestReportsAProcedureWithoutItsEffect(t *testing.T) {
 	want(t, stormOrders(t, ledgerOrders(func(*shop, *ledger) {})), "wrong number of effects", "found:       0 effects", "counts something else than the procedure writes")
 }
 
-func TestProviderRefusesWhatRefusesInLife(t *testing.T) {
+func TestProviderLosesAnswersAndRefusesASecondRequestAtATime(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	seen := make(map[int]int)

@@ -158,7 +158,8 @@ func (c *scene) note(q *request, status int) (fault string) {
 	case c.fault.at == "held" && !c.met:
 		c.met = true
 		return "held"
-	case c.fault.at == "lost" && c.begun == 1 && c.lost < maxLost:
+	case c.fault.at == "lost" && (c.lost == 0 || c.loser == c.begun && c.lost < maxLost):
+		c.loser = c.begun
 		c.lost++
 		return "lost"
 	}

@@ -22,7 +22,8 @@ type scene struct {
 	attempts []*attempt    // that run, the newest last
 	begun    int           // attempts
 	requests []request     // to the provider, in the order of their arrival
-	lost     int           // answers
+	lost     int           // answers of the provider
+	loser    int           // begun, when the first was lost: all of that attempt are
 	met      bool          // a request was held
 	second   chan struct{} // closed when another one has come
 }
