@@ -134,7 +134,7 @@ func (r *procedureRound) checkOtherKeys() (problem, bool) {
 func (r *procedureRound) checkSharedKeys() (problem, bool) {
 	callOf := make(map[string]string)
 	for _, q := range r.scene.seen() {
-		if q.kind != inCall || q.key == "" {
+		if q.kind != inCall || q.key == "" || q.begun == "" { // another attempt can have recorded it meanwhile
 			continue
 		}
 		if first, known := callOf[q.key]; known && first != q.begun {

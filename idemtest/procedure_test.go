@@ -248,10 +248,14 @@ func TestReportsAChargeInAStep(t *testing.T) {
 				return charge(in.ID)(ctx, tx)
 			}
 		}, `step "reserve"`},
-		"last": {func(s *shop) {
+		"last, by another goroutine": {func(s *shop) {
 			s.confirm = func(ctx context.Context, _ pgx.Tx, in order) error {
-				_, err := pay(ctx, s.url, in.ID, in) // the mistake
-				return err
+				paid := make(chan error)
+				go func() {
+					_, err := pay(ctx, s.url, in.ID, in) // the mistake
+					paid <- err
+				}()
+				return <-paid
 			}
 		}, `step "confirm"`},
 	} {
@@ -486,6 +490,33 @@ func TestReportsAStepThatRemembersInMemoryWhatItHasDone(t *testing.T) {
 		}
 	}))
 	want(t, report, `the connection cut before the COMMIT behind step "reserve" arrives`, "found:       0 effects", `remembers outside of the database`, `ended at step "reserve"`)
+}
+
+// That the call begins is recorded before, by a COMMIT of its own.
+func TestReportsTheRightStepBehindACallThatComesFirst(t *testing.T) {
+	t.Parallel()
+	var done sync.Map
+	callFirst := func(reserve func(ctx context.Context, tx pgx.Tx, s *shop, in order) (int, error)) orders {
+		return procedureOf(func(s *shop) runs {
+			return func(ctx context.Context, op *idempotency.Op, in order) (receipt, error) {
+				id, err := idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (string, error) { return pay(ctx, s.url, key, in) })
+				if err != nil {
+					return receipt{}, err
+				}
+				n, err := idempotency.Step(ctx, op, "reserve", func(ctx context.Context, tx pgx.Tx) (int, error) { return reserve(ctx, tx, s, in) })
+				return receipt{n, id}, err
+			}
+		})
+	}
+	want(t, stormOrders(t, callFirst(func(ctx context.Context, tx pgx.Tx, _ *shop, in order) (int, error) {
+		if _, again := done.LoadOrStore(in.ID, true); again {
+			return 1, nil
+		}
+		return charge(in.ID)(ctx, tx)
+	})), `before the COMMIT behind step "reserve" arrives`, "found:       0 effects")
+	want(t, stormOrders(t, callFirst(func(_ context.Context, _ pgx.Tx, s *shop, in order) (n int, err error) {
+		return n, s.pool.QueryRow(context.Background(), insert, in.ID).Scan(&n)
+	})), `step "reserve" had an effect outside of its transaction`)
 }
 
 func TestReportsAResultThatIsNotMadeOfRecordedValues(t *testing.T) {

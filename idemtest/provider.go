@@ -142,11 +142,6 @@ func (c *scene) note(q *request, status int) (fault string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	q.status = status
-	for _, earlier := range c.requests {
-		if q.kind == inCall && q.begun == "" && q.key == earlier.key { // another attempt has recorded it meanwhile
-			q.begun = earlier.begun
-		}
-	}
 	c.requests = append(c.requests, *q)
 	if c.fault.at == "held" && c.met {
 		c.meet()
