@@ -138,9 +138,11 @@ func TestRightProcedurePassesTheStorm(t *testing.T) {
 	wantNone(t, stormOrders(t, shopWith(right)))
 }
 
-func TestRightProcedurePassesTheStormOnAPoolOfOneAndInTheSimpleProtocol(t *testing.T) {
+func TestRightProcedurePassesTheStormOnAPoolOfOneInTheSimpleProtocolAndWithoutWaiting(t *testing.T) {
 	t.Parallel()
-	wantNone(t, stormOrders(t, shopWith(right), pgtest.MaxConns(1), func(cfg *pgxpool.Config) {
+	p := shopWith(right)
+	p.Config.Wait = -1
+	wantNone(t, stormOrders(t, p, pgtest.MaxConns(1), func(cfg *pgxpool.Config) {
 		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	}))
 }
@@ -296,6 +298,18 @@ func TestReportsACallThatIsMadeAgainByAStep(t *testing.T) {
 		}
 	}))
 	want(t, report, `call "charge" was made again although its result was recorded`, `in step "confirm"`, "use what Call has returned")
+}
+
+func TestRequestsWithoutKeysAreNotTakenForOne(t *testing.T) {
+	t.Parallel()
+	report := stormOrders(t, shopWith(func(s *shop) {
+		s.charge = func(ctx context.Context, _ string, in order) (string, error) { return pay(ctx, s.url, "", in) }
+		s.confirm = func(ctx context.Context, _ pgx.Tx, in order) error {
+			_, err := pay(ctx, s.url, "", in)
+			return err
+		}
+	}))
+	want(t, report, `step "confirm" had an effect outside of the database`, `call "charge" reached the provider without a key`)
 }
 
 // A ledger is neither the database nor the provider.
