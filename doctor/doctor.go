@@ -97,6 +97,7 @@ var checks = []func(context.Context, *patient) error{
 	checkPrivileges,
 	checkAutovacuum,
 	checkPurge,
+	checkUnfinished,
 	checkMigrations,
 	checkClock,
 }

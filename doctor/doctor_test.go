@@ -292,8 +292,8 @@ func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {
 	wants(t, d.check(pool, idempotency.Config{}), doctor.Note, "client check", "only when the statement ends", "statement_timeout")
 }
 
+// It runs by itself: the oldest snapshot of the server must not be another test's.
 func TestDeadRowsThatAutovacuumCannotRemoveAreFoundWithWhatHoldsThem(t *testing.T) {
-	t.Parallel()
 	d := setup(t)
 	holder, err := d.admin.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {

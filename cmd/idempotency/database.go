@@ -131,30 +131,36 @@ func (d *database) writing(ctx context.Context) context.Context {
 	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error { return d.held(ctx, tx, keytable.Writing) })
 }
 
-// held holds the table until tx ends, and returns why it is not worked with.
+// held holds the table of the keys until tx ends, and returns why it is not worked with.
 func (d *database) held(ctx context.Context, tx pgx.Tx, use keytable.Use) error {
-	name := qualified(d.found)
-	err := keytable.Hold(ctx, tx, d.found, keytable.Name, use)
-	var table keytable.Table
-	if err == nil {
-		table, err = keytable.Describe(ctx, tx, d.found, keytable.Name)
+	_, err := d.heldTable(ctx, tx, keytable.Name, use)
+	if errors.Is(err, keytable.ErrMissing) {
+		return untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been looked at
+	}
+	return err
+}
+
+func (d *database) heldTable(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
+	name := pgx.Identifier{d.found, relation}.Sanitize()
+	if err = keytable.Hold(ctx, tx, d.found, relation, use); err == nil {
+		table, err = keytable.Describe(ctx, tx, d.found, relation)
 	}
 	switch {
 	case errors.Is(err, keytable.ErrMissing):
-		return untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been looked at
+		return table, err
 	case errors.Is(err, keytable.ErrNoTable), err == nil && !table.IsTable():
-		return untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
+		return table, untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
 	case err != nil:
-		return fmt.Errorf("looking at %s: %w", name, err)
+		return table, fmt.Errorf("looking at %s: %w", name, err)
 	}
 	// For other types than ours an operator that somebody has made can be an exact match.
 	if wrong := table.Mistyped(); len(wrong) > 0 {
-		return untrusted(fmt.Sprintf("%s was not made by this package: it needs %s: rename what is there, or name another schema (-schema)", name, strings.Join(wrong, ", ")))
+		return table, untrusted(fmt.Sprintf("%s was not made by this package: it needs %s: rename what is there, or name another schema (-schema)", name, strings.Join(wrong, ", ")))
 	}
 	if stranger := table.StrangerByName(d.forUse); stranger != nil {
-		return untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
+		return table, untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
 	}
-	return nil
+	return table, nil
 }
 
 // unshadowed refuses a session in which any statement could run what somebody has planted.
@@ -184,13 +190,17 @@ func (d *database) store(pool *pgxpool.Pool, observe func(context.Context, idemp
 	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: cmp.Or(d.found, d.schema), Observe: observe})
 }
 
-// on puts the table's name into one of the statements of this command.
+// on puts the names of the tables into one of the statements of this command.
 func (d *database) on(sql string) string {
-	name := qualified(cmp.Or(d.found, d.schema))
-	return strings.NewReplacer(
-		"'"+keytable.Name+"'", keytable.Literal(name),
-		keytable.Name, name,
-	).Replace(sql)
+	var names []string
+	for _, table := range []string{keytable.Name, keytable.Operations} {
+		name := table
+		if schema := cmp.Or(d.found, d.schema); schema != "" {
+			name = pgx.Identifier{schema, table}.Sanitize()
+		}
+		names = append(names, "'"+table+"'", keytable.Literal(name), table, name)
+	}
+	return strings.NewReplacer(names...).Replace(sql)
 }
 
 func (d *database) config() (*pgxpool.Config, error) {

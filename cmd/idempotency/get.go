@@ -15,9 +15,10 @@ var get = &command{
 	args:    "SCOPE KEY",
 	summary: "tell what became of one key",
 	text: `A record is proof that the call took effect: both commit together. It is done, or
-expired (it took effect, and the key is free again), or abandoned (a function ended
-its transaction itself: its writes are there, its result is not). Without one it
-exits with 4 if a call is in progress, and else with 3.
+expired (it took effect, and the key is free again), unfinished (a procedure has begun:
+get tells which of its steps and calls are done), or abandoned (a function ended its
+transaction itself: its writes are there, its result is not). Without one it exits with
+4 if a call is in progress, and else with 3.
 
 The result can be confidential, and is shown only with -show-result.`,
 	setup: func(fs *flag.FlagSet) action {
@@ -49,9 +50,10 @@ func jsonFlag(fs *flag.FlagSet) *bool {
 }
 
 var meanings = map[string]string{
-	done:      "done: the call took effect, and a retry gets its result",
-	expired:   "expired: the call took effect, and a retry would run again",
-	abandoned: "abandoned: a function ended its transaction itself; look at what it has written, then use delete",
+	done:       "done: the call took effect, and a retry gets its result",
+	expired:    "expired: the call took effect, and a retry would run again",
+	unfinished: "unfinished: a retry, or Store.Complete, goes on with it; Store.Settle enters the outcome of a call",
+	abandoned:  "abandoned: a function ended its transaction itself; look at what it has written, then use delete",
 }
 
 func (rec record) resultSize() string {
@@ -67,6 +69,9 @@ func (rec record) print(w io.Writer, show bool) error {
 		if t != nil {
 			lines = append(lines, []string{name, t.in(rec.now)})
 		}
+	}
+	if rec.Operation != nil {
+		lines = append(lines, rec.Operation.lines(rec.now, rec.operations)...)
 	}
 	at("created:", rec.CreatedAt)
 	if rec.PurgeAfter != nil {

@@ -18,7 +18,7 @@ import (
 )
 
 // shownTimes explains the table.
-const shownTimes = `An abandoned record has no time but its purge_after, which is the claim plus the
+const shownTimes = `One that is unfinished or abandoned has no time but its purge_after, which is the claim plus the
 Retention of the program: in brackets under EXPIRES is when that is over, although the
 record stays. On a terminal, long scopes, keys and results are cut so that a line fits.`
 
@@ -38,7 +38,7 @@ as its cursor. On a large table another filter that few records pass reads far.
 		fs.StringVar(&q.scope, "scope", "", "only this `SCOPE`")
 		fs.Var(&q.id, "id", "only this `KEY`, in all scopes")
 		fs.Var(&q.prefix, "prefix", "only keys that begin with this `TEXT`")
-		fs.StringVar(&q.state, "state", "", "only in this `STATE`: done, expired or abandoned")
+		fs.StringVar(&q.state, "state", "", "only in this `STATE`: done, expired, unfinished or abandoned")
 		fs.Var(&q.newer, "newer", "only completed within this `time`, such as 15m or 7d")
 		fs.Var(&q.older, "older", "only completed longer than this `time` ago")
 		fs.IntVar(&q.limit, "limit", 50, "at most so many `records`, 0 for all")
@@ -69,7 +69,7 @@ as its cursor. On a large table another filter that few records pass reads far.
 // listSQL is one page, along the purge's index, backwards, or with keys along the
 // primary key, which begins with the id. An age is in microseconds, and null means any;
 // so does a null place to go on from.
-func listSQL(readable, keys bool) string {
+func listSQL(readable, keys bool, o operations) string {
 	place := `($5::text is null or (purge_after, id, scope) < ($5::text::timestamp at time zone 'UTC', $6::text, $7::text))
 order by purge_after desc, id desc, scope desc`
 	if keys {
@@ -81,7 +81,7 @@ order by id, scope`
 	return `
 select ` + recordColumns(`state`, `$9::bool`, readable) + `
 from idempotency_keys, lateral (
-	select case when completed_at is null then 'abandoned' when expires_at <= now() then 'expired' else 'done' end) s (state)
+	select ` + o.stateSQL(`now()`) + `) s (state)
 where ($1::text = '' or scope = $1::text)
 	and ($2::text = '' or state = $2::text)
 	and ($3::bigint is null or completed_at > now() - $3::bigint::float8 * interval '1 microsecond')
@@ -140,16 +140,16 @@ type listing struct {
 
 func (q *listing) validate() (err error) {
 	bad := func(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...), true} }
-	states := []string{"", done, expired, abandoned}
+	states := []string{"", done, expired, unfinished, abandoned}
 	switch {
 	case !slices.Contains(states, q.state):
-		return bad("-state %s: it has to be done, expired or abandoned", q.state)
+		return bad("-state %s: it has to be done, expired, unfinished or abandoned", q.state)
 	case q.id != "" && q.prefix != "":
 		return bad("give -id or -prefix, not both")
 	case q.limit < 0:
 		return bad("-limit %d: it has to be 0 or more", q.limit)
-	case q.state == abandoned && (q.newer > 0 || q.older > 0):
-		return bad("-state abandoned with -newer or -older: these go by the completion, which an abandoned record does not have")
+	case (q.state == unfinished || q.state == abandoned) && (q.newer > 0 || q.older > 0):
+		return bad("-state %s with -newer or -older: these go by the completion, which such a record does not have", q.state)
 	case q.newer > 0 && q.older >= q.newer:
 		return bad("-older %v and -newer %v: nothing can be both", time.Duration(q.older), time.Duration(q.newer))
 	}
@@ -254,13 +254,17 @@ func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, rea
 	keys := q.id != "" || q.prefix != ""
 	args := []any{q.scope, q.state, q.newer.micros(), q.older.micros(), after.purgeAfter(), after.ID, after.Scope, limit, q.show}
 	err = d.reading(ctx, pool, func(tx pgx.Tx) error {
+		o, err := d.operations(ctx, tx)
+		if err != nil {
+			return err
+		}
 		if keys {
 			if _, err := tx.Exec(ctx, byKeySQL); err != nil {
 				return err
 			}
 			args = append(args, q.id.orNull(), q.prefix.pattern())
 		}
-		rows, _ := tx.Query(ctx, d.on(listSQL(readable, keys)), args...)
+		rows, _ := tx.Query(ctx, d.on(listSQL(readable, keys, o)), args...)
 		page, err = pgx.CollectRows(rows, scanRecord)
 		return err
 	})

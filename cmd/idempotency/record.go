@@ -21,18 +21,20 @@ import (
 type record struct {
 	Scope       string          `json:"scope"`
 	ID          string          `json:"id"`
-	State       string          `json:"state"` // done, expired, abandoned; in progress, not found
+	State       string          `json:"state"` // done, expired, unfinished, abandoned; in progress, not found
 	CreatedAt   *instant        `json:"created_at,omitempty"`
 	CompletedAt *instant        `json:"completed_at,omitempty"`
 	ExpiresAt   *instant        `json:"expires_at,omitempty"`
-	PurgeAfter  *instant        `json:"purge_after,omitempty"` // of an abandoned record: the claim plus the retention
+	PurgeAfter  *instant        `json:"purge_after,omitempty"` // of one without a result: the claim plus the retention
 	Fingerprint string          `json:"fingerprint,omitempty"`
 	Origin      string          `json:"origin,omitempty"`
 	ResultBytes *int64          `json:"result_bytes"` // null: this role may not read the result
 	Result      json.RawMessage `json:"result,omitempty"`
 	Holders     []holder        `json:"holders,omitempty"`
-	Cursor      string          `json:"cursor,omitempty"` // of list
+	Operation   *operation      `json:"operation,omitempty"` // of an unfinished one, by get
+	Cursor      string          `json:"cursor,omitempty"`    // of list
 
+	operations      operations
 	now, purgeAfter instant
 	place           string // purge_after as a timestamp in UTC, as JSON has it under every DateStyle
 }
@@ -40,6 +42,7 @@ type record struct {
 const (
 	done       = "done"
 	expired    = "expired"
+	unfinished = "unfinished"
 	abandoned  = "abandoned"
 	inProgress = "in progress"
 	notFound   = "not found"
@@ -66,9 +69,9 @@ func recordColumns(state, show string, readable bool) string {
 }
 
 // recordSQL is one row, whatever its state.
-func recordSQL(readable bool) string {
+func recordSQL(readable bool, o operations) string {
 	return `
-select ` + recordColumns(`case when completed_at is null then 'abandoned' when expires_at <= clock_timestamp() then 'expired' else 'done' end`, `$3::bool`, readable) + `
+select ` + recordColumns(o.stateSQL(`clock_timestamp()`), `$3::bool`, readable) + `
 from idempotency_keys
 where id = $1::text and scope = $2::text`
 }
@@ -221,8 +224,16 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	}
 	var rec record
 	err = d.reading(ctx, pool, func(tx pgx.Tx) (err error) {
-		rows, _ := tx.Query(ctx, d.on(recordSQL(readable)), id, scope, result)
+		o, err := d.operations(ctx, tx)
+		if err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, d.on(recordSQL(readable, o)), id, scope, result)
 		rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
+		if err == nil && rec.State == unfinished {
+			rec.operations = o
+			rec.Operation, err = d.operation(ctx, tx, o, scope, id)
+		}
 		return err
 	})
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -162,13 +162,13 @@ func TestNothingPlantedInTheSearchPathRuns(t *testing.T) {
 	execute(t, pool, "s", "expired", 1)
 	aged(t, pool, "s", 25*time.Hour)
 	execute(t, pool, "s", "done", 1)
-	_, end := hold(t, pool, "s", "held")
-	defer end()
+	rideThatStops(t, pool, "other", "ride")
 	pgtest.Plant(t, pool, "*.go", "../../doctor/*.go", "../../internal/keytable/*.go")
 	for _, mode := range []string{"cache_describe", "exec", "simple_protocol"} { // the types of arguments differ
 		env := withMode(pool, mode)
+		_, end := hold(t, pool, "s", "held")
 		for args, exit := range map[string]int{
-			"get s i -show-result": 0, "get s none": 3, "get s held": 4, "list -scope s -state done -newer 1d -older 1ms -show-result": 0, "list -limit 1": 0,
+			"get s i -show-result": 0, "get s none": 3, "get other ride": 0, "list -state unfinished -json": 0, "get s held": 4, "list -scope s -state done -newer 1d -older 1ms -show-result": 0, "list -limit 1 -scope s": 0,
 			"find i": 0, "find none": 3, "list -id i -state done -newer 1d": 0, "list -prefix i -scope s": 0, "find i -json": 0, "purge -every 1h -timeout 100ms -json": 1, "delete s held -yes -json": 4,
 			"stats": 0, "stats -exact": 0, "doctor": 0, "delete s none -yes": 3, "purge -every 1h -timeout 100ms": 1, "migrate version": 0,
 		} {
@@ -177,7 +177,8 @@ func TestNothingPlantedInTheSearchPathRuns(t *testing.T) {
 				t.Errorf("%s: %s: %+v", mode, args, r)
 			}
 		}
-		first := objects(t, run(t, env, "list", "-limit", "1", "-json"))[0]["cursor"]
+		end()
+		first := objects(t, run(t, env, "list", "-limit", "1", "-scope", "s", "-json"))[0]["cursor"]
 		run(t, env, "list", "-after", fmt.Sprint(first)).wantAll(t, 0, "expired")
 		run(t, env, "list", "-prefix", "e", "-after", fmt.Sprint(first)).wantAll(t, 0, "expired")
 	}

@@ -61,6 +61,7 @@ type statistic struct {
 	Expired        int64    `json:"expired"`
 	Abandoned      int64    `json:"abandoned"`
 	OldestExpired  *instant `json:"oldest_expired,omitempty"`
+	Unfinished     *backlog `json:"unfinished,omitempty"` // absent: the role may not read them, or there is no table
 
 	TableBytes     int64    `json:"table_bytes"`
 	IndexBytes     int64    `json:"index_bytes"`
@@ -116,9 +117,10 @@ from parts`
 // and the hours. What it counts is scaled up by its caller. It reckons in seconds,
 // as numeric: whatever times stand in a row, they cannot overflow, and a row whose
 // creation cannot be told (NaN) is of no hour, since NaN is larger than now.
-const keysSQL = `
+func keysSQL(o operations) string {
+	return `
 with sample as materialized (
-	select scope, completed_at is null as abandoned, expires_at <= now() as expired,
+	select scope, ` + o.stateSQL(`now()`) + ` = 'abandoned'::text as abandoned, expires_at <= now() as expired,
 		extract(epoch from purge_after) - extract(epoch from expires_at) + extract(epoch from completed_at) as created
 	from idempotency_keys tablesample system ($1::real)
 ), scopes as (
@@ -135,6 +137,7 @@ select (select count(*) from sample),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('scope', scope, 'keys', keys) order by keys desc, scope), '[]')
 	from (select scope, keys from scopes order by keys desc, scope limit $2::bigint) x),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(hour, keys) order by hour), '[]') from hours)`
+}
 
 // oldestSQL goes along the purge's index.
 const oldestSQL = `
@@ -162,8 +165,15 @@ func (d *database) statistics(ctx context.Context, tx pgx.Tx, sample int64, scop
 	if pages > sample {
 		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
 	}
+	o, err := d.operations(ctx, tx)
+	if err != nil {
+		return s, err
+	}
+	if s.Unfinished, err = d.backlog(ctx, tx, o); err != nil {
+		return s, err
+	}
 	var hours [][2]int64 // the second at which it begins, and the keys in it
-	err = tx.QueryRow(ctx, d.on(keysSQL), float32(s.SampledPercent), scopes).
+	err = tx.QueryRow(ctx, d.on(keysSQL(o)), float32(s.SampledPercent), scopes).
 		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &hours)
 	if err != nil {
 		return s, err
@@ -242,6 +252,9 @@ func (s statistic) totals() (string, [][]string) {
 	}
 	if s.OldestExpired != nil {
 		lines = append(lines, []string{"oldest expired", s.OldestExpired.in(s.Now)})
+	}
+	if s.Unfinished != nil && s.Unfinished.Operations > 0 {
+		lines = append(lines, []string{"unfinished", s.Unfinished.text(s.Now)})
 	}
 	if s.Abandoned > 0 {
 		lines = append(lines, []string{"abandoned", s.about(s.Abandoned) + " (list -state abandoned)"})

@@ -138,8 +138,8 @@ func TestStatsLoopEndsWhereItWouldNotHelpToTryAgain(t *testing.T) {
 func TestTimeoutOfTheStatsLoopIsForEachRound(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	cmd, stdout, stderr := watched(t, on(pool), "stats", "-every", "300ms", "-timeout", "1s", "-json")
-	eventually(t, "more rounds than fit into the timeout", func() bool { return strings.Count(stdout.String(), "\n") >= 5 })
+	cmd, stdout, stderr := watched(t, on(pool), "stats", "-every", "600ms", "-timeout", "3s", "-json")
+	eventually(t, "more rounds than fit into the timeout", func() bool { return strings.Count(stdout.String(), "\n") >= 6 })
 	if stderr.String() != "" {
 		t.Error(stderr)
 	}
@@ -151,7 +151,7 @@ func TestTimeoutOfTheStatsLoopIsForEachRound(t *testing.T) {
 	if _, err := tx.Exec(t.Context(), "lock table idempotency_keys"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the report", func() bool { return strings.Contains(stderr.String(), "gave up after 1s (-timeout)") })
+	eventually(t, "the report", func() bool { return strings.Contains(stderr.String(), "gave up after 3s (-timeout)") })
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,93 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+)
+
+// rideThatStops is a procedure whose provider does not answer.
+func rideThatStops(t *testing.T, pool *pgxpool.Pool, scope, id string) {
+	t.Helper()
+	store := idempotency.New(pool)
+	noAnswer := errors.New("no answer from \x1b the provider")
+	ride := idempotency.Procedure[int, string]{Name: "ride", Run: func(ctx context.Context, op *idempotency.Op, amount int) (string, error) {
+		if _, err := idempotency.Step(ctx, op, "create", func(context.Context, pgx.Tx) (int, error) { return 7, nil }); err != nil {
+			return "", err
+		}
+		return idempotency.Call(ctx, op, "charge", func(context.Context, string) (string, error) { return "", noAnswer })
+	}}
+	if _, _, err := ride.Do(t.Context(), store, idempotency.Key{Scope: scope, ID: id}, 20); !errors.Is(err, noAnswer) {
+		t.Fatal(err)
+	}
+	_, _ = store.Complete(t.Context(), 0, ride) // an attempt that fails as well
+}
+
+func TestUnfinishedOperationIsToldFromAnAbandonedKey(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "done", 1)
+	rideThatStops(t, pool, "s", "ride")
+	do(t, pool, "insert into idempotency_keys (id, scope, purge_after) values ('lost', 's', now())")
+
+	run(t, on(pool), "get", "s", "ride").wantAll(t, 0, "unfinished: a retry, or Store.Complete", "procedure:", "ride", "done:", "step create", "begun:", "call charge: its outcome is not known", "attempts:", "1 of Store.Complete", `no answer from \x1b the provider`)
+	op := objects(t, run(t, on(pool), "get", "s", "ride", "-json"))[0]["operation"].(map[string]any)
+	if op["procedure"] != "ride" || op["begun"] != "call charge" || op["attempts"] != 1.0 || op["done"].([]any)[0] != "step create" || op["progressed_at"] == nil || op["due_at"] == nil {
+		t.Errorf("%v", op)
+	}
+	run(t, on(pool), "get", "s", "lost").wantAll(t, 0, "abandoned: a function")
+	for state, id := range map[string]string{"done": "done", "unfinished": "ride", "abandoned": "lost"} {
+		for _, more := range []string{"", "-id " + id} {
+			found := objects(t, run(t, on(pool), strings.Fields("list -json -state "+state+" "+more)...))
+			if len(found) != 1 || found[0]["id"] != id || found[0]["state"] != state {
+				t.Errorf("%s: %v", state, found)
+			}
+		}
+	}
+	run(t, on(pool), "find", "ride").wantAll(t, 0, "unfinished")
+	run(t, on(pool), "stats").wantAll(t, 0, "1, 1 in a call whose outcome is not known, 1 that Store.Complete has tried in vain, the oldest has not progressed since", "list -state unfinished")
+	s := objects(t, run(t, on(pool), "stats", "-json"))[0]
+	if b := s["unfinished"].(map[string]any); b["operations"] != 1.0 || b["in_calls"] != 1.0 || b["failed"] != 1.0 || s["abandoned"] != 1.0 {
+		t.Errorf("%v", s)
+	}
+}
+
+func TestReaderSeesHowFarAnOperationIsAndNotItsOutcomes(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	rideThatStops(t, pool, "s", "ride")
+	who := stranger(t, pool)
+	as := []string{"DATABASE_URL=" + with(pool, "role", who)}
+	do(t, pool, "grant select (id, scope, completed_at, expires_at, purge_after, fingerprint, origin) on idempotency_keys to "+who)
+	run(t, as, "get", "s", "ride").wantAll(t, 0, "abandoned")
+	do(t, pool, "grant select (id, scope, number, started_at, progressed_at, due_at, attempts, name, labels) on idempotency_operations to "+who)
+	r := run(t, as, "get", "s", "ride")
+	r.wantAll(t, 0, "unfinished", "step create", "call charge: this role may not see whether it has ended (select on the column results)", "1 of Store.Complete")
+	if strings.Contains(r.stdout, "no answer") {
+		t.Errorf("%+v", r)
+	}
+	run(t, as, "stats").wantAll(t, 0, "1, 1 that Store.Complete has tried in vain")
+	do(t, pool, "grant select (error, results) on idempotency_operations to "+who)
+	run(t, as, "get", "s", "ride").wantAll(t, 0, "its outcome is not known", "no answer")
+}
+
+func TestTableOfOperationsOfAStrangerIsNotRead(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	who := stranger(t, pool)
+	do(t, pool, "alter table idempotency_operations owner to "+who)
+	for _, args := range []string{"get s i", "list", "stats"} {
+		runOn(t, pool, args).wantLine(t, 1, "idempotency_operations", `belongs to role "`+who+`"`)
+	}
+	do(t, pool, "drop table idempotency_operations")
+	for _, args := range []string{"get s i", "list", "stats"} {
+		runOn(t, pool, args).wantAll(t, 0)
+	}
+}

@@ -1,0 +1,56 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/keytable"
+)
+
+// unfinishedSQL: an hour is longer than a client retries, and than Store.Complete waits
+// between two attempts. A call that stands for its window (23 h by default) is not made
+// again.
+const unfinishedSQL = `
+select count(*), coalesce(extract(epoch from clock_timestamp() - min(progressed_at)), 0::numeric)::bigint, coalesce(max(attempts), 0)
+from idempotency_operations
+where progressed_at < clock_timestamp() - interval '1 hour'`
+
+const mayReadUnfinishedSQL = `
+select coalesce((
+	select has_column_privilege(c.oid, 'progressed_at'::text, 'select'::text) and has_column_privilege(c.oid, 'attempts'::text, 'select'::text)
+	from pg_class c join pg_namespace n on n.oid = c.relnamespace
+	where n.nspname = $1::text and c.relname = 'idempotency_operations' and has_schema_privilege(n.oid, 'usage'::text)), false)`
+
+// checkUnfinished looks for operations of procedures with which nothing goes on. The
+// table is missing before the migration that makes it.
+func checkUnfinished(ctx context.Context, p *patient) error {
+	if p.table == nil || !p.table.trusted() {
+		return nil
+	}
+	name := p.table.sibling(keytable.Operations)
+	var may bool
+	err := p.query(ctx, "looking for unfinished operations", mayReadUnfinishedSQL, []any{p.table.schema}, &may)
+	if err != nil || !may {
+		return err
+	}
+	var operations, seconds, attempts int64
+	err = p.read(ctx, "looking for unfinished operations", keytable.Operations, strings.Replace(unfinishedSQL, keytable.Operations, name, 1), &operations, &seconds, &attempts)
+	switch {
+	case errors.Is(err, errReplaced):
+		p.find(Error, "unfinished", name+" cannot be trusted, or is not a table: nothing of it was read", "let the owner of the keys' table own it: "+pgx.Identifier{p.table.schema}.Sanitize()+" is a schema in which only trusted roles may create")
+		return nil
+	case err != nil:
+		return err
+	case operations > 0:
+		tried := "Store.Complete has not tried it: run Store.CompleteEvery in the program"
+		if attempts > 0 {
+			tried = "Store.Complete has tried in vain: look at the last errors"
+		}
+		p.find(Warning, "unfinished", fmt.Sprintf("%d operations of procedures have not progressed for an hour, the oldest for %d hours", operations, seconds/3600),
+			tried+" (idempotency list -state unfinished, and get); after the window of a call (23 h by default) a person has to settle it, see docs/procedures.md")
+	}
+	return nil
+}

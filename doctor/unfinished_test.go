@@ -1,0 +1,38 @@
+package doctor_test
+
+import (
+	"testing"
+
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/doctor"
+)
+
+func TestOperationsThatStandStillAreFoundWithHowLong(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	begun := func(id, ago string, attempts int) {
+		d.exec(`insert into idempotency_operations (id, scope, number, started_at, due_at, attempts, name, input, progressed_at, labels, results)
+			values ('` + id + `', 's', gen_random_uuid(), now(), now(), ` + string(rune('0'+attempts)) + `, 'ride', '1', now() - interval '` + ago + `', '{call charge}', '{}')`)
+	}
+	d.exec("grant select on idempotency_operations to " + d.role)
+	begun("young", "59 minutes", 1)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	begun("a", "61 minutes", 0)
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "1 operations of procedures have not progressed for an hour, the oldest for 1 hours", "run Store.CompleteEvery")
+	begun("b", "50 hours", 3)
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "2 operations", "the oldest for 50 hours", "has tried in vain")
+	d.exec("revoke all on idempotency_operations from " + d.role)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	d.exec("drop table idempotency_operations")
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+}
+
+func TestTableOfOperationsOfAStrangerIsNotRead(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	stranger := d.role + "_stranger"
+	d.exec("create role " + stranger)
+	t.Cleanup(func() { d.forget(stranger) })
+	d.exec("alter table idempotency_operations owner to " + stranger + "; grant select on idempotency_operations to " + d.role)
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "unfinished", "nothing of it was read")
+}
