@@ -313,7 +313,7 @@ func TestRandomSchedulesOnBrokenLinesKeepThePromise(t *testing.T) {
 func TestLimitClientLostInTheMiddleOfABatchHoldsItsKey(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
-	d.store, d.proxy = d.through(idempotency.Config{MaxIdle: 100 * time.Millisecond})
+	d.store, d.proxy = d.through(idempotency.Config{MaxIdle: 500 * time.Millisecond})
 	cut := d.once(func(m pgproxy.Message) bool { return m.Type == 'B' && sent("insert into charges")(m) }, pgproxy.CutClient)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -323,7 +323,7 @@ func TestLimitClientLostInTheMiddleOfABatchHoldsItsKey(t *testing.T) {
 		return
 	}
 	<-cut
-	time.Sleep(time.Second)
+	time.Sleep(1500 * time.Millisecond)
 	b := *d.bundle
 	b.store = b.storeOn(b.pool, idempotency.Config{Wait: 200 * time.Millisecond})
 	_, _, err := b.do(charge(b.key.ID, 2))
