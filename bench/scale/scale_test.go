@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 func small(log io.Writer) Settings {
 	return Settings{
 		DSN: os.Getenv("DATABASE_URL"), Rows: 2 * fillBatch, Slice: 10 * time.Millisecond, Rounds: 1, Pool: 8,
-		Window: 200 * time.Millisecond, Pairs: 1, Kept: true, Log: log,
+		Window: 500 * time.Millisecond, Pairs: 1, Kept: true, Log: log,
 	}
 }
 

@@ -149,7 +149,7 @@ func (q *listing) validate() (err error) {
 	case q.limit < 0:
 		return bad("-limit %d: it has to be 0 or more", q.limit)
 	case (q.state == unfinished || q.state == abandoned) && (q.newer > 0 || q.older > 0):
-		return bad("-state %s with -newer or -older: these go by the completion, which such a record does not have", q.state)
+		return bad("-state %s with -newer or -older: these go by the completion, which an %[1]s record does not have", q.state)
 	case q.newer > 0 && q.older >= q.newer:
 		return bad("-older %v and -newer %v: nothing can be both", time.Duration(q.older), time.Duration(q.newer))
 	}
