@@ -56,6 +56,9 @@ func TestUnfinishedOperationIsToldFromAnAbandonedKey(t *testing.T) {
 	if b := s["unfinished"].(map[string]any); b["operations"] != 1.0 || b["in_calls"] != 1.0 || b["failed"] != 1.0 || s["abandoned"] != 1.0 {
 		t.Errorf("%v", s)
 	}
+	rideThatStops(t, pool, "another", "lost") // the same key
+	run(t, on(pool), "get", "s", "lost").wantAll(t, 0, "abandoned: a function")
+	run(t, on(pool), "list", "-scope", "s", "-id", "lost").wantAll(t, 0, "abandoned")
 }
 
 func TestReaderSeesHowFarAnOperationIsAndNotItsOutcomes(t *testing.T) {
