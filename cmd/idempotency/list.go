@@ -254,9 +254,12 @@ func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, rea
 	keys := q.id != "" || q.prefix != ""
 	args := []any{q.scope, q.state, q.newer.micros(), q.older.micros(), after.purgeAfter(), after.ID, after.Scope, limit, q.show}
 	err = d.reading(ctx, pool, func(tx pgx.Tx) error {
-		o, err := d.operations(ctx, tx)
-		if err != nil {
-			return err
+		var o operations
+		if q.state != done && q.state != expired { // which tell it apart without that table
+			var err error
+			if o, err = d.operations(ctx, tx); err != nil {
+				return err
+			}
 		}
 		if keys {
 			if _, err := tx.Exec(ctx, byKeySQL); err != nil {

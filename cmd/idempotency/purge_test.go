@@ -59,23 +59,25 @@ func TestInterruptedPurgeSaysWhatItHasDeleted(t *testing.T) {
 func TestPurgeLoopGoesOnUntilItIsInterrupted(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	cmd := command(t, on(pool), "purge", "-every", "50ms")
-	wait := start(t, cmd)
-	for range 2 {
+	cmd, stdout, stderr := watched(t, on(pool), "purge", "-every", "50ms")
+	purged := func(rounds int) {
+		t.Helper()
+		eventually(t, "the report of a purge", func() bool { return strings.Count(stdout.String(), " expired records deleted in ") >= rounds })
+		if n := left(t, pool); n != 0 {
+			t.Errorf("%d records left", n)
+		}
+	}
+	for i := range 2 {
 		expiredRows(t, pool, 1500)
-		eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
+		purged(i + 1)
 	}
 	// A connection that is lost does not end it.
 	do(t, pool, `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'idempotency' and datname = current_database()`)
 	expiredRows(t, pool, 10)
-	eventually(t, "the purge", func() bool { return left(t, pool) == 0 })
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	r := wait()
-	r.wantAll(t, 0, "expired records deleted in ")
-	if !strings.Contains(r.stderr, "purging every 50ms") || !strings.Contains(r.stderr, "interrupted after 3,010 deleted records") {
-		t.Errorf("%+v", r)
+	purged(3)
+	ends(t, cmd, os.Interrupt, 0)
+	if said := stderr.String(); !strings.Contains(said, "purging every 50ms") || !strings.Contains(said, "interrupted after 3,010 deleted records") {
+		t.Errorf("%s%s", stdout, stderr)
 	}
 }
 

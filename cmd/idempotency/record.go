@@ -69,9 +69,9 @@ func recordColumns(state, show string, readable bool) string {
 }
 
 // recordSQL is one row, whatever its state.
-func recordSQL(readable bool, o operations) string {
+func recordSQL(readable bool) string {
 	return `
-select ` + recordColumns(o.stateSQL(`clock_timestamp()`), `$3::bool`, readable) + `
+select ` + recordColumns(operations{}.stateSQL(`clock_timestamp()`), `$3::bool`, readable) + `
 from idempotency_keys
 where id = $1::text and scope = $2::text`
 }
@@ -224,15 +224,10 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	}
 	var rec record
 	err = d.reading(ctx, pool, func(tx pgx.Tx) (err error) {
-		o, err := d.operations(ctx, tx)
-		if err != nil {
-			return err
-		}
-		rows, _ := tx.Query(ctx, d.on(recordSQL(readable, o)), id, scope, result)
+		rows, _ := tx.Query(ctx, d.on(recordSQL(readable)), id, scope, result)
 		rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
-		if err == nil && rec.State == unfinished {
-			rec.operations = o
-			rec.Operation, err = d.operation(ctx, tx, o, scope, id)
+		if err == nil && rec.State == abandoned {
+			err = d.findOperation(ctx, tx, &rec)
 		}
 		return err
 	})

@@ -76,21 +76,27 @@ from idempotency_operations
 where id = $1::text and scope = $2::text`
 }
 
-// operation is nil where the key has none that has not ended.
-func (d *database) operation(ctx context.Context, tx pgx.Tx, o operations, scope, id string) (*operation, error) {
+// findOperation makes a record that seems to be abandoned an unfinished one, if the key has
+// an operation that has not ended.
+func (d *database) findOperation(ctx context.Context, tx pgx.Tx, rec *record) error {
+	o, err := d.operations(ctx, tx)
+	if err != nil || !o.readable {
+		return err
+	}
 	op := new(operation)
 	var labels []string
 	var ended *int
-	err := tx.QueryRow(ctx, d.on(o.sql()), id, scope).
+	err = tx.QueryRow(ctx, d.on(o.sql()), rec.ID, rec.Scope).
 		Scan(&op.Procedure, &labels, &ended, &op.Attempts, &op.Error, &op.StartedAt, &op.ProgressedAt, &op.DueAt)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil // it has ended since
+		return nil
 	}
 	op.Done = labels
 	if n := len(labels) - 1; err == nil && n >= 0 && (ended == nil || *ended == n) {
 		op.Done, op.Begun = labels[:n], labels[n]
 	}
-	return op, err
+	rec.State, rec.Operation, rec.operations = unfinished, op, o
+	return err
 }
 
 // lines are for people.

@@ -85,12 +85,13 @@ func TestTableOfOperationsOfAStrangerIsNotRead(t *testing.T) {
 	pool := pgtest.New(t)
 	execute(t, pool, "s", "i", 1)
 	who := stranger(t, pool)
+	do(t, pool, "insert into idempotency_keys (id, scope, purge_after) values ('lost', 's', now())")
 	do(t, pool, "alter table idempotency_operations owner to "+who)
-	for _, args := range []string{"get s i", "list", "stats"} {
+	for _, args := range []string{"get s lost", "list", "stats"} {
 		runOn(t, pool, args).wantLine(t, 1, "idempotency_operations", `belongs to role "`+who+`"`)
 	}
 	do(t, pool, "drop table idempotency_operations")
-	for _, args := range []string{"get s i", "list", "stats"} {
+	for _, args := range []string{"get s lost", "list", "list -state abandoned", "stats"} {
 		runOn(t, pool, args).wantAll(t, 0)
 	}
 }
