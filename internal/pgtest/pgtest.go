@@ -102,7 +102,7 @@ func OnDatabase(dsn, database string) string {
 }
 
 // Main runs the tests of a package, and then removes what they shared. Most tests wait
-// more than they compute: so at least four run at a time, unless -parallel says
+// more than they compute: so at least three run at a time, unless -parallel says
 // otherwise, and no more than the server's max_connections allow. Its caller returns
 // afterwards.
 func Main(m *testing.M) {
@@ -132,7 +132,7 @@ func setParallel(maxConns int) {
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f == parallel })
 	if !given {
-		n = max(n, 4)
+		n = max(n, 3)
 	}
 	parallel.Value.Set(strconv.Itoa(min(n, max(2, maxConns/40))))
 }
