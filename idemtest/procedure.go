@@ -233,15 +233,7 @@ func (s *procedureStorm) roundOf(f fault, p plan) *procedureRound {
 func (s *procedureStorm) play(t testing.TB, r *procedureRound) (right bool) {
 	t.Helper()
 	s.scene.Store(r.scene)
-	if err := r.run(); err != nil {
-		t.Errorf("idemtest: Storm, %s: %v", r.name, err)
-		return false
-	}
-	problems := r.problems()
-	if len(problems) > 0 {
-		t.Error(report(r.name, problems))
-	}
-	return len(problems) == 0
+	return play(t, r.name, r)
 }
 
 func (r *procedureRound) run() error {

@@ -68,12 +68,12 @@ func Storm(t testing.TB, pool *pgxpool.Pool, n int, p Program) {
 	t.Helper()
 	s := newStorm(t, pool, n, p)
 	alone := s.round(plan{name: "one call, and the same again", alone: true})
-	if !s.play(t, alone) {
+	if !play(t, alone.name, alone) {
 		return
 	}
 	s.keysOfOne = alone.keysOfFirst
 	for _, r := range s.storms(int(alone.commits.Load())) {
-		if !s.play(t, r) {
+		if !play(t, r.name, r) {
 			return
 		}
 	}
@@ -215,15 +215,18 @@ func (s *storm) round(p plan) *round {
 }
 
 // play runs a round, and fails the test with what is wrong.
-func (s *storm) play(t testing.TB, r *round) (right bool) {
+func play(t testing.TB, name string, r interface {
+	run() error
+	problems() []problem
+}) (right bool) {
 	t.Helper()
 	if err := r.run(); err != nil {
-		t.Errorf("idemtest: Storm, %s: %v", r.name, err)
+		t.Errorf("idemtest: Storm, %s: %v", name, err)
 		return false
 	}
 	problems := r.problems()
 	if len(problems) > 0 {
-		t.Error(report(r.name, problems))
+		t.Error(report(name, problems))
 	}
 	return len(problems) == 0
 }
