@@ -141,7 +141,7 @@ func (d *database) held(ctx context.Context, tx pgx.Tx, use keytable.Use) error 
 }
 
 func (d *database) heldTable(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
-	name := pgx.Identifier{d.found, relation}.Sanitize()
+	name := qualified(d.found, relation)
 	if err = keytable.Hold(ctx, tx, d.found, relation, use); err == nil {
 		table, err = keytable.Describe(ctx, tx, d.found, relation)
 	}
@@ -177,12 +177,12 @@ type untrusted string
 
 func (e untrusted) Error() string { return string(e) }
 
-// qualified is the table's name in SQL.
-func qualified(schema string) string {
+// qualified is a table's name in SQL.
+func qualified(schema, table string) string {
 	if schema == "" {
-		return keytable.Name
+		return table
 	}
-	return pgx.Identifier{schema, keytable.Name}.Sanitize()
+	return pgx.Identifier{schema, table}.Sanitize()
 }
 
 // store returns the Store of the table.
@@ -194,10 +194,7 @@ func (d *database) store(pool *pgxpool.Pool, observe func(context.Context, idemp
 func (d *database) on(sql string) string {
 	var names []string
 	for _, table := range []string{keytable.Name, keytable.Operations} {
-		name := table
-		if schema := cmp.Or(d.found, d.schema); schema != "" {
-			name = pgx.Identifier{schema, table}.Sanitize()
-		}
+		name := qualified(cmp.Or(d.found, d.schema), table)
 		names = append(names, "'"+table+"'", keytable.Literal(name), table, name)
 	}
 	return strings.NewReplacer(names...).Replace(sql)

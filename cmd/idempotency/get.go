@@ -71,7 +71,7 @@ func (rec record) print(w io.Writer, show bool) error {
 		}
 	}
 	if rec.Operation != nil {
-		lines = append(lines, rec.Operation.lines(rec.now, rec.operations)...)
+		lines = append(lines, rec.Operation.lines(rec.now)...)
 	}
 	at("created:", rec.CreatedAt)
 	if rec.PurgeAfter != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
+	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
@@ -34,7 +35,6 @@ type record struct {
 	Operation   *operation      `json:"operation,omitempty"` // of an unfinished one, by get
 	Cursor      string          `json:"cursor,omitempty"`    // of list
 
-	operations      operations
 	now, purgeAfter instant
 	place           string // purge_after as a timestamp in UTC, as JSON has it under every DateStyle
 }
@@ -88,7 +88,7 @@ func (d *database) mayRead(ctx context.Context, pool *pgxpool.Pool, show bool) (
 	}
 	if show && !readable {
 		return false, fmt.Errorf("-show-result: role %s may not read the column result: grant select (result) on %s to %s, or leave the flag out",
-			plain(role), qualified(d.schema), pgx.Identifier{role}.Sanitize())
+			plain(role), qualified(d.schema, keytable.Name), pgx.Identifier{role}.Sanitize())
 	}
 	return readable, nil
 }

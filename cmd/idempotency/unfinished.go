@@ -21,6 +21,8 @@ type operation struct {
 	Begun        string   `json:"begun,omitempty"` // whose outcome is not known, since ProgressedAt
 	Attempts     int32    `json:"attempts"`
 	Error        *string  `json:"error,omitempty"` // null: none, or not for this role to read
+
+	unsure bool // Begun can have ended: this role may not see that
 }
 
 // operations is what this role may read of the table of the operations that have not
@@ -93,14 +95,14 @@ func (d *database) findOperation(ctx context.Context, tx pgx.Tx, rec *record) er
 	}
 	op.Done = labels
 	if n := len(labels) - 1; err == nil && n >= 0 && (ended == nil || *ended == n) {
-		op.Done, op.Begun = labels[:n], labels[n]
+		op.Done, op.Begun, op.unsure = labels[:n], labels[n], ended == nil
 	}
-	rec.State, rec.Operation, rec.operations = unfinished, op, o
+	rec.State, rec.Operation = unfinished, op
 	return err
 }
 
 // lines are for people.
-func (op *operation) lines(now instant, o operations) [][]string {
+func (op *operation) lines(now instant) [][]string {
 	lines := [][]string{
 		{"procedure:", plain(op.Procedure)},
 		{"started:", op.StartedAt.in(now)},
@@ -111,7 +113,7 @@ func (op *operation) lines(now instant, o operations) [][]string {
 	}
 	if op.Begun != "" {
 		outcome := ": its outcome is not known"
-		if !o.outcomes {
+		if op.unsure {
 			outcome = ": this role may not see whether it has ended (select on the column results)"
 		}
 		lines = append(lines, []string{"begun:", plain(op.Begun) + outcome})
