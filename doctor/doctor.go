@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/keytable"
+	"github.com/pgidem/idempotency/internal/remedy"
 	"github.com/pgidem/idempotency/internal/visible"
 )
 
@@ -155,27 +156,29 @@ func (p *patient) query(ctx context.Context, what, sql string, args []any, into 
 	return nil
 }
 
-// errReplaced: the table is not the one any more that was looked at.
-var errReplaced = errors.New("replaced by a table that cannot be trusted")
+// An untrusted is the error of read about what it does not read.
+type untrusted struct{ found, remedy string }
 
-// read is query for the rows of a table in the schema of the keys' table, which has been
-// found to be trusted. It looks again under a lock, since the owner of the schema can have
-// replaced the table meanwhile.
+func (e untrusted) Error() string { return e.found }
+
+// read is query for the rows of a table in the schema of the keys' table. It looks at the
+// table under a lock first, since the owner of the schema can replace it at any time, and
+// returns keytable.ErrMissing or an untrusted where it may not be read.
 func (p *patient) read(ctx context.Context, what, table, sql string, into ...any) error {
 	err := pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		var t keytable.Table
 		err := keytable.Hold(ctx, tx, p.table.schema, table, keytable.Reading)
-		if errors.Is(err, keytable.ErrMissing) {
-			return errReplaced
+		if err == nil {
+			t, err = keytable.Describe(ctx, tx, p.table.schema, table, pgx.QueryExecModeExec)
 		}
-		if err != nil {
+		stranger := t.StrangerByName(keytable.Reading)
+		switch name := p.table.sibling(table); {
+		case errors.Is(err, keytable.ErrNoTable), err == nil && !t.IsTable():
+			return untrusted{name + " is not a table", "move it out of the way, and let only trusted roles create in the schema"}
+		case err != nil:
 			return err
-		}
-		now, err := keytable.Describe(ctx, tx, p.table.schema, table, pgx.QueryExecModeExec)
-		if err != nil {
-			return err
-		}
-		if !now.IsTable() || now.StrangerByName(keytable.Reading) != nil {
-			return errReplaced
+		case stranger != nil:
+			return untrusted{stranger.Found(name), stranger.Remedy()}
 		}
 		return tx.QueryRow(ctx, sql, pgx.QueryExecModeExec).Scan(into...)
 	})
@@ -183,4 +186,10 @@ func (p *patient) read(ctx context.Context, what, table, sql string, into ...any
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// unreadable: the role may not read the table, which checkPrivileges says of that of the
+// keys, or the table is not there.
+func unreadable(err error) bool {
+	return remedy.Denied(err) || errors.Is(err, keytable.ErrMissing)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/keytable"
 )
 
@@ -18,12 +17,6 @@ select count(*), coalesce(extract(epoch from clock_timestamp() - min(progressed_
 from idempotency_operations
 where progressed_at < clock_timestamp() - interval '1 hour'`
 
-const mayReadUnfinishedSQL = `
-select coalesce((
-	select has_column_privilege(c.oid, 'progressed_at'::text, 'select'::text) and has_column_privilege(c.oid, 'attempts'::text, 'select'::text)
-	from pg_class c join pg_namespace n on n.oid = c.relnamespace
-	where n.nspname = $1::text and c.relname = 'idempotency_operations' and has_schema_privilege(n.oid, 'usage'::text)), false)`
-
 // checkUnfinished looks for operations of procedures with which nothing goes on. The
 // table is missing before the migration that makes it.
 func checkUnfinished(ctx context.Context, p *patient) error {
@@ -31,16 +24,14 @@ func checkUnfinished(ctx context.Context, p *patient) error {
 		return nil
 	}
 	name := p.table.sibling(keytable.Operations)
-	var may bool
-	err := p.query(ctx, "looking for unfinished operations", mayReadUnfinishedSQL, []any{p.table.schema}, &may)
-	if err != nil || !may {
-		return err
-	}
 	var operations, seconds, attempts int64
-	err = p.read(ctx, "looking for unfinished operations", keytable.Operations, strings.Replace(unfinishedSQL, keytable.Operations, name, 1), &operations, &seconds, &attempts)
+	err := p.read(ctx, "looking for unfinished operations", keytable.Operations, strings.Replace(unfinishedSQL, keytable.Operations, name, 1), &operations, &seconds, &attempts)
+	refused, is := errors.AsType[untrusted](err)
 	switch {
-	case errors.Is(err, errReplaced):
-		p.find(Error, "unfinished", name+" cannot be trusted, or is not a table: nothing of it was read", "let the owner of the keys' table own it: "+pgx.Identifier{p.table.schema}.Sanitize()+" is a schema in which only trusted roles may create")
+	case is:
+		p.find(Error, "unfinished", refused.found+": nothing of it was read", refused.remedy)
+		return nil
+	case unreadable(err):
 		return nil
 	case err != nil:
 		return err

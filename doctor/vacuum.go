@@ -7,9 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/keytable"
-	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // vacuumSQL has the threshold as autovacuum reckons it. The oldest snapshot is of
@@ -106,8 +104,8 @@ func checkPurge(ctx context.Context, p *patient) error {
 	var seconds []int64
 	query := "select array(" + strings.Replace(purgeSQL, "idempotency_keys", p.table.name, 1) + ")"
 	err := p.read(ctx, "looking for expired records", keytable.Name, query, &seconds)
-	if remedy.Denied(err) || errors.Is(err, errReplaced) {
-		return nil // checkPrivileges has said so, or the next doctor does
+	if unreadable(err) || errors.As(err, new(untrusted)) {
+		return nil // checkPrivileges has said so; or the table was replaced just now, and the next run says so
 	}
 	if err != nil {
 		return err
@@ -130,25 +128,16 @@ func checkMigrations(ctx context.Context, p *patient) error {
 	}
 	const versions = "idempotency_migrations"
 	name := p.table.sibling(versions)
-	t, err := keytable.Describe(ctx, p.pool, p.table.schema, versions, pgx.QueryExecModeExec)
-	switch {
-	case errors.Is(err, keytable.ErrMissing):
-		return nil
-	case err != nil:
-		return fmt.Errorf("looking at the migrations: %w", err)
-	case !t.IsTable():
-		p.find(Error, "migrations", name+" is not a table", "move it out of the way, and let only trusted roles create in the schema")
-		return nil
-	case t.StrangerByName(keytable.Reading) != nil:
-		p.find(Error, "migrations", t.StrangerByName(keytable.Reading).Found(name), t.StrangerByName(keytable.Reading).Remedy())
+	var dirty []int64
+	err := p.read(ctx, "looking at the migrations", versions, strings.Replace(migrationsSQL, versions, name, 1), &dirty)
+	if refused, is := errors.AsType[untrusted](err); is {
+		p.find(Error, "migrations", refused.found, refused.remedy)
 		return nil
 	}
-	var dirty []int64
-	err = p.read(ctx, "looking at the migrations", versions, strings.Replace(migrationsSQL, versions, name, 1), &dirty)
-	switch {
-	case remedy.Denied(err), errors.Is(err, errReplaced):
+	if unreadable(err) {
 		return nil
-	case err != nil:
+	}
+	if err != nil {
 		return err
 	}
 	if len(dirty) > 0 {
