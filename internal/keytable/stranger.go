@@ -123,6 +123,10 @@ func (s *Stranger) Remedy() string {
 	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
 }
 
+// somebodysSQL is true for a trigger t that somebody has created, and PostgreSQL has not made
+// for a constraint.
+const somebodysSQL = `not exists (select from pg_constraint k where k.oid = t.tgconstraint and k.contype <> 't')`
+
 // strangersSQL finds whom a relation obeys, and keeps those who could thereby get rights
 // of the current role: see Stranger. Each operator and function is exactly one of
 // pg_catalog, as in describeSQL.
@@ -154,8 +158,8 @@ func (s *Stranger) Remedy() string {
 //
 // friends are the roles that the current one is a member of by the will of somebody who
 // could act as it anyway: on PostgreSQL 14 a role can make everybody a member of itself,
-// and who administers a role can make everybody a member of that. A grantor that is
-// dropped (up to PostgreSQL 15) has not done it for that.
+// and who administers a role can make everybody a member of that. A grantor that has been
+// dropped since, as is possible up to PostgreSQL 15, is trusted: nobody can be found to ask.
 const strangersSQL = `
 with recursive friends (oid) as (
 	select oid from pg_roles where rolname = current_user
@@ -182,7 +186,7 @@ with recursive friends (oid) as (
 	union all
 	select 'pg_class'::regclass::oid, a.attrelid, a.attnum::int4, 'column', a.attname, true from pg_attribute a where a.attrelid = any(array(select oid from parts)) and a.attnum > 0
 	union all
-	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid = any(array(select oid from parts)) and not exists (select from pg_constraint k where k.oid = t.tgconstraint and k.contype <> 't')
+	select 'pg_trigger'::regclass::oid, t.oid, 0, 'trigger', t.tgname, false from pg_trigger t where t.tgrelid = any(array(select oid from parts)) and ` + somebodysSQL + `
 	union all
 	select 'pg_rewrite'::regclass::oid, r.oid, 0, 'rule', r.rulename, false from pg_rewrite r where r.ev_class = any(array(select oid from parts))
 	union all
@@ -213,7 +217,7 @@ with recursive friends (oid) as (
 	select 'schema', n.nspname, n.nspowner, null, null, null, false
 	union
 	select 'right', x.relname, g.grantee, lower(g.privilege_type), s.nspname, nullif(g.grantor, x.relowner),
-		x.locked and (g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and not exists (select from pg_constraint k where k.oid = t.tgconstraint and k.contype <> 't')))
+		x.locked and (g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and ` + somebodysSQL + `))
 	from (
 		select x.*, exists (select from parts p where p.oid = x.oid and p.locked) as locked from pg_class x
 		where x.oid = any(array(select oid from parts)) or x.oid = any(array(select oid from uses where class = 'pg_class'::regclass::oid))
