@@ -52,11 +52,13 @@ test-matrix: ## test all but the demo on each PostgreSQL of VERSIONS
 test-modes: ## test the root package in each query exec mode of pgx
 	set -e; for m in $(MODES); do $(TESTDB) -mode $$m -- go test -count=1 .; done
 
-# Left out is what runs migrations on DATABASE_URL: they need a direct connection.
+# Left out is what runs migrations on DATABASE_URL, since they need a direct connection, and
+# the storm, in which PgBouncer before 1.20 may end by itself: a client that sends a cancel
+# request and hangs up at once is closed twice (its issue 801).
 test-pgbouncer: ## test the root package and the doctor through PgBouncer (which must be installed)
 	$(TESTDB) -pgbouncer -- go test -count=1 -run TestPoolerThatBreaksPreparedStatementsIsFound ./doctor
 	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
-		go test -count=1 -skip '^Example|^TestProgramOfTheReadme' .; done
+		go test -count=1 -skip '^Example|^TestProgramOfTheReadme|InAStormOfKills' .; done
 
 test-long: ## the tests under faults and storms, at full length (twenty minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \

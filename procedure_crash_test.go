@@ -16,9 +16,9 @@ import (
 
 // ride takes a ride in a worker.
 func (j job) ride(ctx context.Context, store *idempotency.Store, id string) report {
-	for {
+	for start := time.Now(); ; {
 		got, replayed, err := takeRide.Do(ctx, store, rideKey(id), fare{Rider: id, Amount: 20, Provider: j.Provider})
-		if err != nil && !j.Once {
+		if err != nil && !j.Once && time.Since(start) < 2*time.Minute {
 			time.Sleep(20 * time.Millisecond)
 			continue
 		}

@@ -32,7 +32,7 @@ type job struct {
 	Keys     int // that each caller calls with; 0 is Key alone
 	MaxIdle  time.Duration
 	Shots    bool     // every second caller sends one statement
-	Rides    []string // that each caller takes, from this provider, until it has a receipt; the other fields but MaxIdle do not count
+	Rides    []string // that each caller takes, from this provider, until it has a receipt, for two minutes at most; the other fields but MaxIdle do not count
 	Provider string
 	Once     bool   // one attempt
 	Hang     string // "": not at all; "client": the function sleeps; "server": its statement does; "briefly": both go on
