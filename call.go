@@ -59,6 +59,9 @@ func (s *Store) call(ctx context.Context, operation string, tx pgx.Tx, key Key, 
 	c := &invocation{store: s, key: key, work: w, event: &event, reconnects: reconnects{pool: s.pool}}
 	err = s.observed(ctx, operation, key, &event, func(ctx context.Context) error {
 		c.origin, c.waitFrom = event.Origin, time.Now()
+		if procedure, is := w.(*course); is {
+			event.Name = procedure.name
+		}
 		var found *answer
 		if tx == nil {
 			found, err = c.do(ctx)

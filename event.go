@@ -9,13 +9,20 @@ import (
 // An Event says how one operation of a Store went. It holds no result.
 type Event struct {
 	// Operation is "Do", "DoTx", "QueryRow", "Query", "Procedure", "Get", "All", "Delete",
-	// "Purge", "Settle" or "Discard". What Complete goes on with is a "Procedure".
+	// "Purge", "Settle" or "Discard". What Complete goes on with is a "Procedure". Within
+	// one, each run of a step or a call's function is a "Step" or a "Call"; one whose value
+	// is on record is none.
 	Operation string
 
-	// Outcome of a call, one of the first five, is "executed", "replayed" (also after a wait, and
+	// Name of the procedure, or of its step or call.
+	Name string
+
+	// Outcome of the first five is "executed", "replayed" (also after a wait, and
 	// when its own commit was in doubt), "in_progress", "key_reused",
 	// "outcome_unknown" or "failed", as it is whenever the function returned an
-	// error. Of the others it is "done", "not_found", "in_progress" or "failed", and
+	// error. Of a Step or a Call it is "executed" or "failed": a step's effects are
+	// committed later, with the next one. Of the others it is "done", "not_found",
+	// "in_progress" or "failed", and
 	// of a Purge "standing_by" if it has deleted nothing because, in a loop of
 	// [Store.PurgeEvery], another process is at it.
 	Outcome string
@@ -30,7 +37,8 @@ type Event struct {
 	// Duration of the whole operation, waiting included.
 	Duration time.Duration
 
-	// Waited is the part of Duration spent on waiting for another call.
+	// Waited is the part of Duration spent on waiting for another call with the key, or
+	// of a Procedure for a place among the calls under way (see [Config.CallPool]).
 	Waited time.Duration
 
 	// Runs is how often the function was run: 0 for a replay, more than 1 after
@@ -88,6 +96,20 @@ func (s *Store) observed(ctx context.Context, operation string, key Key, event *
 	}()
 	event.Err = body(ctx)
 	return event.Err
+}
+
+// observed runs a step or a call and reports it, as an operation within that of the
+// procedure.
+func (p *progress) observed(ctx context.Context, operation, name string, body func(context.Context) error) error {
+	var event Event
+	return p.c.store.observed(ctx, operation, p.c.key, &event, func(ctx context.Context) error {
+		event.Name, event.Outcome = name, "executed"
+		err := body(ctx)
+		if err != nil {
+			event.Outcome = "failed"
+		}
+		return err
+	})
 }
 
 // conclude makes the outcome agree with the error.

@@ -222,7 +222,8 @@ type Config struct {
 	CallNamespace string
 
 	// Observe is called after every operation on the goroutine of the caller,
-	// outside any transaction of the Store (DoTx: before its caller commits).
+	// outside any transaction of the Store, but for a DoTx, whose caller has not
+	// committed, and the steps and calls of a procedure, whose transaction is open.
 	// Default: nobody is told.
 	Observe func(context.Context, Event)
 
@@ -234,9 +235,9 @@ type Config struct {
 	// Event.Operation. The operation goes on with the context that it returns,
 	// which has to be derived from the given one: the function gets it, and
 	// Observe. The text, for example a W3C traceparent, is kept with the result
-	// as its origin. It is left out if it has more than 255 bytes, is not UTF-8, has
-	// a NUL, or is beyond ASCII while the database or the client does not use UTF-8.
-	// Default: no origin.
+	// as its origin; that of a step or a call is not. It is left out if it has more
+	// than 255 bytes, is not UTF-8, has a NUL, or is beyond ASCII while the database
+	// or the client does not use UTF-8. Default: no origin.
 	Trace func(ctx context.Context, operation string) (context.Context, string)
 }
 

@@ -301,9 +301,14 @@ func TestWindowOfOneCallIsItsOwn(t *testing.T) {
 
 func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{}, pgtest.MaxConns(2)) // one place
+	var waited atomic.Int64 // the longest
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		waited.Store(max(waited.Load(), int64(e.Waited)))
+	}}, pgtest.MaxConns(2)) // one place
 	var calls atomic.Int64
+	asking := make(chan struct{}, 3)
 	asks := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		asking <- struct{}{}
 		_, err := idempotency.Call(ctx, op.Within(time.Minute), "c", func(context.Context, string) (int, error) {
 			calls.Add(1)
 			return 0, errNoAnswer
@@ -312,6 +317,7 @@ func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 	})
 	_, _, err := asks.Do(t.Context(), b.store, b.key, 1)
 	b.wantErr(err, errNoAnswer)
+	<-asking
 	inside, leave := make(chan struct{}), make(chan struct{})
 	holds := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
 		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
@@ -327,10 +333,12 @@ func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 		_, _, err := asks.Do(context.Background(), b.store, b.key, 1)
 		second <- err
 	}()
+	<-asking
+	b.eventually("it waits without a connection", func() bool { return b.pool.Stat().AcquiredConns() == 1 })
 	select {
 	case err := <-second:
 		t.Fatal("it has not waited: ", err)
-	case <-time.After(200 * time.Millisecond):
+	case <-time.After(100 * time.Millisecond):
 	}
 	b.exec("update idempotency_operations set progressed_at = progressed_at - interval '2 minutes' where id = $1", b.key.ID)
 	close(leave)
@@ -338,6 +346,9 @@ func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 	b.wantErr(<-second, idempotency.ErrCallExpired)
 	if calls.Load() != 1 {
 		t.Errorf("%d calls", calls.Load())
+	}
+	if waited.Load() < int64(50*time.Millisecond) {
+		t.Errorf("Observe was told that it waited for %v", time.Duration(waited.Load()))
 	}
 }
 

@@ -226,16 +226,18 @@ func (p *progress) step(ctx context.Context, name string, fn func(context.Contex
 	if known != nil {
 		return p.known(recorded(known))
 	}
-	if err := p.begin(ctx, leg{label: asked}); err != nil {
-		return err
-	}
-	stored, failed := p.run(ctx, fn)
-	if failed != nil {
-		p.giveBack()
-		return p.fail(failed).err
-	}
-	p.done(asked, stored)
-	return nil
+	return p.observed(ctx, "Step", name, func(ctx context.Context) error {
+		if err := p.begin(ctx, leg{label: asked}); err != nil {
+			return err
+		}
+		stored, failed := p.run(ctx, fn)
+		if failed != nil {
+			p.giveBack()
+			return p.fail(failed).err
+		}
+		p.done(asked, stored)
+		return nil
+	})
 }
 
 func (p *progress) known(err error) error {
@@ -337,18 +339,20 @@ func (p *progress) call(ctx context.Context, name string, window time.Duration, 
 	if p.j.begun() == "" {
 		p.j.labels = append(p.j.labels, asked)
 	}
-	if err := p.begin(ctx, leg{call: true}); err != nil {
-		return err
-	}
-	stored, err := p.ask(ctx, name, fn)
-	if err != nil {
-		p.c.failed = true
-		p.giveBack()
-		return p.error(err)
-	}
-	p.c.outcome = outcome{p.j.number, len(p.j.results), stored}
-	p.done(asked, stored)
-	return nil
+	return p.observed(ctx, "Call", name, func(ctx context.Context) error {
+		if err := p.begin(ctx, leg{call: true}); err != nil {
+			return err
+		}
+		stored, err := p.ask(ctx, name, fn)
+		if err != nil {
+			p.c.failed = true
+			p.giveBack()
+			return p.error(err)
+		}
+		p.c.outcome = outcome{p.j.number, len(p.j.results), stored}
+		p.done(asked, stored)
+		return nil
+	})
 }
 
 // ask runs the function of a call.
@@ -435,6 +439,8 @@ func (p *progress) place(ctx context.Context) error {
 		return p.error(errNoPlace)
 	}
 	c.lead.know(elsewhere) // who does not wait is turned away
+	start := time.Now()
+	defer func() { c.event.Waited += time.Since(start) }()
 	select {
 	case c.store.places <- struct{}{}:
 		c.placed = true

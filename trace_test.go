@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +92,76 @@ func TestWaiterIsGivenTheOriginOfTheCallItWaitedFor(t *testing.T) {
 			t.Errorf("origin %q", got)
 		}
 	}
+}
+
+func TestStepsAndCallsThatRunAreOperationsWithinTheirProcedure(t *testing.T) {
+	t.Parallel()
+	var events []string
+	b := setup(t, idempotency.Config{
+		ObserveKeys: true,
+		Trace: func(ctx context.Context, operation string) (context.Context, string) {
+			outer, _ := ctx.Value(tracedKey{}).(string)
+			return context.WithValue(ctx, tracedKey{}, operation+" of "+outer), operation
+		},
+		Observe: func(ctx context.Context, e idempotency.Event) {
+			events = append(events, fmt.Sprintf("%v, %s: %s %v", ctx.Value(tracedKey{}), e.Name, e.Outcome, e.Err))
+			if e.Key.ID != "key-1" || e.Origin == "" || e.Duration <= 0 {
+				t.Errorf("%+v", e)
+			}
+		},
+	})
+	var inside any
+	broken := true
+	refuses := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "b", func(ctx context.Context, _ string) (int, error) {
+			if inside = ctx.Value(tracedKey{}); broken {
+				return 0, fmt.Errorf("%w: %w", errNoAnswer, idempotency.ErrInProgress) // of a nested one
+			}
+			return 1, nil
+		})
+		return err
+	}
+	panics := func(ctx context.Context, op *idempotency.Op) error {
+		defer func() { recover() }()
+		_, err := idempotency.Step(ctx, op, "c", func(ctx context.Context, _ pgx.Tx) (int, error) {
+			if inside = ctx.Value(tracedKey{}); broken {
+				panic("boom")
+			}
+			return 1, nil
+		})
+		return err
+	}
+	seen := func(want ...string) {
+		t.Helper()
+		if !slices.Equal(events, want) {
+			t.Errorf("%s\nwant\n%s", strings.Join(events, "\n"), strings.Join(want, "\n"))
+		}
+		events = nil
+	}
+	noAnswer := fmt.Errorf("%w: %w", errNoAnswer, idempotency.ErrInProgress).Error()
+	const ended = "idempotency: the function panicked or ended its goroutine"
+	b.wantErr(b.proceed(ok("a"), refuses), errNoAnswer)
+	seen("Step of Procedure of , a: executed <nil>", "Call of Procedure of , b: failed "+noAnswer, "Procedure of , p: failed "+noAnswer)
+	if inside != "Call of Procedure of " {
+		t.Errorf("the context of a call's function is of %v", inside)
+	}
+	broken = false
+	b.wantErr(b.proceed(ok("a"), refuses, fails("x")), errNoAnswer)
+	seen("Call of Procedure of , b: executed <nil>", "Call of Procedure of , x: failed no answer", "Procedure of , p: failed no answer")
+	b.wantErr(b.store.Discard(t.Context(), b.key), nil)
+	events, broken = nil, true
+	if err := b.proceed(panics); err == nil || err.Error() != ended {
+		t.Error(err)
+	}
+	seen("Step of Procedure of , c: failed "+ended, "Procedure of , p: failed "+ended)
+	if inside != "Step of Procedure of " {
+		t.Errorf("the context of a step's function is of %v", inside)
+	}
+	broken = false
+	b.wantErr(b.proceed(panics), nil)
+	seen("Step of Procedure of , c: executed <nil>", "Procedure of , p: executed <nil>")
+	b.wantErr(b.proceed(panics), nil)
+	seen("Procedure of , p: replayed <nil>")
 }
 
 func TestOriginIsKeptByDoTx(t *testing.T) {

@@ -22,6 +22,9 @@ var errorTypes = []struct {
 	{idempotency.ErrAbandoned, "abandoned"},
 	{idempotency.ErrTooLarge, "too_large"},
 	{idempotency.ErrUndecodable, "undecodable"},
+	{idempotency.ErrUnfinished, "unfinished"},
+	{idempotency.ErrStepsChanged, "steps_changed"},
+	{idempotency.ErrCallExpired, "call_expired"},
 	{context.Canceled, "canceled"},
 	{context.DeadlineExceeded, "timeout"},
 }

@@ -72,7 +72,7 @@ type operations struct {
 
 func newOperations(table string, common []attribute.KeyValue) operations {
 	all := operations{table, slices.Clone(common), make(map[string]*operation)}
-	for _, name := range append([]string{"Get", "All", "Delete", "Purge"}, calls...) {
+	for _, name := range append([]string{"Step", "Call", "Get", "All", "Delete", "Purge"}, calls...) {
 		all.ready[name] = all.named(name)
 	}
 	return all

@@ -20,13 +20,15 @@ const (
 	runsKey    = attribute.Key("idempotency.runs")
 	waitedKey  = attribute.Key("idempotency.waited") // seconds
 	deletedKey = attribute.Key("idempotency.deleted")
+	nameKey    = attribute.Key("idempotency.name")
 	scopeKey   = attribute.Key("idempotency.key.scope")
 	idKey      = attribute.Key("idempotency.key.id")
 )
 
 // start names the span as the conventions name that of a database call, but it is
 // not of the kind "client": the function's own business happens in it, database
-// calls of that kind among it.
+// calls of that kind among it. A procedure, a step and a call get their own name when
+// they end: Config.Trace is not told.
 func (t *telemetry) start(ctx context.Context, o *operation) (context.Context, trace.Span) {
 	return t.tracer.Start(ctx, o.spanName, o.start...)
 }
@@ -37,6 +39,9 @@ func (t *telemetry) finish(span trace.Span, event idempotency.Event, at time.Tim
 	defer span.End(trace.WithTimestamp(at))
 	if !span.IsRecording() {
 		return
+	}
+	if event.Name != "" {
+		span.SetName(event.Operation + " " + event.Name)
 	}
 	span.SetAttributes(spanAttributes(event)...)
 	if failed(event) {
@@ -55,6 +60,9 @@ func spanAttributes(event idempotency.Event) []attribute.KeyValue {
 		attributes = append(attributes, runsKey.Int(event.Runs), waitedKey.Float64(event.Waited.Seconds()))
 	case event.Operation == "Delete", event.Operation == "Purge", event.Operation == "Discard":
 		attributes = append(attributes, deletedKey.Int64(event.Deleted))
+	}
+	if event.Name != "" {
+		attributes = append(attributes, nameKey.String(event.Name))
 	}
 	if event.InDoubt != "" {
 		attributes = append(attributes, inDoubtKey.String(event.InDoubt))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,67 @@ func TestSpansAreNamedByTheConventions(t *testing.T) {
 	b.store.Purge(t.Context())
 	b.last().has("db.operation.name=Purge", "idempotency.deleted=0")
 	b.last().isNoError()
+}
+
+func TestStepsAndCallsOfAProcedureAreItsChildrenByName(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tracer := b.to.TracerProvider.Tracer("app")
+	declines := false
+	order := idempotency.Procedure[int, int]{Name: "order", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		if _, err := idempotency.Step(ctx, op, "create", charge); err != nil {
+			return 0, err
+		}
+		return idempotency.Call(ctx, op, "pay", func(ctx context.Context, _ string) (int, error) {
+			_, request := tracer.Start(ctx, "request")
+			defer request.End()
+			if declines {
+				return 0, declined{"card 4711"}
+			}
+			return in, nil
+		})
+	}}
+	names := func() (names []string) {
+		t.Helper()
+		spans := b.spans.GetSpans()
+		byID := make(map[trace.SpanID]string)
+		for _, s := range spans {
+			byID[s.SpanContext.SpanID()] = s.Name
+		}
+		for _, s := range spans {
+			names = append(names, s.Name+" in "+byID[s.Parent.SpanID()])
+		}
+		return names
+	}
+	for attempt, want := range [][]string{
+		{"Step create in Procedure order", "request in Call pay", "Call pay in Procedure order", "Procedure order in "},
+		{"request in Call pay", "Call pay in Procedure order", "Procedure order in "},
+		{"Procedure order in "},
+	} {
+		b.spans.Reset()
+		declines = attempt == 0
+		if _, _, err := order.Do(t.Context(), b.store, b.key, 10); (err != nil) != (attempt == 0) {
+			t.Error(err)
+		}
+		if got := names(); !slices.Equal(got, want) {
+			t.Errorf("attempt %d: %q, want %q", attempt, got, want)
+		}
+		if attempt == 0 {
+			b.last().isError("failed")
+			b.last().has("db.operation.name=Procedure", "idempotency.name=order", "idempotency.outcome=failed", "error.type=github.com/pgidem/idempotency/idemotel_test.declined")
+		}
+	}
+	if n := b.sum("idempotency.runs", "db.operation.name=Procedure"); n != 2 {
+		t.Errorf("%d runs", n)
+	}
+	for _, c := range []struct {
+		operation, outcome string
+		times              int
+	}{{"Step", "executed", 1}, {"Call", "failed", 1}, {"Call", "executed", 1}, {"Procedure", "failed", 1}, {"Procedure", "executed", 1}, {"Procedure", "replayed", 1}} {
+		if n, _ := b.count("idempotency.operation.duration", "db.operation.name="+c.operation, "idempotency.outcome="+c.outcome); int(n) != c.times {
+			t.Errorf("%s %s: %d times, want %d", c.operation, c.outcome, n, c.times)
+		}
+	}
 }
 
 func TestSchemaAndAttributesOfOnesOwnAreOnSpansAndMetrics(t *testing.T) {

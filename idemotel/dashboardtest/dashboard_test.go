@@ -146,6 +146,9 @@ func (w *workload) agreesWith(p *prometheus) {
 	for _, outcome := range []string{"executed", "replayed", "in_progress", "key_reused", "failed"} {
 		want[fmt.Sprintf(`sum(%s{db_operation_name=~"Do|DoTx|QueryRow|Query|Procedure", idempotency_outcome=%q})`, counts, outcome)] = w.calls[outcome]
 	}
+	for _, part := range []struct{ operation, outcome string }{{"Step", "executed"}, {"Call", "executed"}, {"Call", "failed"}} {
+		want[fmt.Sprintf(`sum(%s{db_operation_name=%q, idempotency_outcome=%q})`, counts, part.operation, part.outcome)] = w.parts[part.operation+part.outcome]
+	}
 	want[`sum(idempotency_commits_in_doubt_total{idempotency_in_doubt="committed"})`] = w.turn
 	want["sum(idempotency_retries_total)"] = w.turn
 	want["sum(idempotency_active_operations)"] = 0

@@ -36,12 +36,13 @@ type workload struct {
 	turn   int
 	events sync.Mutex
 	calls  map[string]int // by outcome
+	parts  map[string]int // steps and calls of procedures, by operation and outcome
 	runs   int
 }
 
 func setup(t testing.TB) *workload {
 	t.Helper()
-	w := &workload{TB: t, pool: pgtest.New(t), calls: map[string]int{}}
+	w := &workload{TB: t, pool: pgtest.New(t), calls: map[string]int{}, parts: map[string]int{}}
 	w.exec(`create table charges (amount int not null)`)
 	registry := client.NewRegistry()
 	reader, err := exporter.New(exporter.WithRegisterer(registry))
@@ -79,6 +80,8 @@ func (w *workload) count(_ context.Context, e idempotency.Event) {
 	switch e.Operation {
 	case "Do", "DoTx", "QueryRow", "Query", "Procedure":
 		w.calls[e.Outcome]++
+	case "Step", "Call":
+		w.parts[e.Operation+e.Outcome]++
 	}
 }
 
@@ -140,6 +143,7 @@ func (w *workload) round() {
 	if err := w.joined(key("joined")); err != nil {
 		w.Error(err)
 	}
+	w.proceed(key("procedure"))
 	w.housekeep(key("replayed"))
 }
 
@@ -190,6 +194,22 @@ func (w *workload) joined(key idempotency.Key) error {
 		_, _, err := idempotency.DoTx(w.Context(), w.store, tx, key, charge)
 		return err
 	})
+}
+
+// proceed takes two attempts: the first one has no answer of its call.
+func (w *workload) proceed(key idempotency.Key) {
+	var failure error
+	order := idempotency.Procedure[int, int]{Name: "order", Run: func(ctx context.Context, op *idempotency.Op, amount int) (int, error) {
+		if _, err := idempotency.Step(ctx, op, "create", charge); err != nil {
+			return 0, err
+		}
+		return idempotency.Call(ctx, op, "charge", func(context.Context, string) (int, error) { return amount, failure })
+	}}
+	for _, failure = range []error{errDeclined, nil} {
+		if _, _, err := order.Do(w.Context(), w.store, key, 10); !errors.Is(err, failure) {
+			w.Errorf("got %v, want %v", err, failure)
+		}
+	}
 }
 
 func (w *workload) housekeep(key idempotency.Key) {
