@@ -65,8 +65,11 @@ func open(ctx context.Context, pool *pgxpool.Pool) (*session, error) {
 		opts = append(opts, stdlib.OptionBeforeConnect(cfg.BeforeConnect))
 	}
 	// golang-migrate passes text where the server wants a bigint, so the types
-	// have to come from the server, in whatever mode the pool is.
-	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec
+	// have to come from the server, in whatever mode the pool is. Statements are
+	// prepared once: keytable's look at a table, which Up takes a dozen times, is
+	// parsed and planned for longer than it runs.
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	cfg.ConnConfig.StatementCacheCapacity = 64 // the pool's can be 0, for a pooler
 	conn, err := stdlib.GetConnector(*cfg.ConnConfig, opts...).Connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the database: %w", err)
