@@ -231,7 +231,12 @@ func TestEveryQueryExecMode(t *testing.T) {
 		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec,
 		pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol,
 	} {
-		other := pgtest.Pool(t, pool, func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode })
+		other := pgtest.Pool(t, pool, func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.DefaultQueryExecMode = mode
+			if mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol { // which need no cache
+				cfg.ConnConfig.StatementCacheCapacity, cfg.ConnConfig.DescriptionCacheCapacity = 0, 0
+			}
+		})
 		up(t, other, mode.String())
 		wantWhole(t, pool, mode.String())
 		down(t, other, mode.String())
