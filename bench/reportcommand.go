@@ -15,51 +15,74 @@ import (
 // runsFolder is where runs leave their files, newest last.
 var runsFolder = filepath.Join("results", "runs")
 
+// What the names of their files begin with.
+const (
+	benchPrefix = "bench-"
+	stepsPrefix = "steps-" // of bench run -steps
+	scalePrefix = "scale-"
+)
+
 func reportCommand(args []string) error {
 	flags := flag.NewFlagSet("bench report", flag.ContinueOnError)
 	folder := flags.String("docs", filepath.Join("..", "docs"), "the `folder` of benchmarks.md")
 	runFile := flags.String("run", "", "the `file` of a run; default: the newest in "+runsFolder+", else the one that made the docs")
+	stepsFile := flags.String("steps", "", "the `file` of a run of bench run -steps; default: the same")
 	scaleFile := flags.String("scale", "", "the `file` of a run of bench scale; default: the same")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	kept := filepath.Join(*folder, "benchmarks")
-	var run results.Run
-	path := newest(*runFile, "bench-*.json", filepath.Join(kept, "bench.json"))
-	if err := results.Read(path, &run); err != nil {
-		return fmt.Errorf("no run to report, make one with `make bench`: %w", err)
-	}
-	fmt.Fprintln(os.Stderr, "bench: reporting", path)
+	var run, steps *results.Run
 	var scale *results.Scale
-	path = newest(*scaleFile, "scale-*.json", filepath.Join(kept, "scale.json"))
-	switch err := results.Read(path, &scale); {
-	case err == nil:
-		fmt.Fprintln(os.Stderr, "bench: reporting", path)
-	case !errors.Is(err, os.ErrNotExist):
-		return err
-	default:
-		fmt.Fprintln(os.Stderr, "bench: no run of bench scale to report, make one with `make bench-scale`")
+	reported := []struct {
+		asked, prefix, file, how string
+		of                       any // a pointer to what stays nil if there is no file
+		found                    bool
+	}{
+		{asked: *runFile, prefix: benchPrefix, file: "bench.json", how: "make bench", of: &run},
+		{asked: *stepsFile, prefix: stepsPrefix, file: "steps.json", how: "make bench BENCH=-steps", of: &steps},
+		{asked: *scaleFile, prefix: scalePrefix, file: "scale.json", how: "make bench-scale", of: &scale},
 	}
-	if err := report.Docs(*folder, run, scale); err != nil {
+	for i, r := range reported {
+		found, err := readNewest(r.asked, r.prefix, filepath.Join(kept, r.file), r.of)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.how, err)
+		}
+		reported[i].found = found
+	}
+	if run == nil {
+		return errors.New("no run to report: make one with `make bench`")
+	}
+	if err := report.Docs(*folder, *run, steps, scale); err != nil {
 		return err
 	}
-	if scale != nil {
-		if err := results.Save(filepath.Join(kept, "scale.json"), scale); err != nil {
+	for _, r := range reported {
+		if !r.found {
+			continue
+		}
+		if err := results.Save(filepath.Join(kept, r.file), r.of); err != nil {
 			return err
 		}
 	}
-	return results.Save(filepath.Join(kept, "bench.json"), run)
+	return nil
 }
 
-// newest is the file that was asked for, else the last that was measured, else
-// the one of the docs.
-func newest(asked, pattern, kept string) string {
-	if asked != "" {
-		return asked
+// readNewest reads the file that was asked for, else the last that was measured, else
+// the one of the docs, if there is one.
+func readNewest(path, prefix, kept string, of any) (found bool, err error) {
+	if path == "" {
+		files, err := filepath.Glob(filepath.Join(runsFolder, prefix+"*.json"))
+		if path = kept; err == nil && len(files) > 0 {
+			path = slices.Max(files)
+		}
 	}
-	files, err := filepath.Glob(filepath.Join(runsFolder, pattern))
-	if err != nil || len(files) == 0 {
-		return kept
+	switch err := results.Read(path, of); {
+	case err == nil:
+		fmt.Fprintln(os.Stderr, "bench: reporting", path)
+		return true, nil
+	case errors.Is(err, os.ErrNotExist) && path == kept:
+		return false, nil
+	default:
+		return false, err
 	}
-	return slices.Max(files)
 }

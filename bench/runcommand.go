@@ -34,31 +34,40 @@ func runCommand(ctx context.Context, args []string) error {
 	flags.DurationVar(&set.Work, "work", 100*time.Millisecond, "that the function of a storm's key takes")
 	flags.IntVar(&set.Calls, "calls", 200, "that are counted")
 	flags.IntVar(&set.Keys, "keys", 5, "that meet each fault")
-	out := flags.String("out", filepath.Join(runsFolder, time.Now().UTC().Format("bench-20060102-150405.json")), "the `file` for the results")
+	steps := flags.Bool("steps", false, "measure operations of two transactions with a request to a provider between them, of the peers that have such, in all sections but mix and storm")
+	out := flags.String("out", "", "the `file` for the results; default: a new one in "+runsFolder)
 	list := flags.Bool("list", false, "list the peers, and do nothing")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *list {
-		for _, p := range peers.All() {
+		for _, p := range peers.All(*steps) {
 			fmt.Printf("%s\n\t%s\n", p.Name, p.About)
 		}
 		return nil
 	}
 	var err error
-	if set.Peers, err = choosePeers(*chosen); err != nil {
+	if set.Peers, err = choosePeers(peers.All(*steps), *chosen); err != nil {
 		return err
 	}
 	if set.Sections, err = chooseSections(*sections); err != nil {
 		return err
 	}
+	prefix := benchPrefix
+	if *steps {
+		prefix = stepsPrefix
+		set.Sections = slices.DeleteFunc(set.Sections, func(name string) bool { return name == "mix" || name == "storm" })
+	}
+	if *out == "" {
+		*out = filepath.Join(runsFolder, prefix+time.Now().UTC().Format("20060102-150405.json"))
+	}
 	if set.Callers, err = numbers(*callers); err != nil {
 		return fmt.Errorf("-callers: %w", err)
 	}
-	return runAndSave(ctx, set, *out, args)
+	return runAndSave(ctx, set, *out, args, *steps)
 }
 
-func runAndSave(ctx context.Context, set run.Settings, out string, args []string) error {
+func runAndSave(ctx context.Context, set run.Settings, out string, args []string, steps bool) error {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err
 	}
@@ -74,26 +83,31 @@ func runAndSave(ctx context.Context, set run.Settings, out string, args []string
 	fmt.Printf("`%s`: ", report.Typed(measured.Command))
 	report.Conditions(os.Stdout, measured.Conditions, measured.Started, measured.Took)
 	fmt.Println()
+	if steps {
+		report.Steps(os.Stdout, measured)
+		return nil
+	}
 	report.Summary(os.Stdout, measured, nil)
 	report.Run(os.Stdout, measured)
 	return nil
 }
 
-func choosePeers(names string) ([]peers.Peer, error) {
+// choosePeers returns those that are named, behind the bare transaction, which is the first
+// of all.
+func choosePeers(all []peers.Peer, names string) ([]peers.Peer, error) {
 	if names == "all" {
-		return peers.All(), nil
+		return all, nil
 	}
-	bare, err := peers.Named(peers.Bare)
-	if err != nil {
-		return nil, err
-	}
-	chosen := []peers.Peer{bare}
+	chosen := all[:1:1]
 	for name := range strings.SplitSeq(names, ",") {
 		p, err := peers.Named(strings.TrimSpace(name))
 		if err != nil {
 			return nil, err
 		}
-		if p.Name != peers.Bare {
+		if p.Steps != all[0].Steps {
+			return nil, fmt.Errorf("peer %q is for the other kind of operations: see -steps", p.Name)
+		}
+		if p.Name != all[0].Name {
 			chosen = append(chosen, p)
 		}
 	}
@@ -102,7 +116,7 @@ func choosePeers(names string) ([]peers.Peer, error) {
 
 func chooseSections(names string) ([]string, error) {
 	if names == "all" {
-		return run.Sections, nil
+		return slices.Clone(run.Sections), nil
 	}
 	chosen := strings.Split(names, ",")
 	for _, name := range chosen {

@@ -27,7 +27,7 @@ func scaleCommand(ctx context.Context, args []string) error {
 	flags.BoolVar(&set.Fresh, "fresh", false, "forget what an interrupted run has left")
 	flags.BoolVar(&set.Force, "force", false, "also when the disk seems too small")
 	flags.BoolVar(&set.Kept, "kept", true, "the server stays when this command has ended, and an interrupted run can go on")
-	out := flags.String("out", filepath.Join(runsFolder, time.Now().UTC().Format("scale-20060102-150405.json")), "the `file` for the results")
+	out := flags.String("out", filepath.Join(runsFolder, scalePrefix+time.Now().UTC().Format("20060102-150405.json")), "the `file` for the results")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -18,7 +18,18 @@ func init() {
 		Name:    "DBOS Transact",
 		About:   "DBOS Transact for Go v1.8.0: a workflow whose ID is the key, with the business write in RunAsTransaction, on one pool for the application and DBOS, so that its record is in the same transaction. A duplicate polls every 100 ms.",
 		Prepare: prepareDBOS,
-		Open:    openDBOS,
+		Open: func(ctx context.Context, env Env) (Client, error) {
+			return openDBOS(ctx, env, (*dbosClient).charge)
+		},
+	})
+	register(Peer{
+		Name:    "DBOS Transact, steps",
+		About:   "DBOS Transact for Go v1.8.0: a workflow whose ID is the key, of RunAsTransaction, RunAsStep and RunAsTransaction, on one pool. The provider gets the workflow's ID as its key; the step is tried again as often as it takes.",
+		Steps:   true,
+		Prepare: prepareDBOS,
+		Open: func(ctx context.Context, env Env) (Client, error) {
+			return openDBOS(ctx, env, (*dbosClient).chargeAtProvider)
+		},
 	})
 }
 
@@ -35,6 +46,8 @@ func init() {
 //     executor meanwhile waits for that; only Conductor, a service, hands over.
 //   - A handle to a workflow that another call has started polls once a second by
 //     default. 100 ms here: nearer to what a waiting client wants, and no flood.
+//   - A workflow that returns an error has ended for good, so that the step which asks the
+//     provider has retries, from 100 ms on, as is the default.
 //   - The log is off. There is no queue, no schedule, no Conductor.
 
 type dbosInput struct {
@@ -44,14 +57,16 @@ type dbosInput struct {
 }
 
 type dbosClient struct {
-	pool   *pgxpool.Pool
-	ctx    dbos.Context
-	source *dbos.DataSource
-	hooked *sync.Map // of *Call by workflow ID: their hooks are not for the input
+	pool     *pgxpool.Pool
+	ctx      dbos.Context
+	source   *dbos.DataSource
+	workflow dbos.Workflow[dbosInput, string]
+	provider string
+	hooked   sync.Map // of *Call by workflow ID: their hooks are not for the input
 }
 
 func prepareDBOS(ctx context.Context, env Env) error {
-	client, err := openDBOS(ctx, env) // it migrates
+	client, err := openDBOS(ctx, env, (*dbosClient).charge) // it migrates
 	if err != nil {
 		return err
 	}
@@ -59,12 +74,13 @@ func prepareDBOS(ctx context.Context, env Env) error {
 	return nil
 }
 
-func openDBOS(ctx context.Context, env Env) (Client, error) {
+func openDBOS(ctx context.Context, env Env, workflow func(*dbosClient, dbos.Context, dbosInput) (string, error)) (Client, error) {
 	pool, err := env.Pool(ctx)
 	if err != nil {
 		return nil, err
 	}
-	d := &dbosClient{pool: pool, hooked: new(sync.Map)}
+	d := &dbosClient{pool: pool, provider: env.Provider}
+	d.workflow = func(ctx dbos.Context, in dbosInput) (string, error) { return workflow(d, ctx, in) }
 	if err := d.launch(ctx); err != nil {
 		d.Close()
 		return nil, err
@@ -84,7 +100,7 @@ func (d *dbosClient) launch(ctx context.Context) (err error) {
 	if d.source, err = dbos.NewDataSource(d.ctx, d.pool); err != nil {
 		return err
 	}
-	dbos.RegisterWorkflow(d.ctx, d.charge)
+	dbos.RegisterWorkflow(d.ctx, d.workflow, dbos.WithWorkflowName("charge"))
 	return dbos.Launch(d.ctx)
 }
 
@@ -97,14 +113,39 @@ func (d *dbosClient) Close() {
 
 // charge is the workflow.
 func (d *dbosClient) charge(ctx dbos.Context, in dbosInput) (string, error) {
-	call := &Call{Scope: in.Scope, ID: in.ID, Amount: in.Amount, Body: in.Body}
-	if hooked, ok := d.hooked.Load(dbosID(call)); ok {
-		call = hooked.(*Call)
-	}
+	call := d.callOf(in)
 	return dbos.RunAsTransaction(ctx, d.source, func(ctx context.Context, tx dbos.Tx) (string, error) {
 		answer, err := call.Write(ctx, dbosTx{tx})
 		call.Written(ctx)
 		return answer, err
+	})
+}
+
+func (d *dbosClient) callOf(in dbosInput) *Call {
+	call := &Call{Scope: in.Scope, ID: in.ID, Amount: in.Amount, Body: in.Body}
+	if hooked, ok := d.hooked.Load(dbosID(call)); ok {
+		call = hooked.(*Call)
+	}
+	return call
+}
+
+// chargeAtProvider is the workflow of two steps and a call.
+func (d *dbosClient) chargeAtProvider(ctx dbos.Context, in dbosInput) (string, error) {
+	call := d.callOf(in)
+	var made charge
+	var err error
+	if made.Row, err = dbos.RunAsTransaction(ctx, d.source, func(ctx context.Context, tx dbos.Tx) (int64, error) {
+		return call.create(ctx, dbosTx{tx})
+	}); err != nil {
+		return "", err
+	}
+	if made.Provider, err = dbos.RunAsStep(ctx, func(ctx context.Context) (string, error) {
+		return call.charge(ctx, d.provider, dbosID(call))
+	}, dbos.WithStepName("charge at the provider"), dbos.WithStepMaxRetries(100)); err != nil {
+		return "", err
+	}
+	return dbos.RunAsTransaction(ctx, d.source, func(ctx context.Context, tx dbos.Tx) (string, error) {
+		return call.confirm(ctx, dbosTx{tx}, made)
 	})
 }
 
@@ -122,7 +163,7 @@ func (d *dbosClient) Do(ctx context.Context, call *Call) (string, error) {
 	if _, other := d.hooked.LoadOrStore(id, call); !other {
 		defer d.hooked.Delete(id)
 	}
-	handle, err := dbos.RunWorkflow(d.ctx, d.charge, dbosInput{call.Scope, call.ID, call.Amount, call.Body}, dbos.WithWorkflowID(id))
+	handle, err := dbos.RunWorkflow(d.ctx, d.workflow, dbosInput{call.Scope, call.ID, call.Amount, call.Body}, dbos.WithWorkflowID(id))
 	if err != nil {
 		return "", err
 	}

@@ -58,6 +58,10 @@ type Peer struct {
 	// when the call has returned.
 	Whole bool
 
+	// Steps: the operation is one of two transactions and a request to a provider between
+	// them (steps.go), and belongs to a benchmark of its own.
+	Steps bool
+
 	// Prepare makes the tables, once in each new database, which has the business
 	// table already. Nil: there are none.
 	Prepare func(ctx context.Context, env Env) error
@@ -81,6 +85,9 @@ type Env struct {
 	// path ("/...") of a unix socket, or host:port, through the same kind of link
 	// as DSN.
 	Redis string
+
+	// Provider is the URL of the provider that peers with Steps ask.
+	Provider string
 }
 
 // A Client is a peer at work in one process.
@@ -129,10 +136,14 @@ var registered []Peer
 func register(p Peer) { registered = append(registered, p) }
 
 // first are those that head the tables; the others follow by name.
-var first = []string{Bare, Ours, QueryRow, IdemSQL, FiveTrips, Pipelined}
+var first = []string{Bare, BareSteps, Ours, QueryRow, Procedure, IdemSQL, FiveTrips, Pipelined}
 
-// All returns the peers, in the order of the tables.
-func All() []Peer {
+// All returns the peers with and without steps, in the order of the tables.
+func All(steps bool) []Peer {
+	return slices.DeleteFunc(sorted(), func(p Peer) bool { return p.Steps != steps })
+}
+
+func sorted() []Peer {
 	rank := func(p Peer) int {
 		if i := slices.Index(first, p.Name); i >= 0 {
 			return i
@@ -150,7 +161,7 @@ func All() []Peer {
 // Named returns the peer of that name.
 func Named(name string) (Peer, error) {
 	var names []string
-	for _, p := range All() {
+	for _, p := range sorted() {
 		if p.Name == name {
 			return p, nil
 		}

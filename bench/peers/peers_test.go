@@ -3,6 +3,7 @@ package peers_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -28,6 +29,11 @@ func setup(t testing.TB, p peers.Peer) (peers.Client, *pgxpool.Pool) {
 		t.Cleanup(redis.Close)
 		env.Redis = redis.Socket
 	}
+	if p.Steps {
+		provider := server.StartProvider()
+		t.Cleanup(provider.Close)
+		env.Provider = provider.URL()
+	}
 	if _, err := pool.Exec(t.Context(), peers.BusinessTable); err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +50,8 @@ func setup(t testing.TB, p peers.Peer) (peers.Client, *pgxpool.Pool) {
 	return client, pool
 }
 
+func everyPeer() []peers.Peer { return slices.Concat(peers.All(false), peers.All(true)) }
+
 func effects(t testing.TB, pool *pgxpool.Pool, id string) (n int) {
 	t.Helper()
 	if err := pool.QueryRow(context.Background(), "select count(*) from charges where key = $1", id).Scan(&n); err != nil {
@@ -53,7 +61,7 @@ func effects(t testing.TB, pool *pgxpool.Pool, id string) (n int) {
 }
 
 func TestEveryPeerExecutesOnceAndReplaysItsAnswer(t *testing.T) {
-	for _, p := range peers.All() {
+	for _, p := range everyPeer() {
 		t.Run(p.Name, func(t *testing.T) {
 			client, pool := setup(t, p)
 			call := peers.NewCall()
@@ -95,7 +103,7 @@ func TestEveryPeerExecutesOnceAndReplaysItsAnswer(t *testing.T) {
 // A peer that does not wait says so with ErrInProgress, and never executes twice,
 // but for those of which it is known that they do.
 func TestEveryPeerExecutesParallelDuplicatesOnce(t *testing.T) {
-	for _, p := range peers.All() {
+	for _, p := range everyPeer() {
 		t.Run(p.Name, func(t *testing.T) {
 			client, pool := setup(t, p)
 			if _, ok := client.(peers.Baseline); ok {
@@ -127,7 +135,7 @@ func TestEveryPeerExecutesParallelDuplicatesOnce(t *testing.T) {
 }
 
 func BenchmarkFirstCall(b *testing.B) {
-	for _, p := range peers.All() {
+	for _, p := range everyPeer() {
 		b.Run(p.Name, func(b *testing.B) {
 			client, _ := setup(b, p)
 			b.ReportAllocs()
@@ -141,7 +149,7 @@ func BenchmarkFirstCall(b *testing.B) {
 }
 
 func BenchmarkReplay(b *testing.B) {
-	for _, p := range peers.All() {
+	for _, p := range everyPeer() {
 		b.Run(p.Name, func(b *testing.B) {
 			client, _ := setup(b, p)
 			call := peers.NewCall()
@@ -167,7 +175,7 @@ func BenchmarkReplay(b *testing.B) {
 // BenchmarkDuplicates is 100 callers of one key at a time, the first of which
 // executes: what each costs.
 func BenchmarkDuplicates(b *testing.B) {
-	for _, p := range peers.All() {
+	for _, p := range everyPeer() {
 		b.Run(p.Name, func(b *testing.B) {
 			client, _ := setup(b, p)
 			const callers = 100

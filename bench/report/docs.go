@@ -6,7 +6,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"gonum.org/v1/plot/vg"
 
@@ -23,9 +25,9 @@ func write(canvas vg.CanvasWriterTo, path string) error {
 	return os.WriteFile(path, []byte(svg), 0o644)
 }
 
-// Docs writes benchmarks.md and its charts into a folder. A nil scale, or a run
-// without a section, leaves its part out.
-func Docs(folder string, run results.Run, scale *results.Scale) error {
+// Docs writes benchmarks.md and its charts into a folder. A nil run of steps, a nil scale,
+// or a run without a section, leaves its part out.
+func Docs(folder string, run results.Run, steps *results.Run, scale *results.Scale) error {
 	charts := filepath.Join(folder, "benchmarks")
 	if err := os.MkdirAll(charts, 0o755); err != nil {
 		return err
@@ -48,6 +50,10 @@ func Docs(folder string, run results.Run, scale *results.Scale) error {
 		}
 	}
 	Run(&b, run)
+	if steps != nil {
+		Steps(&b, *steps)
+		conditionsOf(&b, steps.Command, steps.Conditions, steps.Started, steps.Took)
+	}
 	if scale != nil {
 		fmt.Fprint(&b, "## A table that has grown\n\n")
 		err := drawn(&b, charts, "growth.svg", "Cost of a call against the size of the table", func(path string) error { return growth(*scale, path) })
@@ -55,11 +61,13 @@ func Docs(folder string, run results.Run, scale *results.Scale) error {
 			return err
 		}
 		Scale(&b, *scale)
-		fmt.Fprintf(&b, "Conditions: `%s`: ", Typed(scale.Command))
-		Conditions(&b, scale.Conditions, scale.Started, scale.Took)
-		b.WriteByte('\n')
+		conditionsOf(&b, scale.Command, scale.Conditions, scale.Started, scale.Took)
 	}
-	about(&b, run)
+	all := run.Peers
+	if steps != nil {
+		all = slices.Concat(all, steps.Peers)
+	}
+	about(&b, all)
 	text := strings.TrimRight(b.String(), "\n") + "\n"
 	return os.WriteFile(filepath.Join(folder, "benchmarks.md"), []byte(text), 0o644)
 }
@@ -84,9 +92,15 @@ func drawn(w io.Writer, folder, file, alt string, draw func(path string) error) 
 	return nil
 }
 
-func about(w io.Writer, run results.Run) {
+func conditionsOf(w io.Writer, command string, c results.Conditions, started time.Time, took time.Duration) {
+	fmt.Fprintf(w, "Conditions: `%s`: ", Typed(command))
+	Conditions(w, c, started, took)
+	fmt.Fprintln(w)
+}
+
+func about(w io.Writer, all []results.Peer) {
 	fmt.Fprint(w, "## The peers\n\n")
-	for _, p := range run.Peers {
+	for _, p := range all {
 		fmt.Fprintf(w, "- %s: %s\n", name(p.Name), p.About)
 	}
 }

@@ -20,21 +20,24 @@ import (
 const docs = "../../docs"
 
 // committed are the results that the docs were made from.
-func committed(t *testing.T) (run results.Run, scale *results.Scale) {
+func committed(t *testing.T) (run results.Run, steps *results.Run, scale *results.Scale) {
 	t.Helper()
 	if err := results.Read(filepath.Join(docs, "benchmarks", "bench.json"), &run); err != nil {
+		t.Fatal(err)
+	}
+	if err := results.Read(filepath.Join(docs, "benchmarks", "steps.json"), &steps); err != nil {
 		t.Fatal(err)
 	}
 	if err := results.Read(filepath.Join(docs, "benchmarks", "scale.json"), &scale); err != nil {
 		t.Fatal(err)
 	}
-	return run, scale
+	return run, steps, scale
 }
 
 func TestDocsAreMadeFromTheirResultsAndByNobodysHand(t *testing.T) {
-	run, scale := committed(t)
+	run, steps, scale := committed(t)
 	folder := t.TempDir()
-	if err := report.Docs(folder, run, scale); err != nil {
+	if err := report.Docs(folder, run, steps, scale); err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range []string{"benchmarks.md", "benchmarks/latency.svg", "benchmarks/storm.svg", "benchmarks/growth.svg"} {
@@ -117,7 +120,7 @@ func TestReportOfSomeSectionsLeavesTheOthersOut(t *testing.T) {
 		},
 	}
 	folder := t.TempDir()
-	if err := report.Docs(folder, run, nil); err != nil {
+	if err := report.Docs(folder, run, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(folder, "benchmarks.md"))
@@ -133,7 +136,7 @@ func TestReportOfSomeSectionsLeavesTheOthersOut(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, text)
 		}
 	}
-	for _, not := range []string{"## First call", "## Storm", ".svg", "has grown"} {
+	for _, not := range []string{"## First call", "## Storm", ".svg", "has grown", "asks somebody else"} {
 		if strings.Contains(string(text), not) {
 			t.Errorf("%q is there without results for it", not)
 		}
@@ -144,7 +147,7 @@ func TestOneStatementHasATableOfItsOwn(t *testing.T) {
 	run := results.Run{
 		Peers: []results.Peer{{Name: peers.Bare}, {Name: peers.QueryRow}},
 		Counts: []results.Counts{
-			{Peer: peers.QueryRow, First: results.Cost{Waited: 1, WAL: 890}, Replay: results.Cost{Waited: 1}},
+			{Peer: peers.QueryRow, First: results.Cost{Waited: 1, WAL: 890, XIDs: 1}, Replay: results.Cost{Waited: 1}},
 		},
 		Timed: []results.Timed{
 			{Section: results.First, Link: results.Delay, Callers: 16, Peer: peers.Bare, Calls: 1, Ratio: 1},
@@ -158,10 +161,11 @@ func TestOneStatementHasATableOfItsOwn(t *testing.T) {
 	for _, want := range []string{
 		"| round trips that a first call / a replay waits for | - | 1 / 1 | - | - | - |",
 		"| write-ahead log of a first call / a replay, bytes | - | 890 / 0 | - | - | - |",
+		"| transaction ids of a first call / a replay | - | 1 / 0 | - | - | - |",
 		"latency, 16 callers | 1.00× | 0.80× | - | - | - |",
 		"| replay, unix socket, 1 caller | - | 1.10× | - | - | - |",
 		"| replay, unix socket, 1 caller, key unknown to the process | - | 2.20× | - | - | - |",
-		"| **idempotency.QueryRow**: first call | 0 | 1 | 890 | 0 | 0 | 0 | - |", // nobody waits for it
+		"| **idempotency.QueryRow**: first call | 0 | 1 | 890 | 1 | 0 | 0 | - |", // nobody waits for it
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, text.String())
@@ -171,5 +175,44 @@ func TestOneStatementHasATableOfItsOwn(t *testing.T) {
 	text.Reset()
 	if report.Run(&text, run); strings.Contains(text.String(), "one statement") {
 		t.Errorf("there is a table without what it is about:\n%s", text.String())
+	}
+}
+
+func TestOperationsOfStepsSayWhatTheProviderHasCharged(t *testing.T) {
+	run := results.Run{
+		Peers: []results.Peer{{Name: peers.BareSteps}, {Name: peers.Procedure}},
+		Counts: []results.Counts{
+			{Peer: peers.BareSteps, First: results.Cost{Waited: 6}},
+			{Peer: peers.Procedure, First: results.Cost{Waited: 7, XIDs: 3}, Replay: results.Cost{Waited: 1}, Held: 1, Executed: 1},
+		},
+		Timed: []results.Timed{
+			{Section: results.First, Link: results.Delay, Callers: 8, Peer: peers.BareSteps, Calls: 1, Ratio: 1},
+			{Section: results.First, Link: results.Delay, Callers: 8, Peer: peers.Procedure, Calls: 1, Ratio: 1.2},
+		},
+		Faults: []results.Fault{
+			{Peer: peers.BareSteps, Kind: results.KilledInCall, Keys: 2, Effects: []int{2, 2}, Charges: []int{1, 2}, Requests: []int{2, 2}, Answers: 2, Took: time.Millisecond},
+			{Peer: peers.Procedure, Kind: results.KilledInCall, Keys: 2, Effects: []int{1, 1}, Charges: []int{1, 1}, Requests: []int{2, 2}, Answers: 1, Error: "no\nanswer"},
+		},
+	}
+	var text bytes.Buffer
+	report.Steps(&text, run)
+	for _, want := range []string{
+		"|  | bare transactions and request | **idempotency.Procedure** |",
+		"| round trips that a first call / a replay waits for | 6 / 0 | 7 / 1 |",
+		"| transaction ids of a first call / a replay | 0 / 0 | 3 / 0 |",
+		"| connections held by 64 duplicates of one key | - | 1 (1 executed) |",
+		"latency, 8 callers | 1.00× | 1.20× |",
+		"when the provider has charged: charges at the provider | **1 to 2** | 1 |",
+		"| business rows | **2** | 1 |",
+		"| requests at the provider | 2 | 2 |",
+		"| keys answered, after | 2 of 2, 1.00 ms | 1 of 2, 0.00 ms |",
+		"`no answer`",
+	} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, text.String())
+		}
+	}
+	if strings.Contains(text.String(), results.LostAnswer) {
+		t.Errorf("there is a row without results:\n%s", text.String())
 	}
 }

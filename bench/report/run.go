@@ -27,7 +27,7 @@ func Run(w io.Writer, run results.Run) {
 
 // name emphasises this package.
 func name(peer string) string {
-	if peer == peers.Ours || peer == peers.QueryRow {
+	if peer == peers.Ours || peer == peers.QueryRow || peer == peers.Procedure {
 		return "**" + peer + "**"
 	}
 	return peer
@@ -93,6 +93,10 @@ A process is killed (SIGKILL) between the business write and the record of its a
 
 %s
 `, &t)
+	unanswered(w, run)
+}
+
+func unanswered(w io.Writer, run results.Run) {
 	for _, f := range run.Faults {
 		if f.Error != "" {
 			fmt.Fprintf(w, "%s, %s, a key without an answer: `%s`\n\n", f.Peer, f.Kind, oneLine(f.Error))
@@ -117,14 +121,21 @@ func fault(run results.Run, peer, kind string) *results.Fault {
 	return nil
 }
 
-// effects is one number when it is the same for all keys.
-func effects(f *results.Fault) string {
-	low, high := slices.Min(f.Effects), slices.Max(f.Effects)
+// effects should be one of each key.
+func effects(f *results.Fault) string { return each(f.Effects, 1) }
+
+// each is one number when it is the same for all keys. What should be another one is
+// emphasised, unless want is 0.
+func each(counts []int, want int) string {
+	if len(counts) == 0 {
+		return ""
+	}
+	low, high := slices.Min(counts), slices.Max(counts)
 	text := fmt.Sprint(low)
 	if low != high {
 		text = fmt.Sprintf("%d to %d", low, high)
 	}
-	if low != 1 || high != 1 {
+	if want > 0 && (low != want || high != want) {
 		text = "**" + text + "**"
 	}
 	return text

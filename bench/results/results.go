@@ -132,7 +132,11 @@ type Fault struct {
 	Peer    string
 	Kind    string
 	Keys    int
-	Effects []int         // of each key, after the retries
+	Effects []int // of each key, after the retries: business rows
+
+	// At the provider, of each key, if there is one.
+	Charges, Requests []int
+
 	Answers int           // keys that a retry got an answer for
 	Wrong   int           // answers that were changed by a later retry
 	Took    time.Duration // until the answer: the median
@@ -143,6 +147,10 @@ type Fault struct {
 const (
 	Killed       = "SIGKILL between the business write and the record"
 	LostResponse = "response to the business transaction's COMMIT lost"
+
+	// Of operations that ask a provider, too.
+	KilledInCall = "SIGKILL in the call, when the provider has charged"
+	LostAnswer   = "the provider's answer lost"
 )
 
 // Save writes a run to a file.

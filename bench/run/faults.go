@@ -29,17 +29,13 @@ const faultBound = 45 * time.Second
 func (b *bench) faults(ctx context.Context) error {
 	entrants := b.divisible()
 	b.logf("faults, %d peers at a time, %v at most", len(entrants), 4*faultBound)
-	kinds := []struct {
-		name string
-		meet func(context.Context, *entrant, *results.Fault, []string) error
-	}{{results.Killed, b.kill}, {results.LostResponse, b.loseResponses}}
-	found := make([]results.Fault, len(entrants)*len(kinds))
+	found := make([]results.Fault, len(entrants)*2)
 	errs := make([]error, len(found))
 	var wg sync.WaitGroup
 	for i, e := range entrants {
 		wg.Go(func() {
-			for k, kind := range kinds {
-				f := &found[i*len(kinds)+k]
+			for k, kind := range b.kinds(e) {
+				f := &found[i*2+k]
 				*f = results.Fault{Peer: e.Name, Kind: kind.name, Keys: b.Keys}
 				if err := kind.meet(ctx, e, f, newIDs(b.Keys)); err != nil {
 					errs[i] = fmt.Errorf("%s: %s: %w", e.Name, kind.name, err)
@@ -51,6 +47,19 @@ func (b *bench) faults(ctx context.Context) error {
 	wg.Wait()
 	b.run.Faults = found
 	return errors.Join(errs...)
+}
+
+// A kind of fault is met by calls with these IDs.
+type kind struct {
+	name string
+	meet func(ctx context.Context, e *entrant, f *results.Fault, ids []string) error
+}
+
+func (b *bench) kinds(e *entrant) [2]kind {
+	if e.Steps {
+		return [2]kind{{results.KilledInCall, b.kill}, {results.LostAnswer, b.loseAnswers}}
+	}
+	return [2]kind{{results.Killed, b.kill}, {results.LostResponse, b.loseResponses}}
 }
 
 func newIDs(n int) (ids []string) {
@@ -80,6 +89,10 @@ func (b *bench) aftermath(ctx context.Context, e *entrant, f *results.Fault, cli
 			return err
 		}
 		f.Effects = append(f.Effects, int(n))
+		if e.Steps {
+			charges, requests := b.provider.Count(id)
+			f.Charges, f.Requests = append(f.Charges, charges), append(f.Requests, requests)
+		}
 		if errs[i] == nil {
 			f.Answers++
 		} else if f.Error == "" {
@@ -129,8 +142,8 @@ type job struct {
 	ID   string
 }
 
-// kill lets a process make each call, and kills it between the business write
-// and the record. Another one, which starts afterwards, gets the retries.
+// kill lets a process make each call, and kills it between the business write, or the
+// charge at the provider, and the record. Another one, which starts afterwards, gets the retries.
 func (b *bench) kill(ctx context.Context, e *entrant, f *results.Fault, ids []string) error {
 	for _, id := range ids {
 		if err := killOne(ctx, job{e.Name, b.env(e, results.Socket), id}); err != nil {
@@ -238,6 +251,20 @@ func (b *bench) loseResponses(ctx context.Context, e *entrant, f *results.Fault,
 		}
 	}
 	return b.aftermath(ctx, e, f, client, ids, answers)
+}
+
+// loseAnswers makes each call without the provider's answer: it has charged. The same
+// process goes on.
+func (b *bench) loseAnswers(ctx context.Context, e *entrant, f *results.Fault, ids []string) error {
+	client, err := b.client(ctx, e, b.env(e, results.Socket))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for _, id := range ids {
+		b.provider.LoseNext(id)
+	}
+	return b.aftermath(ctx, e, f, client, ids, make([]string, len(ids)))
 }
 
 // loseNext loses one response to COMMIT, the first behind a business write.

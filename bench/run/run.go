@@ -43,6 +43,7 @@ type bench struct {
 	Settings
 	server   *server.Server
 	redis    *server.Redis
+	provider *server.Provider
 	delays   []*link.Process
 	routes   map[string]route // by link
 	entrants []*entrant
@@ -114,6 +115,9 @@ func (b *bench) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if slices.ContainsFunc(b.Peers, func(p peers.Peer) bool { return p.Steps }) {
+		b.provider = server.StartProvider()
+	}
 	if err := b.openLinks(); err != nil {
 		return err
 	}
@@ -175,6 +179,9 @@ func (b *bench) close() {
 	if b.redis != nil {
 		b.redis.Close()
 	}
+	if b.provider != nil {
+		b.provider.Close()
+	}
 	if b.server == nil {
 		return
 	}
@@ -214,6 +221,9 @@ func (b *bench) envAt(e *entrant, r route) peers.Env {
 	env := peers.Env{DSN: b.server.DSN(e.database, r.address), MaxConns: int32(b.Pool)}
 	if e.Redis {
 		env.Redis = r.redis
+	}
+	if e.Steps {
+		env.Provider = b.provider.URL()
 	}
 	return env
 }

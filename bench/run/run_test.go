@@ -150,6 +150,54 @@ func TestEverySectionMeasuresEveryPeer(t *testing.T) {
 	}
 }
 
+func TestOperationsOfStepsAreCounted(t *testing.T) {
+	got := brief(t, []string{"counts", "first"}, peers.BareSteps, peers.Procedure)
+	want := map[string]results.Cost{
+		peers.BareSteps: {Trips: 6, Waited: 6, XIDs: 2, Fsyncs: 2},
+		peers.Procedure: {Trips: 6, Waited: 6, XIDs: 3, Fsyncs: 3},
+	}
+	for _, c := range got.Counts {
+		f, w := c.First, want[c.Peer]
+		if f.Trips != w.Trips || f.Waited != w.Waited || f.XIDs != w.XIDs || f.Fsyncs != w.Fsyncs {
+			t.Errorf("%s: %+v, want %+v", c.Peer, f, w)
+		}
+		if r := c.Replay; c.Peer == peers.Procedure && (r.Waited != 1 || r.XIDs != 0 || r.WAL != 0 || c.Executed != 1 || c.Held != 0) {
+			t.Errorf("%+v", c)
+		}
+	}
+	for _, m := range got.Timed {
+		if m.Errors > 0 || m.Calls == 0 || m.Ratio <= 0 {
+			t.Errorf("%+v", m)
+		}
+	}
+	if len(got.Counts) != 2 || len(got.Timed) != 2*5 {
+		t.Errorf("%d counts, %d cells", len(got.Counts), len(got.Timed))
+	}
+}
+
+// A bare operation is begun again, with a second row; the keys that the provider keeps are
+// what saves it from a second charge.
+func TestFaultsInACallLeaveOneChargeAndOneRow(t *testing.T) {
+	got := brief(t, []string{"faults"}, peers.BareSteps, peers.Procedure, "DBOS Transact, steps")
+	for _, f := range got.Faults {
+		rows := 1
+		if f.Peer == peers.BareSteps {
+			rows = 2 // else the fault does not happen, and the others show nothing
+		}
+		for i := range f.Effects {
+			if f.Charges[i] != 1 || f.Effects[i] != rows || f.Requests[i] != 2 {
+				t.Errorf("%s, %s: %d charges, %d rows, %d requests", f.Peer, f.Kind, f.Charges[i], f.Effects[i], f.Requests[i])
+			}
+		}
+		if len(f.Charges) != f.Keys || f.Answers != f.Keys {
+			t.Errorf("%s, %s: %d of %d keys were answered: %s", f.Peer, f.Kind, f.Answers, f.Keys, f.Error)
+		}
+	}
+	if len(got.Faults) != 2*3 {
+		t.Errorf("%d faults", len(got.Faults))
+	}
+}
+
 // A peer that answers a replay with something else is found out.
 func TestWrongAnswerOfAReplayIsAnError(t *testing.T) {
 	liar := peers.Peer{Name: "liar", Open: func(context.Context, peers.Env) (peers.Client, error) { return &lies{}, nil }}
