@@ -210,7 +210,7 @@ func TestOneCompleterOfAFleetIsAtWork(t *testing.T) {
 	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
 		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
 			most.Store(max(most.Load(), inside.Add(1)))
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond) // others give up this one, and would take the next
 			inside.Add(-1)
 			calls.Add(1)
 			return 1, nil
@@ -326,6 +326,61 @@ func TestOperationThatIsGoneIsNotBegunAnew(t *testing.T) {
 		if n := query[int](b, "select count(*) from idempotency_operations"); n != 0 && name != "begun anew by its client" {
 			t.Errorf("%s: %d are left", name, n)
 		}
+	}
+}
+
+func TestFailureIsNotRecordedWithAnOperationThatWasBegunSince(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(fails("c")), errNoAnswer)
+	store, proxy := b.through(idempotency.Config{})
+	var once sync.Once
+	records := bound("set attempts = attempts + 1")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if records(m) {
+			once.Do(func() {
+				b.wantErr(b.store.Discard(context.Background(), b.key), nil)
+				b.wantErr(b.proceed(fails("c")), errNoAnswer)
+			})
+		}
+		return pgproxy.Pass
+	})
+	_, err := store.Complete(t.Context(), 0, procedureOf(fails("c")))
+	b.wantErr(err, errNoAnswer)
+	if u := b.unfinished(); len(u) != 1 || u[0].Attempts != 0 || u[0].Error != "" {
+		t.Errorf("%+v", u)
+	}
+	_, err = b.store.Complete(t.Context(), 0, procedureOf(fails("c")))
+	b.wantErr(err, errNoAnswer)
+	if u := b.unfinished(); len(u) != 1 || u[0].Attempts != 1 {
+		t.Errorf("%+v", u) // else nothing is recorded at all
+	}
+}
+
+// Somebody has deleted the key, and not the operation.
+func TestOperationThatBeginsInThePlaceOfTheRestOfAnotherKeepsNothingOfIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	old := procedureOf(ok("a"), ok("b"), fails("c"))
+	_, _, err := old.Do(t.Context(), b.store, b.key, 7)
+	b.wantErr(err, errNoAnswer)
+	_, err = b.store.Complete(t.Context(), 0, old)
+	b.wantErr(err, errNoAnswer)
+	b.exec("update idempotency_operations set started_at = '2000-01-01', progressed_at = '2000-01-01'")
+	b.exec("delete from idempotency_keys")
+	b.key.Fingerprint[0]++
+	another := procedureOf(fails("d"))
+	another.Name = "another"
+	_, _, err = another.Do(t.Context(), b.store, b.key, 8)
+	b.wantErr(err, errNoAnswer)
+	all := b.unfinished()
+	if len(all) != 1 {
+		t.Fatalf("%+v", all)
+	}
+	u := all[0]
+	if u.Procedure != "another" || string(u.Input) != "8" || len(u.Done) != 0 || u.Begun != "call d" || u.Attempts != 0 || u.Error != "" ||
+		u.Key.Fingerprint != b.key.Fingerprint || u.StartedAt.Year() == 2000 || u.ProgressedAt.Year() == 2000 || time.Until(u.DueAt) > 0 {
+		t.Errorf("%+v", u)
 	}
 }
 

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -104,7 +106,7 @@ func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 	t.Parallel()
 	for _, level := range []pgx.TxIsoLevel{"", pgx.RepeatableRead, pgx.Serializable} {
 		j := setupRides(t, idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: level}})
-		held := make(chan string, 1)
+		held := make(chan string, 2)
 		j.p.onStage("a", func(stage string) {
 			if stage == "received" {
 				time.Sleep(50 * time.Millisecond)
@@ -112,12 +114,71 @@ func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 					from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in%'`)
 			}
 		})
+		j.p.lose.Store(100)
+		if _, _, err := j.ride("a"); err == nil {
+			t.Fatal("no answer was lost")
+		}
+		j.p.lose.Store(0)
 		if _, _, err := j.ride("a"); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-held; got != "idle in transaction xid= xmin=" {
-			t.Error(level, got)
+		for _, which := range []string{"first", "repeated"} {
+			if got := <-held; got != "idle in transaction xid= xmin=" {
+				t.Errorf("%s, the %s call: %s", level, which, got)
+			}
 		}
+	}
+}
+
+// As with Do: who waits in the same process gets the first one's answer without a query, and
+// who comes later reads the record without a transaction.
+func TestDuplicatesOfAProcedureInAProcessCostLittle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{})
+	inside, leave := make(chan struct{}), make(chan struct{})
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			close(inside)
+			<-leave
+			return 1, nil
+		})
+		return err
+	})
+	var replays atomic.Int64
+	do := func() {
+		got, replayed, err := p.Do(context.Background(), store, b.key, 7)
+		if got != 7 || err != nil {
+			t.Error(got, err)
+		}
+		if replayed {
+			replays.Add(1)
+		}
+	}
+	var all sync.WaitGroup
+	all.Go(do)
+	<-inside
+	const duplicates = 20
+	for range duplicates {
+		all.Go(do)
+	}
+	b.eventually("all wait", func() bool { return store.Waiting(b.key) == duplicates })
+	var begun atomic.Int64
+	begins := bound("begin")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if begins(m) {
+			begun.Add(1)
+		}
+		return pgproxy.Pass
+	})
+	close(leave)
+	all.Wait()
+	if begun.Load() != 0 || replays.Load() != duplicates {
+		t.Errorf("%d transactions and %d replays of %d duplicates", begun.Load(), replays.Load(), duplicates)
+	}
+	do()
+	if begun.Load() != 0 {
+		t.Errorf("%d transactions of a later duplicate", begun.Load())
 	}
 }
 
