@@ -34,7 +34,7 @@ func Steps(w io.Writer, run results.Run) {
 	}
 	fmt.Fprintf(w, `## An operation that also asks somebody else
 
-A transaction that makes the business write, a request to a payment provider that keeps idempotency keys, and a transaction that notes the charge. Times are multiples of the same without idempotency, of the same round; the request is a local one, which takes next to no time. Then: a process is killed when the provider has charged, and another one retries; and the provider's answer is lost with its connection, and the same process goes on. What there is of each key afterwards should be one.
+A transaction that makes the business write, a request to a payment provider that keeps idempotency keys, and a transaction that notes the charge. Times are multiples of the same without idempotency, of the same round; the request is a local one, which takes next to no time, and calls of this package use half of the pool's connections at most. Then: a process is killed when the provider has charged, and another one retries; and the provider's answer is lost with its connection, and the same process goes on. What there is of each key afterwards should be one.
 
 %s
 `, t)
