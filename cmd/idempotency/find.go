@@ -19,7 +19,7 @@ var find = &command{
 	text: `It goes along the primary key, however large the table is, and exits with 3 if there is
 no record in any scope. A call in progress has no visible row, and its lock is made of
 the scope and the key together: so it is found, with exit code 4, only where an expired
-record of the key is there. Otherwise find says how many calls could be it, and
+record of the key is there, or a procedure that has begun. Otherwise find says how many calls could be it, and
 'get SCOPE KEY' knows.
 
 ` + shownTimes,
@@ -53,8 +53,7 @@ func (d *database) find(ctx context.Context, pool *pgxpool.Pool, std stdio, q *l
 		page, err := d.page(ctx, pool, q, readable, after, limit)
 		for i := range page {
 			number := keylock.ID(page[i].Scope, page[i].ID)
-			if page[i].State == expired && held[number] != nil {
-				page[i].State, page[i].Holders = inProgress, held[number]
+			if page[i].isHeldBy(held[number]) {
 				busy = &page[i]
 			}
 			delete(held, number) // a call of which the key is known
@@ -94,7 +93,7 @@ func couldBe(calls int, id keyFilter) string {
 const heldSQL = `
 select ` + lockNumber + `, ` + holderColumns + `
 from ` + keyLocks + `
-	and ` + writesToTable
+	and ` + ofCalls
 
 // heldLocks are the locks of the calls in progress, by their numbers.
 func (d *database) heldLocks(ctx context.Context, pool *pgxpool.Pool) (map[int64][]holder, error) {

@@ -203,12 +203,13 @@ select ` + holderColumns + `
 from ` + keyLocks + `
 	and ` + lockNumber + ` = $1::bigint`
 
-// writesToTable takes for a call what has, in the transaction with such a lock, also
-// the lock of a write to the table.
-const writesToTable = `exists (
+// ofCalls takes for a call what has, in the transaction with such a lock, also the lock of a
+// write to the table, or, as while a procedure asks somebody else, of having read its
+// operation.
+const ofCalls = `exists (
 		select from pg_locks t
-		where t.virtualtransaction = l.virtualtransaction and t.locktype = 'relation' and t.mode = 'RowExclusiveLock' and t.granted
-			and t.relation = 'idempotency_keys'::regclass::oid)`
+		where t.virtualtransaction = l.virtualtransaction and t.locktype = 'relation' and t.granted
+			and (t.mode = 'RowExclusiveLock' and t.relation = 'idempotency_keys'::regclass::oid or t.relation = to_regclass('idempotency_operations'::text)::oid))`
 
 // lookUp returns what is known about a key. It asks for the lock first: a call
 // that has none any more has a record by then, or has failed. A call that is at
@@ -234,13 +235,21 @@ func (d *database) lookUp(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	if errors.Is(err, pgx.ErrNoRows) {
 		rec, err = record{Scope: scope, ID: id, State: notFound, ResultBytes: new(int64)}, nil
 	}
-	if len(holders) > 0 && (rec.State == notFound || rec.State == expired) {
-		rec.State, rec.Holders = inProgress, holders
-	}
+	rec.isHeldBy(holders)
 	if err == nil && rec.State == notFound {
 		err = provesAbsence(ctx, pool, rec.key())
 	}
 	return rec, remedy.Of(err, d.schema)
+}
+
+// isHeldBy makes it the record of a call in progress, if there is one. Others that have the
+// lock of a key whose record is done read that.
+func (rec *record) isHeldBy(holders []holder) bool {
+	if len(holders) == 0 || rec.State == done || rec.State == abandoned {
+		return false
+	}
+	rec.State, rec.Holders = inProgress, holders
+	return true
 }
 
 const standbySQL = `select pg_is_in_recovery()`
@@ -274,7 +283,12 @@ func (rec record) absence() error {
 	switch rec.State {
 	case inProgress:
 		effect := "nothing has taken effect yet"
-		if rec.CompletedAt != nil {
+		switch {
+		case rec.Operation != nil:
+			effect = rec.Operation.progress()
+		case rec.PurgeAfter != nil:
+			effect = "what its procedure has done stays done: get tells what"
+		case rec.CompletedAt != nil:
 			effect = "an earlier call took effect at " + rec.CompletedAt.String() + ", and its record has expired; this one has not yet"
 		}
 		if rec.Holders[0].replicating() {

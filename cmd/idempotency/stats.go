@@ -151,7 +151,7 @@ const holdersSQL = `
 select ` + holderColumns + `,
 	count(*), exists (select from pg_locks x where x.virtualtransaction = l.virtualtransaction and x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted)
 from ` + keyLocks + `
-	and ` + writesToTable + `
+	and ` + ofCalls + `
 group by l.virtualtransaction, l.pid, a.pid, a.application_name, a.usename, a.client_addr, a.client_port, a.state, a.xact_start, a.wait_event
 order by a.xact_start nulls last, l.pid`
 

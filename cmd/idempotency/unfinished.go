@@ -127,6 +127,19 @@ func (op *operation) lines(now instant) [][]string {
 	return lines
 }
 
+// progress says where an operation is that somebody works at.
+func (op *operation) progress() string {
+	done := "nothing"
+	if len(op.Done) > 0 {
+		done = strings.Join(op.Done, ", ")
+	}
+	text := fmt.Sprintf("procedure %s has done: %s", op.Procedure, done)
+	if op.Begun != "" {
+		text += "; it has begun: " + op.Begun
+	}
+	return plain(text)
+}
+
 // A backlog is what stats says of the operations that have not ended.
 type backlog struct {
 	Operations int64    `json:"operations"`

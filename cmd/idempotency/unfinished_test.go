@@ -95,3 +95,53 @@ func TestTableOfOperationsOfAStrangerIsNotRead(t *testing.T) {
 		runOn(t, pool, args).wantAll(t, 0)
 	}
 }
+
+// While a call runs, its transaction has read its operation, and written nothing.
+func TestProcedureThatIsAtWorkIsInProgressWhereverItIs(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	store := idempotency.New(pool)
+	inside, leave := make(chan struct{}), make(chan struct{})
+	pause := func() { inside <- struct{}{}; <-leave }
+	ride := idempotency.Procedure[int, int]{Name: "ride", Run: func(ctx context.Context, op *idempotency.Op, amount int) (int, error) {
+		step := func(ctx context.Context, tx pgx.Tx) (int, error) { pause(); return 7, nil }
+		if _, err := idempotency.Step(ctx, op, "create", step); err != nil {
+			return 0, err
+		}
+		if _, err := idempotency.Call(ctx, op, "charge", func(context.Context, string) (int, error) { pause(); return 7, nil }); err != nil {
+			return 0, err
+		}
+		return idempotency.Step(ctx, op, "confirm", step)
+	}}
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := ride.Do(context.Background(), store, idempotency.Key{Scope: "s", ID: "ride"}, 20)
+		ended <- err
+	}()
+	for _, says := range []string{
+		"nothing has taken effect yet", // the step of the claim
+		"procedure ride has done: step create; it has begun: call charge: ask again",
+		"procedure ride has done: step create, call charge: ask again",
+	} {
+		<-inside
+		run(t, on(pool), "get", "s", "ride").wantLine(t, 4, "is in progress", says, "pg_terminate_backend")
+		got := objects(t, run(t, on(pool), "get", "s", "ride", "-json"))[0]
+		if got["state"] != "in progress" || len(got["holders"].([]any)) != 1 {
+			t.Errorf("%v", got)
+		}
+		if strings.Contains(says, "ride") { // else there is no row
+			r := run(t, on(pool), "find", "ride")
+			r.wantAll(t, 4, "in progress")
+			if !strings.Contains(r.stderr, "what its procedure has done stays done") {
+				t.Error(r.stderr)
+			}
+		}
+		if s := objects(t, run(t, on(pool), "stats", "-json"))[0]; len(s["holders"].([]any)) != 1 {
+			t.Errorf("%s: stats has the holders %v", says, s["holders"])
+		}
+		leave <- struct{}{}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
