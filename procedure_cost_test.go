@@ -132,53 +132,69 @@ func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 
 // As with Do: who waits in the same process gets the first one's answer without a query, and
 // who comes later reads the record without a transaction.
-func TestDuplicatesOfAProcedureInAProcessCostLittle(t *testing.T) {
+func TestDuplicatesOfAProcedureInAProcessCostNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	store, proxy := b.through(idempotency.Config{})
-	inside, leave := make(chan struct{}), make(chan struct{})
-	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
-		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
-			close(inside)
-			<-leave
-			return 1, nil
+	var begun, statements atomic.Int64
+	begins, any := bound("begin"), bound("")
+	// ends counts the statements from where the first one's call returns, until all have
+	// their answer.
+	ends := func(id string, duplicates int) int64 {
+		key := idempotency.Key{Scope: "s", ID: id}
+		inside, leave := make(chan struct{}), make(chan struct{})
+		p := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+				close(inside)
+				<-leave
+				return 1, nil
+			})
+			return err
 		})
-		return err
-	})
-	var replays atomic.Int64
-	do := func() {
-		got, replayed, err := p.Do(context.Background(), store, b.key, 7)
-		if got != 7 || err != nil {
-			t.Error(got, err)
+		var replays atomic.Int64
+		do := func() {
+			got, replayed, err := p.Do(context.Background(), store, key, 7)
+			if got != 7 || err != nil {
+				t.Error(got, err)
+			}
+			if replayed {
+				replays.Add(1)
+			}
 		}
-		if replayed {
-			replays.Add(1)
-		}
-	}
-	var all sync.WaitGroup
-	all.Go(do)
-	<-inside
-	const duplicates = 20
-	for range duplicates {
+		var all sync.WaitGroup
 		all.Go(do)
-	}
-	b.eventually("all wait", func() bool { return store.Waiting(b.key) == duplicates })
-	var begun atomic.Int64
-	begins := bound("begin")
-	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if begins(m) {
-			begun.Add(1)
+		<-inside
+		for range duplicates {
+			all.Go(do)
 		}
-		return pgproxy.Pass
-	})
-	close(leave)
-	all.Wait()
-	if begun.Load() != 0 || replays.Load() != duplicates {
-		t.Errorf("%d transactions and %d replays of %d duplicates", begun.Load(), replays.Load(), duplicates)
+		b.eventually("all wait", func() bool { return store.Waiting(key) == duplicates })
+		statements.Store(0)
+		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+			if any(m) {
+				statements.Add(1)
+			}
+			if begins(m) {
+				begun.Add(1)
+			}
+			return pgproxy.Pass
+		})
+		close(leave)
+		all.Wait()
+		n := statements.Load()
+		if replays.Load() != int64(duplicates) {
+			t.Errorf("%d replays of %d duplicates", replays.Load(), duplicates)
+		}
+		do()
+		proxy.SetRule(nil)
+		return n
 	}
-	do()
+	ends("warm", 0)
+	alone, beside := ends("alone", 0), ends("beside", 20)
+	if alone != beside {
+		t.Errorf("%d statements beside duplicates, %d without", beside, alone)
+	}
 	if begun.Load() != 0 {
-		t.Errorf("%d transactions of a later duplicate", begun.Load())
+		t.Errorf("%d transactions of later duplicates", begun.Load())
 	}
 }
 

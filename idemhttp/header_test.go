@@ -101,7 +101,7 @@ func TestEveryProblemTypeIsDocumented(t *testing.T) {
 		}
 		types[p.Type] = true
 	}
-	if len(types) != 15 {
+	if len(types) != 16 {
 		t.Errorf("%d types", len(types))
 	}
 }

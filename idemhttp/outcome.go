@@ -50,16 +50,19 @@ func problemOf(key idempotency.Key, err error) *Problem {
 		// 15.6.4).
 		return &outcomeUnknown
 	case errors.Is(err, idempotency.ErrAbandoned):
-		return failed.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one, and sending it again does not help: the service has to look at what was written, and free the key.")
+		return stuck.because("An earlier request with this key has taken effect and left no response. Nothing was executed by this one, and sending it again does not help before the service has looked at what was written. %s", newKeyTwice)
 	case errors.Is(err, idempotency.ErrInvalidKey) && isStorable(key.Scope): // the encoding of the database lacks something
 		return keyInvalid.because("The key has a character that this server cannot store. Nothing was executed.")
 	case errors.Is(err, idempotency.ErrInvalidKey):
 		return &scopeInvalid // of the id all else was checked
 	case errors.Is(err, idempotency.ErrUndecodable):
-		return failed.because("What is stored for this key is no answer to such a request. Nothing was executed.")
+		return stuck.because("What is stored for this key is no answer to such a request. Nothing was executed by this one. %s", newKeyTwice)
 	}
 	return nil
 }
+
+// newKeyTwice warns a client that would take an error for the end.
+const newKeyTwice = "A new key could execute it twice."
 
 // isStorable reports whether every database can store a scope.
 func isStorable(scope string) bool {

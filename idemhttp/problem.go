@@ -16,7 +16,7 @@ type Problem struct {
 	// Name identifies the problem and never changes: key-missing, key-invalid,
 	// key-reused, in-progress, no-scope, scope-invalid, body-too-large,
 	// body-timeout, body-unreadable, not-protected, unavailable, unfinished,
-	// outcome-unknown, failed or unrecordable. docs/http.md explains them.
+	// stuck, outcome-unknown, failed or unrecordable. docs/http.md explains them.
 	Name string `json:"-"`
 
 	// These are problem details (RFC 9457). The Type is the address of an
@@ -74,6 +74,7 @@ var (
 	notProtected   = newProblem("not-protected", "This method is not executed under an idempotency key", http.StatusMethodNotAllowed, "")
 	unavailable    = newProblem("unavailable", "The request could not be executed now", http.StatusServiceUnavailable, "Nothing was kept. Send it again later, with the same key.")
 	unfinished     = newProblem("unfinished", "The request has begun and has not ended", http.StatusServiceUnavailable, "Send it again later, with the same key: it goes on where it stopped. A new key could execute it twice.")
+	stuck          = newProblem("stuck", "The request has begun and cannot go on by itself", http.StatusInternalServerError, "")
 	outcomeUnknown = newProblem("outcome-unknown", "It is not known whether the request has taken effect", http.StatusServiceUnavailable, "Send it again, with the same key: that finds out, and is safe. A new key could execute it twice.")
 	failed         = newProblem("failed", "The request failed", http.StatusInternalServerError, "Nothing was kept.")
 	unrecordable   = newProblem("unrecordable", "The response cannot be recorded", http.StatusInternalServerError, "Nothing was kept.")
@@ -82,7 +83,7 @@ var (
 // allProblems is for the policy.
 var allProblems = []Problem{
 	keyMissing, keyInvalid, keyReused, inProgress, noScope, scopeInvalid, bodyTooLarge, bodyTimeout,
-	bodyUnreadable, notProtected, unavailable, unfinished, outcomeUnknown, failed, unrecordable,
+	bodyUnreadable, notProtected, unavailable, unfinished, stuck, outcomeUnknown, failed, unrecordable,
 }
 
 func (p Problem) because(format string, args ...any) *Problem {

@@ -102,9 +102,9 @@ const lookBound = 5 * time.Second
 func (x *exchange) problemOfProcedure(key idempotency.Key, err error) *Problem {
 	switch {
 	case errors.Is(err, idempotency.ErrCallExpired):
-		return failed.because("A request to another service has begun, and it is not known what became of it. Sending this request again does not help before somebody has looked.")
+		return stuck.because("A request to another service has begun, and it is not known what became of it. Sending this request again does not help before somebody has looked. %s", newKeyTwice)
 	case errors.Is(err, idempotency.ErrStepsChanged):
-		return failed.because("The service has changed since this request has begun, and cannot go on with it. Nothing was executed by this request.")
+		return stuck.because("The service has changed since this request has begun, and cannot go on with it. Nothing was executed now. %s", newKeyTwice)
 	}
 	if p := problemOf(key, err); p != nil {
 		return p

@@ -234,8 +234,8 @@ func TestCallThatIsTooOldIsForAPersonAndTheRetryGoesOnAfterwards(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := b.order(server, "k")
-	got.isProblem(t, 500, "failed")
-	if !strings.Contains(got.body, "before somebody has looked") {
+	got.isProblem(t, 500, "stuck")
+	if !strings.Contains(got.body, "before somebody has looked") || !strings.Contains(got.body, "A new key could execute it twice") {
 		t.Error(got.body)
 	}
 	bank.charged(t, 1, 1)
@@ -256,7 +256,7 @@ func TestOperationOfOtherStepsIsNotGoneOnWith(t *testing.T) {
 		return idempotency.Step(ctx, op, "another", func(context.Context, pgx.Tx) (receipt, error) { return receipt{}, nil })
 	}
 	got := b.order(b.shop(idemhttp.Config{}, changed, bank), "k")
-	got.isProblem(t, 500, "failed")
+	got.isProblem(t, 500, "stuck")
 	if !strings.Contains(got.body, "has changed") {
 		t.Error(got.body)
 	}

@@ -264,7 +264,7 @@ func TestRecordOfAnotherKindIsNeverASecondExecutionAndNotTheClientsFault(t *test
 			if err != nil {
 				t.Fatal(err)
 			}
-			b.post(server, "k").isProblem(t, 500, "failed")
+			b.post(server, "k").isProblem(t, 500, "stuck")
 			b.ran(0)
 			if b.reports() == "[]" {
 				t.Error("nothing was reported")
@@ -301,7 +301,7 @@ func TestUnknownOutcomeIs503AndNeverASecondExecution(t *testing.T) {
 	})
 	b.post(server, "k").isProblem(t, 503, "outcome-unknown")
 	for range 2 {
-		b.post(server, "k").isProblem(t, 500, "failed")
+		b.post(server, "k").isProblem(t, 500, "stuck")
 	}
 	b.ran(1)
 	b.effects(1)
