@@ -43,9 +43,9 @@ where id = $1::text and scope = $2::text and number = $3::uuid`
 // settleSQL records the outcome of a call, if that is what the operation waits for.
 const settleSQL = `
 update idempotency_operations
-set results = pg_catalog.array_append(results, $4::bytea), progressed_at = clock_timestamp(), due_at = clock_timestamp()
+set results = pg_catalog.array_append(results, $4::bytea), progressed_at = clock_timestamp(), due_at = clock_timestamp(), attempts = 0, error = null
 where id = $1::text and scope = $2::text and pg_catalog.cardinality(labels) = pg_catalog.cardinality(results) + 1
-	and labels[pg_catalog.cardinality(labels)] = $3::text`
+	and labels[pg_catalog.cardinality(labels)] = any($3::text[])`
 
 // An Unfinished operation of a [Procedure] has begun and has not ended. All times are of
 // the database's clock.
@@ -59,6 +59,10 @@ type Unfinished struct {
 	// ProgressedAt. It is also a step whose function has sent COMMIT as SQL: see
 	// [ErrAbandoned]. Empty: nothing is under way but, perhaps, a step.
 	Begun string
+
+	// CallKey is the key that the call in Begun sends, by which it is found at the other
+	// side. It is made with this Store's [Config.CallNamespace].
+	CallKey string
 
 	StartedAt    time.Time
 	ProgressedAt time.Time
@@ -114,6 +118,11 @@ func (s *Store) pending(ctx context.Context, olderThan time.Duration, after Unfi
 			return err
 		}
 		page, err = pgx.CollectRows(rows, scanUnfinished)
+		for i := range page {
+			if name, isCall := strings.CutPrefix(page[i].Begun, aCall+" "); isCall {
+				page[i].CallKey = s.callKey(page[i].Key, name)
+			}
+		}
 		return err
 	})
 	return page, err
@@ -271,8 +280,8 @@ func (s *Store) changeOperation(ctx context.Context, do func(pgx.Tx, *statements
 // of a fleet: one of them at a time is at work, the others stand by.
 //
 // It needs two connections of the pool. A Complete that fails is followed by the next one;
-// what it went on with is reported to [Config.Observe]. It returns at once when trying again cannot help: a table is missing
-// or of another version, or the role may not use it.
+// what it went on with is reported to [Config.Observe]. It returns at once when trying
+// again cannot help: a table is missing or of another version, or the role may not use it.
 func (s *Store) CompleteEvery(ctx context.Context, interval, olderThan time.Duration, procedures ...Completable) error {
 	if interval <= 0 {
 		return fmt.Errorf("idempotency: CompleteEvery: the interval is %v: it has to be more than 0", interval)
@@ -320,8 +329,8 @@ func (s *Store) completeInTurn(ctx context.Context, olderThan time.Duration, pro
 // completeTurnSQL is for one completer at a time: see purgeTurnSQL.
 const completeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_operations'::regclass::oid::integer, 0)`
 
-// Settle tells the outcome of a call, named as in [Call], whose outcome is not known: a
-// person has looked at the other side. The operation has not ended then: the next Do or
+// Settle tells the outcome of a call, named as in [Call] or as in Unfinished.Begun, whose
+// outcome is not known: a person has looked at the other side. The operation has not ended then: the next Do or
 // Complete goes on behind the call, with outcome as its value. It is ErrInProgress while
 // an attempt is at work, ErrNotFound when the key has no operation, and an error when that
 // is not what the operation waits for. The outcome is stored as JSON, and nothing knows here
@@ -341,7 +350,11 @@ func (s *Store) Settle(ctx context.Context, key Key, call string, outcome any) e
 			return explain("settle a call", err)
 		}
 		return s.changeKey(ctx, "settle a call", key, func(tx pgx.Tx, sql *statements) error {
-			tag, err := tx.Exec(ctx, sql.journal.settle, key.ID, key.Scope, label(aCall, call), stored)
+			labels := []string{label(aCall, call)}
+			if strings.HasPrefix(call, aCall+" ") {
+				labels = append(labels, call)
+			}
+			tag, err := tx.Exec(ctx, sql.journal.settle, key.ID, key.Scope, labels, stored)
 			if err != nil || tag.RowsAffected() > 0 {
 				return err
 			}
@@ -350,7 +363,7 @@ func (s *Store) Settle(ctx context.Context, key Key, call string, outcome any) e
 			case err != nil:
 				return err
 			case !there:
-				return ErrNotFound
+				return fmt.Errorf("no operation with this key waits for an outcome: it has ended, or was never begun: %w", ErrNotFound)
 			}
 			return fmt.Errorf("the operation does not wait for the outcome of %s: Store.Pending shows what it waits for", label(aCall, call))
 		})

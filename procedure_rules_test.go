@@ -266,13 +266,39 @@ func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 	if j.p.requests.Load() != 1 {
 		t.Errorf("%d requests", j.p.requests.Load())
 	}
-	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{ID: "seen there"}), nil)
+	_, err := j.store.Complete(t.Context(), 0, takeRide)
+	j.wantErr(err, idempotency.ErrCallExpired)
+	waits := j.unfinished()[0]
+	if _, asked := j.p.answers[waits.CallKey]; !asked || waits.Attempts != 1 {
+		t.Errorf("the provider has not been asked with the key of %+v", waits)
+	}
+	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), waits.Begun, payment{ID: "seen there"}), nil)
+	if u := j.unfinished()[0]; u.Attempts != 0 || u.Error != "" || u.Begun != "" || u.CallKey != "" {
+		t.Errorf("what was settled still waits: %+v", u)
+	}
 	got, replayed, err := j.ride("a")
 	if err != nil || replayed || got.Charge != "seen there" || j.p.requests.Load() != 1 {
 		t.Error(got, replayed, err, j.p.requests.Load())
 	}
 	j.once(1)
 	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{}), idempotency.ErrNotFound)
+}
+
+func TestCallIsSettledByItsNameOrByItsLabel(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for name, by := range map[string][]string{"c": {"c", "call c"}, "call c": {"call c", "call call c"}, "step c": {"step c", "call step c"}} {
+		for _, by := range by {
+			b.key.ID = name + " by " + by
+			b.wantErr(b.proceed(ok("a"), fails(name)), errNoAnswer)
+			for _, other := range []string{"a", "step a", "call a", "call call call c"} {
+				if err := b.store.Settle(t.Context(), b.key, other, 1); err == nil {
+					t.Errorf("call %q was settled by %q", name, other)
+				}
+			}
+			b.wantErr(b.store.Settle(t.Context(), b.key, by, 1), nil)
+		}
+	}
 }
 
 func TestWindowOfOneCallIsItsOwn(t *testing.T) {

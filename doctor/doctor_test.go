@@ -40,7 +40,7 @@ func setupOn(t testing.TB, admin *pgxpool.Pool) *database {
 			t.Error(err)
 		}
 	})
-	d.exec("grant select, insert, update, delete on idempotency_keys to " + d.role)
+	d.exec("grant select, insert, update, delete on idempotency_keys, idempotency_operations to " + d.role)
 	return d
 }
 

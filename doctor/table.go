@@ -178,9 +178,37 @@ func checkPrivileges(ctx context.Context, p *patient) error {
 		p.find(Warning, "privileges", fmt.Sprintf("role %s may not call pg_logical_emit_message, by which a call whose COMMIT was in doubt makes sure of it", name),
 			"grant execute on function pg_logical_emit_message to "+name)
 	}
+	if p.role.calls {
+		if err := p.checkProcedures(ctx, name); err != nil {
+			return err
+		}
+	}
 	if super {
 		p.find(Note, "privileges", fmt.Sprintf("role %s is a superuser, and needs far less", name),
 			fmt.Sprintf("use a role with usage of schema %s and %s on %s", pgx.Identifier{t.schema}.Sanitize(), needs, t.name))
 	}
 	return nil
+}
+
+const procedurePrivilegesSQL = `
+select array(
+	select privilege from pg_catalog.unnest($2::text[]) with ordinality p (privilege, place)
+	where not has_table_privilege(c.oid, privilege)
+	order by place)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1::text and c.relname = 'idempotency_operations'`
+
+// checkProcedures is no more than a note: nothing says whether the program has procedures.
+func (p *patient) checkProcedures(ctx context.Context, role string) error {
+	var lacks []string
+	err := p.query(ctx, "looking at the role's privileges for procedures", procedurePrivilegesSQL, []any{p.table.schema, p.role.privileges}, &lacks)
+	if errors.Is(err, pgx.ErrNoRows) { // before the migration that makes the table
+		return nil
+	}
+	if len(lacks) > 0 {
+		table := p.table.sibling(keytable.Operations)
+		p.find(Note, "privileges", fmt.Sprintf("role %s lacks %s on %s: it cannot run procedures", role, strings.Join(lacks, ", "), table),
+			fmt.Sprintf("if the program has any, grant %s on %s to %s", strings.Join(p.role.privileges, ", "), table, role))
+	}
+	return err
 }
