@@ -42,7 +42,8 @@ type Event struct {
 	Waited time.Duration
 
 	// Runs is how often the function was run: 0 for a replay, more than 1 after
-	// a serialization failure, a deadlock or a lost connection.
+	// a serialization failure, a deadlock, a lost connection, or, of a Procedure, a wait
+	// for a place among the calls under way.
 	Runs int
 
 	// InDoubt is empty unless the answer to a COMMIT was lost. Then it is what
