@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -45,7 +46,7 @@ func (r *procedureRound) problems() (all []problem) {
 	for _, check := range []func() (problem, bool){
 		r.checkReturned, r.checkConnections, r.checkTransactions,
 		r.checkRequestsOutside, r.checkReached, r.checkKeyless, r.checkOtherKeys, r.checkSharedKeys, r.checkOtherRequests, r.checkMade,
-		r.checkStepsOutside, r.checkErrors, r.checkResult, r.checkRows, r.checkKeys, r.checkAnswers, r.checkReplays,
+		r.checkStepsOutside, r.checkErrors, r.checkAnswered, r.checkResult, r.checkUndisturbed, r.checkRows, r.checkKeys, r.checkAnswers, r.checkReplays,
 	} {
 		if p, wrong := check(); wrong {
 			all = append(all, p)
@@ -200,6 +201,99 @@ func (r *procedureRound) checkStepsOutside() (problem, bool) {
 		}, true
 	}
 	return problem{}, false
+}
+
+// checkAnswered looks for a call that was carried out, and recorded by somebody to whom the
+// provider has not said so.
+func (r *procedureRound) checkAnswered() (problem, bool) {
+	carriedOut := r.scene.usage().effects
+	for _, call := range r.s.labels {
+		var answers []any
+		answered := false
+		for _, q := range r.scene.seen() {
+			if q.begun != call || q.kind == inStep || q.kind == between {
+				continue
+			}
+			switch q.status {
+			case 0:
+				answers = append(answers, "none: the connection was lost")
+			case http.StatusConflict, http.StatusUnprocessableEntity:
+				answers = append(answers, fmt.Sprint(q.status))
+			default:
+				answered = true
+			}
+		}
+		if carriedOut[call] > 0 && !answered {
+			return problem{
+				what:     quoted(call) + " was recorded without the answer of the provider",
+				expected: "an error of the call's function, and then another request with the same key",
+				found:    "the answers " + tally(answers),
+				likely:   "the function takes an error of the connection, or a status such as 409, for a refusal, and returns it as a value. The provider has carried the request out: return an error, unless it says that the request has ended",
+			}, !r.failed()
+		}
+	}
+	return problem{}, false
+}
+
+// leaves are the values of a result as JSON, by their paths.
+type leaves map[string]string
+
+func leavesOf(value any) leaves {
+	text, err := json.Marshal(value)
+	var decoded any
+	if err == nil {
+		err = json.Unmarshal(text, &decoded)
+	}
+	all := make(leaves)
+	if err == nil { // else it was not recorded either
+		all.add("", decoded)
+	}
+	return all
+}
+
+func (l leaves) add(path string, value any) {
+	switch v := value.(type) {
+	case map[string]any:
+		for name, member := range v {
+			l.add(path+"."+name, member)
+		}
+	case []any:
+		for i, element := range v {
+			l.add(fmt.Sprintf("%s[%d]", path, i), element)
+		}
+	default:
+		l[path] = fmt.Sprint(v)
+	}
+}
+
+// checkUndisturbed compares with what two undisturbed rounds have in common.
+func (r *procedureRound) checkUndisturbed() (problem, bool) {
+	values := r.values()
+	if len(values) == 0 || r.failed() || len(r.s.undisturbed) < 2 {
+		return problem{}, false
+	}
+	got := leavesOf(values[0])
+	first, second := r.s.undisturbed[0], r.s.undisturbed[1]
+	for _, path := range slices.Sorted(maps.Keys(first)) {
+		want := first[path]
+		if other, there := second[path]; !there || other != want || got[path] == want {
+			continue
+		}
+		return problem{
+			what:     "another result than that of an operation that nothing has disturbed",
+			expected: fmt.Sprintf("%s = %s, as in two others", strings.TrimPrefix(path, "."), show(want)),
+			found:    show(got[path]),
+			likely:   fmt.Sprintf("a later attempt does not have what an earlier one had, such as a variable that the function of a step or a call has set: return it as the value of that step or call%s", endedAt(r.fault)),
+		}, true
+	}
+	return problem{}, false
+}
+
+func endedAt(f fault) string {
+	if f.label == "" {
+		return "" // another attempt has gone on all the same
+	}
+	return ". The attempt was ended at " + quoted(f.label)
 }
 
 // checkResult compares the results of the first attempt, which was made to stop, and of the

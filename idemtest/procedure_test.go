@@ -300,6 +300,54 @@ func TestReportsACallThatIsMadeAgainByAStep(t *testing.T) {
 	want(t, report, `call "charge" was made again although its result was recorded`, `in step "confirm"`, "use what Call has returned")
 }
 
+func TestReportsACallThatTakesNoAnswerForARefusal(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		takes func(error) bool
+		want  []string
+	}{
+		"a lost connection": {func(err error) bool { return !strings.Contains(err.Error(), "409") },
+			[]string{"the provider's answer to call \"charge\" lost", "none: the connection was lost"}},
+		"a conflict": {func(err error) bool { return strings.Contains(err.Error(), "409") },
+			[]string{"and another attempt beside it", "409"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			report := stormOrders(t, shopWith(func(s *shop) {
+				s.charge = func(ctx context.Context, key string, in order) (string, error) {
+					id, err := pay(ctx, s.url, key, in)
+					if err != nil && ctx.Err() == nil && c.takes(err) {
+						return "declined", nil // the mistake
+					}
+					return id, err
+				}
+			}))
+			want(t, report, append(c.want, `call "charge" was recorded without the answer of the provider`, "return an error, unless")...)
+		})
+	}
+}
+
+func TestReportsAVariableOfACallThatAStepRecords(t *testing.T) {
+	t.Parallel()
+	report := stormOrders(t, procedureOf(func(s *shop) runs {
+		return func(ctx context.Context, op *idempotency.Op, in order) (receipt, error) {
+			n, err := reserve(ctx, op, in)
+			if err != nil {
+				return receipt{}, err
+			}
+			charged := "nobody"
+			if _, err := idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (id string, err error) {
+				charged = "somebody" // the mistake
+				return pay(ctx, s.url, key, in)
+			}); err != nil {
+				return receipt{}, err
+			}
+			return idempotency.Step(ctx, op, "confirm", func(context.Context, pgx.Tx) (receipt, error) { return receipt{n, charged}, nil })
+		}
+	}))
+	want(t, report, `another result than that of an operation that nothing has disturbed`, "Charge = somebody, as in two others", "found:       nobody", "return it as the value")
+}
+
 func TestRequestsWithoutKeysAreNotTakenForOne(t *testing.T) {
 	t.Parallel()
 	report := stormOrders(t, shopWith(func(s *shop) {
@@ -590,6 +638,7 @@ func TestAttemptsAreEndedInAndBehindEachStepAndCall(t *testing.T) {
 		attempts int    // or more, since another process may take over where one has committed
 	}{
 		{"rcf", 2},   // made to stop
+		{"rcf", 2},   // once more
 		{"rcf", 1},   // duplicates
 		{"rrcf", 2},  // cut before the COMMIT behind reserve
 		{"rcf", 2},   // killed after it
@@ -608,7 +657,7 @@ func TestAttemptsAreEndedInAndBehindEachStepAndCall(t *testing.T) {
 			t.Errorf("round %d of %q: want %+v", i, rounds, expected)
 		}
 	}
-	if len(rounds) != 13 {
+	if len(rounds) != 14 {
 		t.Errorf("%d rounds: %q", len(rounds), rounds)
 	}
 }

@@ -94,14 +94,28 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "held":
 		p.s.proxy.CutAll()
 		scene.hold(r)
+		cut(w) // the one that came meanwhile was refused: somebody has to ask again
+		return
 	case "lost":
-		panic(http.ErrAbortHandler)
+		cut(w)
+		return
 	}
 	for name, values := range k.answer.Header() {
 		w.Header()[name] = values
 	}
 	w.WriteHeader(k.answer.Code)
 	_, _ = w.Write(k.answer.Body.Bytes()) // else the client has gone
+}
+
+// cut ends the connection behind the first byte of an answer: where there is none, net/http
+// sends a request that has an Idempotency-Key again by itself.
+func cut(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	_, _ = conn.Write([]byte("H"))
+	_ = conn.Close()
 }
 
 func safe(method string) bool {
@@ -142,7 +156,12 @@ func (c *scene) note(q *request, status int) (fault string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	q.status = status
-	c.requests = append(c.requests, *q)
+	defer func() {
+		if fault != "" {
+			q.status = 0
+		}
+		c.requests = append(c.requests, *q)
+	}()
 	if c.fault.at == "held" && c.met {
 		c.meet()
 	}
