@@ -96,9 +96,10 @@ func (s *session) pgx() *pgx.Conn { return s.conn.Conn() }
 // enter finds the schema, and then takes every schema out of the search_path.
 func (s *session) enter(ctx context.Context, schema string) error {
 	// The cast shortens a long name as the server does for an identifier. There is no
-	// operator in it, not even that of nullif: in a search_path that names pg_catalog behind
-	// another schema, one there is preferred.
-	const resolve = `select pg_catalog.current_database(), coalesce(pg_catalog.current_schema()::text, ''), current_user::text, $1::text::name::text`
+	// operator in it, not even that of nullif, and each type is qualified: in a search_path
+	// that names pg_catalog behind another schema, one there is preferred, and casting to a
+	// domain runs its constraints.
+	const resolve = `select pg_catalog.current_database(), coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), current_user::pg_catalog.text, $1::pg_catalog.text::pg_catalog.name::pg_catalog.text`
 	var first, named string
 	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &first, &s.role, &named); err != nil {
 		return fmt.Errorf("looking up schema %q: %w", schema, err)
@@ -119,7 +120,7 @@ func (s *session) enter(ctx context.Context, schema string) error {
 const noSchema = "pg_catalog, pg_temp"
 
 func (s *session) searchOnly(ctx context.Context, path string) error {
-	const setPath = `select pg_catalog.set_config('search_path'::text, $1::text, false)`
+	const setPath = `select pg_catalog.set_config('search_path'::pg_catalog.text, $1::pg_catalog.text, false)` // see enter
 	if _, err := s.pgx().Exec(ctx, setPath, path); err != nil {
 		return fmt.Errorf("setting the search_path: %w", err)
 	}

@@ -121,7 +121,7 @@ where n.nspname = $1::text::name and c.relname = $2::text::name`
 // before any statement on a relation that somebody else could have made.
 func Describe(ctx context.Context, q Querier, schema, name string, options ...any) (t Table, err error) {
 	t.name = name
-	args := append(options, schema, name)
+	args := append(options, schema, name, chooses(q))
 	login, err := t.read(ctx, q, args)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

@@ -2,23 +2,41 @@ package keytable
 
 import (
 	"context"
+	"regexp"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// givenSQL names the role that has logged in, where a setting of the database or of that
-// role has given the session another one. Whoever may change such a setting can choose the
-// role, and a function of it that a table runs can reset it: so the table has to be
-// trusted by the login, too. A role that the connection string names is the choice of
-// whoever connects.
+// givenSQL names the role that has logged in, where the session has another one that who
+// connects has not chosen: a setting of the database, or of the role that has logged in, gives
+// it. Whoever may change such a setting can choose the role, and a function of it that a
+// table runs can reset it: so the table has to be trusted by the login, too. The settings
+// themselves say nothing: they can have been changed since. $3 says that who connects has
+// chosen.
 const givenSQL = `
-select coalesce((
-	select l.rolname::text
-	from pg_roles l
-	where l.rolname = session_user and session_user <> current_user and exists (
-		select from pg_db_role_setting s cross join pg_catalog.unnest(s.setconfig) o (option)
-		where s.setdatabase in (0::oid, (select oid from pg_database where datname = current_database()))
-			and s.setrole in (0::oid, l.oid) and o.option like 'role=%'::text)), '')`
+case when session_user <> current_user and not $3::bool then session_user::text else '' end`
+
+// chooses reports whether the connection string of q, or the program in its place, names a
+// role. SET ROLE by a hook of the pool is no choice that can be seen here.
+func chooses(q Querier) bool {
+	var cfg *pgx.ConnConfig
+	switch q := q.(type) {
+	case interface{ Config() *pgxpool.Config }:
+		cfg = q.Config().ConnConfig
+	case interface{ Config() *pgx.ConnConfig }:
+		cfg = q.Config()
+	case interface{ Conn() *pgx.Conn }:
+		cfg = q.Conn().Config()
+	default:
+		return false
+	}
+	_, named := cfg.RuntimeParams["role"]
+	return named || roleOption.MatchString(cfg.RuntimeParams["options"])
+}
+
+// roleOption matches -c role=name, and --role=name (chapter 34.1.2 of the manual, options).
+var roleOption = regexp.MustCompile(`(^|\s)(-c\s*|--)role=`)
 
 // describeToLogin adds to t those who are strangers to the role that has logged in.
 func (t *Table) describeToLogin(ctx context.Context, q Querier, login string, args []any) error {

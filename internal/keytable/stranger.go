@@ -94,7 +94,7 @@ func (s *Stranger) Found(table string) string {
 		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
 	}
 	if s.Login != "" {
-		return what + fmt.Sprintf(", to whom the login %q is a stranger, although a setting of the database or of the login has given the session another role: what they have put there could reset that, and run with the rights of the login", s.Login)
+		return what + fmt.Sprintf(", to whom the login %q is a stranger, although the session has another role, which a setting of the database or of the login has given, or a hook of the pool: what they have put there could reset that, and run with the rights of the login", s.Login)
 	}
 	return what + ", who is no superuser, and of whom the current role is no member (a superuser is taken for a member of none, and nobody for one of a predefined role): what they have put there would run with the rights of this role"
 }
@@ -131,10 +131,12 @@ const somebodysSQL = `not exists (select from pg_constraint k where k.oid = t.tg
 // of the current role: see Stranger. Each operator and function is exactly one of
 // pg_catalog, as in describeSQL.
 //
-// That is the owner of the table, of its children and of the tables that a cascade changes
-// with it, since that fires their triggers: an owner can put there whatever they like. (A
-// foreign key without a cascade runs what it runs with the rights of the owner of the
-// table that refers to this one.) The owner of the schema can put another table there.
+// That is the owner of the table, of its children and of the tables that refer to it: an
+// owner can put there whatever they like. A cascade fires triggers. A foreign key without
+// one only looks, and with the rights of the owner of the table that refers to this one: but
+// an expression of an index there can queue a deferred trigger, which runs at COMMIT with
+// the rights of whoever deletes, or change the session's search_path. The owner of the
+// schema can put another table there.
 //
 // It is also the owner of everything that something on these tables uses: the function of
 // a trigger, of a rule, a policy, a default, a constraint, an index, the type of a column.
@@ -152,19 +154,25 @@ const somebodysSQL = `not exists (select from pg_constraint k where k.oid = t.tg
 // member that it can have. From PostgreSQL 18 on, pg_constraint has each NOT NULL too
 // ('n'), which runs nothing; nor does a default that is a constant and no expression.
 //
-// An owner of the schema who may create schemas could have made this one, under a name
-// that is in the search_path ("$user"), and so is no host; nor if a member of it may, but
-// for the members of the database's owner.
+// The owner of the schema is no host where somebody else may create schemas, but for the
+// database's owner and its members: they could have made this one, under a name that is in
+// the search_path ("$user"), and have given it to a role whose members they were only then.
 //
 // friends are the roles that the current one is a member of by the will of somebody who
 // could act as it anyway: on PostgreSQL 14 a role can make everybody a member of itself,
 // and who administers a role can make everybody a member of that. A grantor that has been
 // dropped since, as is possible up to PostgreSQL 15, is trusted: nobody can be found to ask.
+// What such a membership gives is decided by itself, and not by pg_has_role, for which
+// another one can add to it: PostgreSQL 16 makes who creates a role a member of it without
+// its rights, and whoever administers the role can then add these. Before 16,
+// pg_auth_members has no such options.
 const strangersSQL = `
-with recursive friends (oid) as (
-	select oid from pg_roles where rolname = current_user
+with recursive friends (oid, inherits, becomes) as (
+	select oid, true, true from pg_roles where rolname = current_user
 	union
-	select m.roleid from friends f
+	select m.roleid, f.inherits and coalesce((pg_catalog.to_jsonb(m) ->> 'inherit_option'::text)::bool, r.rolinherit),
+		f.becomes and coalesce((pg_catalog.to_jsonb(m) ->> 'set_option'::text)::bool, true)
+	from friends f
 	join pg_roles r on r.oid = f.oid and left(r.rolname::text, 3) <> 'pg_'
 	join pg_auth_members m on m.member = f.oid
 	left join pg_roles g on g.oid = m.grantor
@@ -176,8 +184,7 @@ with recursive friends (oid) as (
 	select x.oid, l.kind, coalesce(l.name, x.relname), x.relowner, p.locked and l.kind = 'child'::text from parts p join (
 		select i.inhparent, i.inhrelid, 'child', null::name from pg_inherits i
 		union all
-		select k.confrelid, k.conrelid, 'foreign key', k.conname from pg_constraint k
-		where k.contype = 'f' and (k.confdeltype in ('c', 'n', 'd') or k.confupdtype in ('c', 'n', 'd'))
+		select k.confrelid, k.conrelid, 'foreign key', k.conname from pg_constraint k where k.contype = 'f'
 	) l (part, oid, kind, name) on l.part = p.oid join pg_class x on x.oid = l.oid
 ), things (class, oid, part, kind, name, inert) as (
 	select 'pg_class'::regclass::oid, x.oid, 0, case p.kind when 'table' then 'parent or type' else p.kind end, p.name,
@@ -209,6 +216,8 @@ with recursive friends (oid) as (
 		select d.refclassid, d.refobjid from pg_depend d where d.classid = u.class and d.objid = u.oid
 		union all
 		select d.classid, d.objid from pg_depend d where d.refclassid = u.class and d.refobjid = u.oid and d.deptype in ('a', 'i')
+		union all
+		select 'pg_class'::regclass::oid, i.inhrelid from pg_inherits i where u.class = 'pg_class'::regclass::oid and i.inhparent = u.oid
 	) s (class, oid)
 	where not exists (select from things t where t.class = s.class and t.oid = s.oid)
 ), obeyed (kind, name, owner, privilege, schema, grantor, later) as materialized (
@@ -251,12 +260,12 @@ from obeyed y
 cross join lateral (select b.oid, b.datdba, case when y.owner = 'pg_database_owner'::regrole::oid then b.datdba else y.owner end from pg_database b where b.datname = current_database()) base (oid, datdba, owner)
 join pg_roles me on me.rolname = current_user
 left join pg_roles o on o.oid = base.owner
-cross join lateral (select left(o.rolname::text, 3) = 'pg_', o.oid = any(array(select oid from friends))) pre (defined, friend)
+cross join lateral (select left(o.rolname::text, 3) = 'pg_') pre (defined)
 cross join lateral (select
 	not pre.defined and (o.oid = base.datdba or o.oid = n.nspowner and not exists (
 		select from pg_roles r
-		where not r.rolsuper and not pg_has_role(r.oid, base.datdba, 'member'::text)
-			and pg_has_role(r.oid, o.oid, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text))),
-	not pre.defined and pre.friend and pg_has_role(o.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
+		where not r.rolsuper and not pg_has_role(r.oid, base.datdba, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text)
+			and r.oid <> all(array(select oid from friends where inherits)))),
+	not pre.defined and exists (select from friends f where f.oid = o.oid and f.becomes)
 ) host (landlord, becomes)
-where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and pre.friend and pg_has_role(o.oid, 'usage'::text))) is not true`
+where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and exists (select from friends f where f.oid = o.oid and f.inherits))) is not true`

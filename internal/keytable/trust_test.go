@@ -2,6 +2,7 @@ package keytable_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,8 +14,8 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// described is the table of schema as the role sees it after the statements, of which
-// nothing stays. NAME in them is a name of this database's own, since roles are the
+// described is the table of schema as the role sees it, or with none the superuser, after
+// the statements, of which nothing stays. NAME in them is a name of this database's own, since roles are the
 // server's.
 func described(t *testing.T, pool *pgxpool.Pool, sql, role, schema string) (table keytable.Table, in func(string) string) {
 	t.Helper()
@@ -24,7 +25,10 @@ func described(t *testing.T, pool *pgxpool.Pool, sql, role, schema string) (tabl
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), in(strings.TrimSuffix(sql, ";")+"; set local role "+role), pgx.QueryExecModeSimpleProtocol); err != nil {
+	if role != "none" {
+		sql = strings.TrimSuffix(sql, ";") + "; set local session authorization " + role
+	}
+	if _, err := tx.Exec(t.Context(), in(sql), pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(in(sql), ": ", err)
 	}
 	if table, err = keytable.Describe(t.Context(), tx, in(schema), keytable.Name); err != nil {
@@ -72,12 +76,18 @@ var strangers = map[string]struct{ sql, role, kind, as string }{
 		create policy p on idempotency_keys using (scope in (select id from tenants))`, "NAME_x", "policy", ""},
 	"function of a trigger behind a rule": {run + `create role NAME_x; alter function run() owner to NAME_x; create table gone (id text); create trigger t before insert on gone for each row execute function run();
 		create rule r as on delete to idempotency_keys do also insert into gone values (old.id)`, "NAME_x", "rule", ""},
-	"function of a trigger behind a cascade":    {run + refers + `create role NAME_x; alter function run() owner to NAME_x; create trigger t after delete on refers for each row execute function run()`, "NAME_x", "trigger", ""},
-	"trigger behind a cascade of an update":     {run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on update cascade); alter table refers owner to NAME_x`, "NAME_x", "foreign key", ""},
-	"trigger behind two cascades":               {run + refers + `create role NAME_x; create table more (id text references refers (more) on delete cascade); alter table more owner to NAME_x`, "NAME_x", "foreign key", ""},
-	"trigger behind a cascade beside a right":   {run + refers + strings.ReplaceAll(conditional, "on idempotency_keys", "on refers") + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
-	"role that one has created":                 {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
-	"schema in which only the table is trusted": {run + conditional + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage on schema public to NAME_me; alter schema public owner to NAME_x`, "NAME_x", "schema", ""},
+	"function of a trigger behind a cascade":     {run + refers + `create role NAME_x; alter function run() owner to NAME_x; create trigger t after delete on refers for each row execute function run()`, "NAME_x", "trigger", ""},
+	"trigger behind a cascade of an update":      {run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on update cascade); alter table refers owner to NAME_x`, "NAME_x", "foreign key", ""},
+	"index behind a foreign key that only looks": {run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on delete restrict); alter table refers owner to NAME_x`, "NAME_x", "foreign key", ""},
+	"function of a child of a table behind a policy": {run + holds + `create table tenants (id text); create table kid () inherits (tenants); create index on kid (id) where holds(id);
+		create policy p on idempotency_keys using (scope in (select id from tenants))`, "NAME_x", "policy", ""},
+	"owner of a child of a table behind a policy": {run + `create role NAME_x; create table tenants (id text); create table kid () inherits (tenants); alter table kid owner to NAME_x;
+		create policy p on idempotency_keys using (scope in (select id from tenants))`, "NAME_x", "policy", ""},
+	"schema of one who was the group of who may create schemas": {run + `create role NAME_x; create role NAME_y; grant create on database DATABASE to NAME_y; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`, "NAME_x", "table", ""},
+	"trigger behind two cascades":                               {run + refers + `create role NAME_x; create table more (id text references refers (more) on delete cascade); alter table more owner to NAME_x`, "NAME_x", "foreign key", ""},
+	"trigger behind a cascade beside a right":                   {run + refers + strings.ReplaceAll(conditional, "on idempotency_keys", "on refers") + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
+	"role that one has created":                                 {`create role NAME_me createrole; set local role NAME_me; create role NAME_x; reset role; alter table idempotency_keys owner to NAME_x`, "NAME_x", "table", ""},
+	"schema in which only the table is trusted":                 {run + conditional + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage on schema public to NAME_me; alter schema public owner to NAME_x`, "NAME_x", "schema", ""},
 	"function of a partition's parent": {run + `create role NAME_x; create function holds(text, text) returns text immutable language sql as 'select $1'; alter function holds(text, text) owner to NAME_x;
 		create table parent (like idempotency_keys) partition by list (holds(id, scope)); drop index idempotency_keys_purge_after; alter table parent attach partition idempotency_keys default`, "NAME_x", "parent or type", ""},
 	"parent of the owner of the database": {run + `create role NAME_x; alter database DATABASE owner to NAME_x; create function holds(text, text) returns text immutable language sql as 'select $1'; alter function holds(text, text) owner to NAME_x;
@@ -132,8 +142,7 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"member by the will of another member of what is its member": run + `create role NAME_x; create role NAME_a; create role NAME_team role NAME_me, NAME_a; grant NAME_x to NAME_a with admin option; set local role NAME_a; grant NAME_x to NAME_team; reset role;
 			alter table idempotency_keys owner to NAME_x`,
-		"member of a member":             run + `create role NAME_x; create role NAME_y role NAME_me; grant NAME_x to NAME_y; alter table idempotency_keys owner to NAME_x`,
-		"refers to it without a cascade": run + `create role NAME_x; create table refers (id text, scope text, foreign key (id, scope) references idempotency_keys on delete restrict); alter table refers owner to NAME_x`,
+		"member of a member": run + `create role NAME_x; create role NAME_y role NAME_me; grant NAME_x to NAME_y; alter table idempotency_keys owner to NAME_x`,
 		"owner of the schema beside a member of the owner of the database who creates schemas": run + `create role NAME_db; alter database DATABASE owner to NAME_db; create role NAME_x; create role NAME_admin in role NAME_db, NAME_x;
 			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"owner of the schema": run + `create role NAME_x; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
@@ -213,6 +222,36 @@ func TestRemedyForARightTakesItAway(t *testing.T) {
 		_, remedy, _ := strings.Cut(s.Remedy(), "and revoke")
 		if table, _ := described(t, pool, sql+"; revoke "+remedy, in("NAME_me"), "public"); table.StrangerToCalls() != nil {
 			t.Errorf("%s, after %s: %+v", grant, remedy, table.Strangers)
+		}
+	}
+}
+
+// PostgreSQL 16 makes who creates a role a member of it, without its rights. Whoever the
+// role's maker lets administer it can add them, by a second membership.
+func TestRightsThatAStrangerAddsToAMembershipAreNotTrusted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	var version int
+	if err := pool.QueryRow(t.Context(), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < 160000 {
+		t.Skip("a membership has no options before PostgreSQL 16")
+	}
+	made := `create role NAME_me createrole; create role NAME_x; set local role NAME_me; create role NAME_team; grant NAME_team to NAME_x with admin true; reset role; alter table idempotency_keys owner to NAME_team; `
+	for what, row := range map[string]struct {
+		sql               string
+		stranger, becomes bool
+	}{
+		"nothing is added":                    {made, true, false},
+		"a stranger adds them":                {made + `set local role NAME_x; grant NAME_team to NAME_me with inherit true, set true; reset role`, true, false},
+		"a superuser adds them":               {made + `grant NAME_team to NAME_me with inherit true`, false, false},
+		"a superuser lets it become the role": {made + `grant NAME_team to NAME_me with inherit false, set true`, true, true},
+	} {
+		table, in := described(t, pool, row.sql, "NAME_me", "public")
+		i := slices.IndexFunc(table.Strangers, func(s keytable.Stranger) bool { return s.Kind == "table" && s.Role == in("NAME_team") })
+		if (i >= 0) != row.stranger || i >= 0 && table.Strangers[i].Host != row.becomes {
+			t.Errorf("%s: %+v", what, table.Strangers)
 		}
 	}
 }
