@@ -165,12 +165,8 @@ func (e untrusted) Error() string { return e.found }
 // table under a lock first, since the owner of the schema can replace it at any time, and
 // returns keytable.ErrMissing or an untrusted where it may not be read.
 func (p *patient) read(ctx context.Context, what, table, sql string, into ...any) error {
-	err := pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		var t keytable.Table
-		err := keytable.Hold(ctx, tx, p.table.schema, table, keytable.Reading)
-		if err == nil {
-			t, err = keytable.Describe(ctx, tx, p.table.schema, table, pgx.QueryExecModeExec)
-		}
+	err := pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error { // not yet read only: see keytable.Hold
+		t, err := keytable.Hold(ctx, tx, p.table.schema, table, keytable.Reading, pgx.QueryExecModeExec)
 		stranger := t.StrangerByName(keytable.Reading)
 		switch name := p.table.sibling(table); {
 		case errors.Is(err, keytable.ErrNoTable), err == nil && !t.IsTable():
@@ -179,6 +175,9 @@ func (p *patient) read(ctx context.Context, what, table, sql string, into ...any
 			return err
 		case stranger != nil:
 			return untrusted{stranger.Found(name), stranger.Remedy()}
+		}
+		if _, err := tx.Exec(ctx, "set transaction read only", pgx.QueryExecModeExec); err != nil {
+			return err
 		}
 		return tx.QueryRow(ctx, sql, pgx.QueryExecModeExec).Scan(into...)
 	})

@@ -115,36 +115,44 @@ func (d *database) located(do func(context.Context, *pgxpool.Pool) error) func(c
 }
 
 // reading calls do in a transaction in which the table is what it was found to be: what
-// somebody has put in its place since would run.
+// somebody has put in its place since would run. It is read only, but where another table
+// may have to be held as an inert one: see keytable.Hold.
 func (d *database) reading(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := d.held(ctx, tx, keytable.Reading); err != nil {
+	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		table, err := d.heldKeys(ctx, tx, keytable.Reading)
+		if err == nil && !table.Inert() {
+			_, err = tx.Exec(ctx, readOnlySQL)
+		}
+		if err != nil {
 			return err
 		}
 		return do(tx)
 	})
 }
 
+const readOnlySQL = `set transaction read only`
+
 // writing is the context for a Store's methods that delete, each transaction of which
 // looks at the table first.
 func (d *database) writing(ctx context.Context) context.Context {
-	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error { return d.held(ctx, tx, keytable.Writing) })
+	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := d.heldKeys(ctx, tx, keytable.Writing)
+		return err
+	})
 }
 
-// held holds the table of the keys until tx ends, and returns why it is not worked with.
-func (d *database) held(ctx context.Context, tx pgx.Tx, use keytable.Use) error {
-	_, err := d.heldTable(ctx, tx, keytable.Name, use)
+// heldKeys holds the table of the keys until tx ends, and returns why it is not worked with.
+func (d *database) heldKeys(ctx context.Context, tx pgx.Tx, use keytable.Use) (keytable.Table, error) {
+	table, err := d.heldTable(ctx, tx, keytable.Name, use)
 	if errors.Is(err, keytable.ErrMissing) {
-		return untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been looked at
+		err = untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been looked at
 	}
-	return err
+	return table, err
 }
 
 func (d *database) heldTable(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
 	name := qualified(d.found, relation)
-	if err = keytable.Hold(ctx, tx, d.found, relation, use); err == nil {
-		table, err = keytable.Describe(ctx, tx, d.found, relation)
-	}
+	table, err = keytable.Hold(ctx, tx, d.found, relation, use)
 	switch {
 	case errors.Is(err, keytable.ErrMissing):
 		return table, err

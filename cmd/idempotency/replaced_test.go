@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -37,7 +38,7 @@ func TestTableThatIsReplacedWhileACommandIsAtWorkRunsNothing(t *testing.T) {
 			}
 			wait := start(t, command(t, on(pool), strings.Fields(args)...))
 			eventually(t, "the command waits for the table", func() (waits bool) {
-				_ = pool.QueryRow(t.Context(), "select exists (select from pg_locks where not granted and relation is not null)").Scan(&waits)
+				_ = pool.QueryRow(t.Context(), "select exists (select from pg_locks where not granted and relation is not null and database = (select oid from pg_database where datname = current_database()))").Scan(&waits)
 				return waits
 			})
 			if err := tx.Commit(t.Context()); err != nil {
@@ -50,6 +51,46 @@ func TestTableThatIsReplacedWhileACommandIsAtWorkRunsNothing(t *testing.T) {
 			if args != "doctor" {
 				r.wantLine(t, 1, "idempotency_keys")
 			}
+		})
+	}
+}
+
+// A superuser reads the table of who owns the schema only since it can run nothing. Its owner
+// could add an index while the command waits for the other table, and the planner runs its
+// expression.
+func TestIndexThatTheOwnerAddsWhileASuperuserReadsWaits(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{"list", "list -id i", "stats"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.New(t)
+			execute(t, pool, "s", "i", 1)
+			owner := stranger(t, pool)
+			do(t, pool, `alter schema public owner to `+owner+`; alter table idempotency_keys owner to `+owner+`; alter table idempotency_operations owner to `+owner+`;
+				create function theirs() returns text immutable language plpgsql as $$ begin
+					if (select rolsuper from pg_roles where rolname = current_user) then raise exception 'theirs runs'; end if; return 'x'; end $$;
+				alter function theirs() owner to `+owner)
+			tx, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(context.Background())
+			if _, err := tx.Exec(t.Context(), "lock table idempotency_operations in access exclusive mode"); err != nil {
+				t.Fatal(err)
+			}
+			wait := start(t, command(t, on(pool), strings.Fields(args)...))
+			eventually(t, "the command waits for the other table", func() (waits bool) {
+				_ = pool.QueryRow(t.Context(), "select exists (select from pg_locks where not granted and relation is not null and database = (select oid from pg_database where datname = current_database()))").Scan(&waits)
+				return waits
+			})
+			_, err = pool.Exec(t.Context(), "begin; set local role "+owner+"; set local lock_timeout = '500ms'; create index on idempotency_keys ((id || theirs())); commit", pgx.QueryExecModeSimpleProtocol)
+			if err == nil || !strings.Contains(err.Error(), "lock timeout") {
+				t.Error("the index does not wait: ", err)
+			}
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wait().wantAll(t, 0)
 		})
 	}
 }

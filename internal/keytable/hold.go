@@ -19,17 +19,52 @@ const (
 // ErrNoTable says that what has the name cannot be held.
 var ErrNoTable = errors.New("not a table")
 
-// Hold keeps the table as it is until tx ends, and returns ErrMissing where there is none.
-// Describe it in tx after that, and work with it in tx. What is described without a lock
-// can be another table when the next statement names it: the owner of the schema can
-// replace it, and commit that when the statement already waits for the old one. tx has to
-// be at READ COMMITTED, or Describe sees what was there before the lock.
+// Hold keeps the table as it is until tx ends, describes it, and returns ErrMissing where
+// there is none. Work with it in tx. What is described without a lock can be another table
+// when the next statement names it: the owner of the schema can replace it, and commit that
+// when the statement already waits for the old one. tx has to be at READ COMMITTED, or
+// what is described is what was there before the lock.
 //
-// Held for writing, nobody can put a trigger on it or refer to it (chapter 13.3.1 of the
-// manual: CREATE TRIGGER waits for ROW EXCLUSIVE). Only the schema can still be renamed:
-// see StrangerByName.
-func Hold(ctx context.Context, tx pgx.Tx, schema, name string, use Use) error {
-	err := lock(ctx, tx, schema, name, use)
+// Held for writing, nobody can put a trigger on it or refer to it (chapter 13.3 of the
+// manual: CREATE TRIGGER waits for ROW EXCLUSIVE). Held for reading, its owner can still
+// create an index or extended statistics, whose expressions the planner runs: so where the
+// table is trusted only for being inert, these wait, too. That needs a tx that is not read
+// only; in one that is, as on a standby, the table is not taken for inert. Only the schema
+// can still be renamed: see StrangerByName.
+func Hold(ctx context.Context, tx pgx.Tx, schema, name string, use Use, options ...any) (t Table, err error) {
+	if err := held(lock(ctx, tx, schema, name, use)); err != nil {
+		return t, err
+	}
+	t, err = Describe(ctx, tx, schema, name, options...)
+	if err != nil || use == Writing || !t.Inert() {
+		return t, err
+	}
+	var readOnly bool
+	if err := tx.QueryRow(ctx, readOnlySQL, pgx.QueryExecModeExec).Scan(&readOnly); err != nil {
+		return t, err
+	}
+	if readOnly {
+		for i := range t.Strangers {
+			t.Strangers[i].Inert = false
+		}
+		return t, nil
+	}
+	_, err = tx.Exec(ctx, "lock table "+pgx.Identifier{schema, name}.Sanitize()+" in share update exclusive mode", pgx.QueryExecModeExec)
+	if err := held(err); err != nil {
+		return t, err
+	}
+	return Describe(ctx, tx, schema, name, options...)
+}
+
+const readOnlySQL = `select current_setting('transaction_read_only'::text)::bool`
+
+// Inert: whoever reads trusts the table only because it can run nothing.
+func (t Table) Inert() bool {
+	return t.StrangerByName(Reading) == nil && t.StrangerByName(Writing) != nil
+}
+
+// held names the errors of a lock.
+func held(err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch e.Code {
 		case "42P01", "3F000":
