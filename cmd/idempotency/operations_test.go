@@ -229,6 +229,7 @@ func TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore(t *testing.T) {
 	for _, without := range cases {
 		pool := pgtest.New(t)
 		app := withRole(t, pool, "shop_app", without)
+		lacks := without != ""
 		if !strings.HasSuffix(without, "keys") {
 			_, _, err := asks.Do(t.Context(), idempotency.New(app), idempotency.Key{Scope: "s", ID: "procedure"}, 1)
 			wantDenied(t, err, without)
@@ -237,7 +238,7 @@ func TestRoleOfTheOperatorsPageHasAllItNeedsAndNoMore(t *testing.T) {
 		wantDenied(t, everything(t.Context(), app), without)
 		findings, err := doctor.Check(t.Context(), app, idempotency.Config{})
 		found := slices.ContainsFunc(findings, func(f doctor.Finding) bool { return f.Check == "privileges" })
-		if err != nil || found != (without != "") {
+		if err != nil || found != lacks {
 			t.Errorf("without %q: %v, %v", without, findings, err)
 		}
 		if strings.HasPrefix(without, "select") && strings.Contains(fmt.Sprint(findings), "reader") {
