@@ -368,3 +368,29 @@ func wantNot(t *testing.T, what string, err error, word string) {
 		t.Errorf("%s: %v", what, err)
 	}
 }
+
+// In a search_path that names pg_catalog behind another schema, a type of that schema is
+// preferred, and a domain runs its constraints when something is cast to it.
+func TestTypesPlantedInFrontOfPostgreSQLsOwnDoNotRun(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	do(t, pool, `create schema evil; create function evil.runs() returns bool language plpgsql as $$ begin raise exception 'theirs runs'; end $$;
+		do $$ declare t text; begin
+			for t in select typname from pg_type where typnamespace = 'pg_catalog'::regnamespace and typtype = 'b' and typname not like '\_%' loop
+				execute format('create domain evil.%1$I as pg_catalog.%1$I check (evil.runs())', t);
+			end loop;
+		end $$`)
+	theirs := pgtest.Pool(t, pool, param("search_path", "evil, pg_catalog"))
+	if _, err := theirs.Exec(t.Context(), "select 'x'::text"); err == nil || !strings.Contains(err.Error(), "theirs runs") {
+		t.Fatal("nothing is planted: ", err)
+	}
+	for what, do := range map[string]func() error{
+		"Version": func() error { _, err := migrations.Version(t.Context(), theirs, "public"); return err },
+		"Up":      func() error { return migrations.Up(t.Context(), theirs, "public") },
+		"Down":    func() error { return migrations.Down(t.Context(), theirs, "public") },
+	} {
+		if err := do(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
