@@ -58,7 +58,7 @@ func Hold(ctx context.Context, tx pgx.Tx, schema, name string, use Use, options 
 
 const readOnlySQL = `select current_setting('transaction_read_only'::text)::bool`
 
-// Inert: whoever reads trusts the table only because it can run nothing.
+// Inert reports whether those who read trust the table only because it can run nothing.
 func (t Table) Inert() bool {
 	return t.StrangerByName(Reading) == nil && t.StrangerByName(Writing) != nil
 }
