@@ -107,7 +107,7 @@ func (s *Stranger) Remedy() string {
 	}
 	switch s.Kind {
 	case "table":
-		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let neither it nor its members create others (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
+		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let nobody but the owner of the database create schemas (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
 	case "schema":
 		return fmt.Sprintf("connect as role %q, or as a member of it that is no superuser, or make a trusted role the owner of the schema", s.Role)
 	case "right":
