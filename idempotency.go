@@ -218,7 +218,9 @@ type Config struct {
 	CallPool *pgxpool.Pool
 
 	// CallNamespace is made part of the keys that a Call sends. Services that share an
-	// account at a provider need different ones, where their keys could be the same.
+	// account at a provider need different ones, where their keys could be the same; so do
+	// Stores whose tables are in different schemas or databases, such as one for each
+	// tenant: neither name is part of the key. To change it makes new keys.
 	CallNamespace string
 
 	// Observe is called after every operation on the goroutine of the caller,
