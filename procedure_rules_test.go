@@ -299,6 +299,14 @@ func TestCallIsSettledByItsNameOrByItsLabel(t *testing.T) {
 			b.wantErr(b.store.Settle(t.Context(), b.key, by, 1), nil)
 		}
 	}
+	b.key.ID = "a step"
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.exec("update idempotency_operations set labels[2] = 'step c' where id = 'a step'") // it has sent COMMIT
+	for _, by := range []string{"c", "step c", "call c"} {
+		if err := b.store.Settle(t.Context(), b.key, by, 1); err == nil {
+			t.Errorf("a step was settled by %q", by)
+		}
+	}
 }
 
 func TestWindowOfOneCallIsItsOwn(t *testing.T) {

@@ -94,3 +94,14 @@ func TestIndexThatTheOwnerAddsWhileASuperuserReadsWaits(t *testing.T) {
 		})
 	}
 }
+
+// There nobody can be kept from adding an index, as on a standby.
+func TestSuperuserDoesNotReadAnInertTableInAReadOnlyTransaction(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	owner := stranger(t, pool)
+	do(t, pool, `alter schema public owner to `+owner+`; alter table idempotency_keys owner to `+owner)
+	run(t, on(pool), "list").wantAll(t, 0)
+	do(t, pool, "alter database "+pool.Config().ConnConfig.Database+" set default_transaction_read_only = on")
+	run(t, on(pool), "list").wantLine(t, 1, "idempotency_keys", "belongs to role", "connect as role")
+}
