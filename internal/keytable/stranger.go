@@ -8,11 +8,11 @@ import (
 )
 
 // A Stranger is a role that the table obeys and the current role does not: neither this
-// role, nor one whose rights it has as a member, nor a superuser. What a stranger has put
-// on the table would run with the rights of the current role. Membership means trust:
-// each member of the owner is trusted by all the others. But members of a predefined role
-// (pg_monitor) did not choose each other, and a superuser, who has the rights of all
-// roles, counts as a member of none.
+// role, nor one whose rights it has as a member, nor one that can become it by SET ROLE and
+// so has its rights already, nor a superuser. What a stranger has put on the table would
+// run with the rights of the current role. Membership means trust: each member of the owner
+// is trusted by all the others. But members of a predefined role (pg_monitor) did not choose
+// each other, and a superuser, who has the rights of all roles, counts as a member of none.
 type Stranger struct {
 	Kind string // table, schema, child, what is of that role: trigger, rule, policy, ...; or right, of Privilege on Name
 	Name string
@@ -107,7 +107,7 @@ func (s *Stranger) Remedy() string {
 	}
 	switch s.Kind {
 	case "table":
-		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser; or, if it also owns the schema, let nobody but the owner of the database create schemas (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
+		return fmt.Sprintf("if that is the right owner, connect as role %q, or as a member of it that is no superuser, or let it act as the role that asks (grant that to it); or, if it also owns the schema, let nobody but the owner of the database create schemas (revoke create on database); else drop or rename the table, and let only trusted roles create in the schema", s.Role)
 	case "schema":
 		return fmt.Sprintf("connect as role %q, or as a member of it that is no superuser, or make a trusted role the owner of the schema", s.Role)
 	case "right":
@@ -268,4 +268,6 @@ cross join lateral (select
 			and r.oid <> all(array(select oid from friends where inherits)))),
 	not pre.defined and exists (select from friends f where f.oid = o.oid and f.becomes)
 ) host (landlord, becomes)
-where y.owner is not null and (o.oid = me.oid or o.rolsuper or (not me.rolsuper and not pre.defined and exists (select from friends f where f.oid = o.oid and f.inherits))) is not true`
+where y.owner is not null and (o.oid = me.oid or o.rolsuper
+	or pg_has_role(o.oid, me.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
+	or (not me.rolsuper and not pre.defined and exists (select from friends f where f.oid = o.oid and f.inherits))) is not true`

@@ -135,9 +135,10 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 	t.Parallel()
 	pool := pgtest.New(t)
 	for what, sql := range map[string]string{
-		"member":              run + `create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
-		"member without them": `create role NAME_me noinherit; create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
-		"superuser's":         run + conditional,
+		"member":                  run + `create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
+		"who can act as the role": run + `create role NAME_x in role NAME_me; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x; grant create on database DATABASE to NAME_x`,
+		"member without them":     `create role NAME_me noinherit; create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
+		"superuser's":             run + conditional,
 		"member by the will of who has made the role": `create role NAME_admin createrole; set local role NAME_admin; create role NAME_me; create role NAME_x; grant NAME_x to NAME_me; reset role;
 			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"member by the will of another member of what is its member": run + `create role NAME_x; create role NAME_a; create role NAME_team role NAME_me, NAME_a; grant NAME_x to NAME_a with admin option; set local role NAME_a; grant NAME_x to NAME_team; reset role;
