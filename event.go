@@ -18,13 +18,12 @@ type Event struct {
 	Name string
 
 	// Outcome of the first five is "executed", "replayed" (also after a wait, and
-	// when its own commit was in doubt), "in_progress", "key_reused",
-	// "outcome_unknown" or "failed", as it is whenever the function returned an
-	// error. Of a Step or a Call it is "executed" or "failed": a step's effects are
-	// committed later, with the next one. Of the others it is "done", "not_found",
-	// "in_progress" or "failed", and
-	// of a Purge "standing_by" if it has deleted nothing because, in a loop of
-	// [Store.PurgeEvery], another process is at it.
+	// when its own commit was in doubt), "in_progress", "key_reused", "unfinished" (see
+	// [ErrUnfinished]), "outcome_unknown" or "failed", as it is whenever the function
+	// returned an error. Of a Step or a Call it is "executed" or "failed": a step's effects
+	// are committed later, with the next one. Of the others it is "done", "not_found",
+	// "in_progress", "unfinished" or "failed", and of a Purge "standing_by" if it has
+	// deleted nothing because, in a loop of [Store.PurgeEvery], another process is at it.
 	Outcome string
 
 	// Key of the operation; the zero Key without [Config.ObserveKeys].
@@ -125,6 +124,8 @@ func (e *Event) conclude() {
 		e.Outcome = "in_progress"
 	case errors.Is(e.Err, ErrNotFound):
 		e.Outcome = "not_found"
+	case errors.Is(e.Err, ErrUnfinished):
+		e.Outcome = "unfinished"
 	default:
 		e.Outcome = "failed"
 	}

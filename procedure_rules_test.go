@@ -186,17 +186,22 @@ func TestRollbackSentInAStepKeepsNothingOfIt(t *testing.T) {
 
 func TestUnfinishedKeyIsRefusedByEverythingElse(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{})
+	var outcome string
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { outcome = e.Outcome }})
 	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
-	for name, err := range map[string]error{
-		"Do":       second(b.do(charge("key-1", 1))),
-		"QueryRow": second(idempotency.QueryRow[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount")),
-		"Query":    second(idempotency.Query[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount")),
-		"Get":      func() error { _, err := b.store.Get(t.Context(), b.key); return err }(),
-		"Delete":   b.store.Delete(t.Context(), b.key),
+	for name, do := range map[string]func() error{
+		"Do": func() error { return second(b.do(charge("key-1", 1))) },
+		"QueryRow": func() error {
+			return second(idempotency.QueryRow[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount"))
+		},
+		"Query": func() error {
+			return second(idempotency.Query[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount"))
+		},
+		"Get":    func() error { _, err := b.store.Get(t.Context(), b.key); return err },
+		"Delete": func() error { return b.store.Delete(t.Context(), b.key) },
 	} {
-		if !errors.Is(err, idempotency.ErrUnfinished) {
-			t.Errorf("%s: %v", name, err)
+		if err := do(); !errors.Is(err, idempotency.ErrUnfinished) || outcome != "unfinished" {
+			t.Errorf("%s: %s, %v", name, outcome, err)
 		}
 	}
 	tx := b.begin(pgx.TxOptions{})
