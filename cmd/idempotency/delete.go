@@ -18,20 +18,32 @@ var deleteKey = &command{
 	summary: "forget one key, so that the next call with it runs again",
 	text: `What the call has written stays: if its client still retries, the operation takes
 effect twice. It exits with 4, and changes nothing, while a call is in progress, and
-with 3 if there is no record. With -json it says so in an object, too.`,
+with 3 if there is no record. With -json it says so in an object, too.
+
+A procedure that has begun and not ended is not forgotten, but with -unfinished. If it
+has begun a call, that may have taken effect: look at the other side before.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
 		db.forUse = keytable.Writing
 		yes := fs.Bool("yes", false, "do not ask")
 		asJSON := jsonFlag(fs)
+		unended := fs.Bool("unfinished", false, "give up a procedure that has begun and not ended")
 		return func(ctx context.Context, std stdio, args []string) error {
 			tell := func(rec record) error { return tellDeletion(std, rec, *asJSON) }
 			if !*yes {
-				if absent, err := db.askToDelete(ctx, std, args[0], args[1]); err != nil {
+				if absent, err := db.askToDelete(ctx, std, args[0], args[1], *unended); err != nil {
 					return err
 				} else if absent != nil {
 					return tell(*absent)
 				}
+			}
+			if *unended {
+				return db.changeOperation(ctx, args[0], args[1], func(ctx context.Context, store *idempotency.Store, key idempotency.Key) error {
+					if err := store.Discard(ctx, key); err != nil {
+						return err
+					}
+					return tell(record{Scope: args[0], ID: args[1], State: deleted})
+				})
 			}
 			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 				rec, err := db.delete(ctx, pool, args[0], args[1])
@@ -66,14 +78,20 @@ func tellDeletion(std stdio, rec record, asJSON bool) (err error) {
 	if err != nil {
 		return err
 	}
+	return rec.stillHeld()
+}
+
+// stillHeld is absence for a record that was found to be held before its holders were
+// asked for.
+func (rec record) stillHeld() error {
 	if rec.State == inProgress && len(rec.Holders) == 0 {
-		return exitError{exitInProgress, rec.key() + " was in progress until now: nothing was deleted, ask again"}
+		return exitError{exitInProgress, rec.key() + " was in progress until now: nothing was changed, ask again"}
 	}
 	return rec.absence()
 }
 
 // askToDelete does not ask about what cannot be deleted: that is absent then.
-func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string) (absent *record, err error) {
+func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string, unended bool) (absent *record, err error) {
 	var rec record
 	err = d.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) (err error) {
 		rec, err = d.lookUp(ctx, pool, scope, id, false)
@@ -84,6 +102,9 @@ func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string)
 	}
 	if rec.absence() != nil {
 		return &rec, nil
+	}
+	if rec.State == unfinished && !unended {
+		return nil, errUnfinished(rec)
 	}
 	cfg, err := d.config()
 	if err != nil {
@@ -108,9 +129,15 @@ func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id str
 	case errors.Is(err, idempotency.ErrNotFound):
 		rec.State = notFound
 		return rec, nil
+	case errors.Is(err, idempotency.ErrUnfinished):
+		return rec, errUnfinished(rec)
 	case errors.Is(err, idempotency.ErrInProgress):
 		rec.State = inProgress
 		rec.Holders, err = d.holders(ctx, pool, scope, id)
 	}
 	return rec, err
+}
+
+func errUnfinished(rec record) error {
+	return fmt.Errorf("%s belongs to a procedure that has begun and not ended: get tells how far it is; a retry goes on with it, and -unfinished gives it up", rec.key())
 }

@@ -124,6 +124,7 @@ func TestHelpAtEachLevelGoesToStdout(t *testing.T) {
 		{"list -h", "-prefix TEXT"},
 		{"find -h", "idempotency find [FLAGS] KEY"},
 		{"delete -h", "SCOPE KEY"},
+		{"settle -h", "SCOPE KEY CALL OUTCOME"},
 		{"purge -h", "-every"},
 		{"stats -h", "-exact"},
 		{"doctor -h", "-strict"},
@@ -141,7 +142,7 @@ func TestHelpAtEachLevelGoesToStdout(t *testing.T) {
 
 func TestHelpOnACommandIsThatOfTheCommand(t *testing.T) {
 	t.Parallel()
-	for _, words := range []string{"get", "find", "list", "delete", "stats", "purge", "doctor", "migrate", "migrate up", "migrate sql"} {
+	for _, words := range []string{"get", "find", "list", "delete", "settle", "stats", "purge", "doctor", "migrate", "migrate up", "migrate sql"} {
 		want := run(t, nil, append(strings.Fields(words), "-h")...)
 		if !strings.Contains(want.stdout, "Usage: idempotency "+words) {
 			t.Errorf("%+v", want)
@@ -183,6 +184,8 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		{"stats -every -2s", "want a time"},
 		{"stats -every soon", "want a time"},
 		{"delete scope -yes", "KEY is missing: see 'idempotency delete -h'"},
+		{"settle s k call", "OUTCOME is missing: see 'idempotency settle -h'"},
+		{"settle -yes s k call ch_1", "OUTCOME is not JSON: a text needs quotes"},
 		{"list -state lost", "-state lost: it has to be done, expired, unfinished or abandoned: see 'idempotency list -h'"},
 		{"list -newer soon", "want a time such as 90s, 15m, 24h or 7d: see 'idempotency list -h'"},
 		{"list -newer 1h -older 2h", "nothing can be both"},

@@ -76,6 +76,9 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 	// So careful a client that doctor -strict is content.
 	address := with(pool, "tcp_keepalives_idle", "60", "tcp_keepalives_interval", "10", "tcp_keepalives_count", "6")
 	env := []string{"DATABASE_URL=" + address, "PATH=" + filepath.Dir(binary) + string(os.PathListSeparator) + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	for _, id := range []string{"ride-4711", "ride-4712"} {
+		rideThatStops(t, pool, "customer-7", id)
+	}
 	seen := make(map[string]bool)
 	for _, text := range commands(operatorsPage(t)) {
 		// Variables may stand before the command.
@@ -108,7 +111,7 @@ func TestEveryCommandOfTheOperatorsPageRuns(t *testing.T) {
 			t.Errorf("%s: %v\n%s%s", text, err, out.String(), errors.String())
 		}
 	}
-	for _, sub := range []string{"get", "find", "list", "delete", "stats", "doctor", "purge", "migrate"} {
+	for _, sub := range []string{"get", "find", "list", "delete", "settle", "stats", "doctor", "purge", "migrate"} {
 		if !seen[sub] {
 			t.Errorf("the page shows no %s", sub)
 		}

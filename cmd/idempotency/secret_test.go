@@ -63,7 +63,7 @@ func TestSecretInAnOddCommandLineIsNeverPrinted(t *testing.T) {
 	t.Setenv("PGHOST", "127.0.0.1")
 	t.Setenv("PGPORT", "1")
 	lines, leaks := 0, 0
-	for _, command := range []string{"get", "find", "help", "list", "delete -yes", "delete", "stats", "purge -once", "purge -every 1h", "doctor", "migrate", "migrate up", "migrate down -yes", "migrate version", "migrate sql", ""} {
+	for _, command := range []string{"get", "find", "help", "list", "delete -yes", "delete", "settle -yes", "settle", "stats", "purge -once", "purge -every 1h", "doctor", "migrate", "migrate up", "migrate down -yes", "migrate version", "migrate sql", ""} {
 		for i, s := range oddStrings() {
 			for j, line := range oddLines(strings.Fields(command), s) {
 				if command != "list" && command != "get" && (i+j)%5 > 0 { // they differ little
@@ -94,7 +94,7 @@ func TestNoScopeKeyOrFlagIsTakenForAConnectionString(t *testing.T) {
 		"customer-7", "charge/order-1", "a@example.com", "user:1@eu", "https://example.com/x?y=z", "https://medium.com/@user", "urn:uuid:018f", "a=b", "port=1",
 		"host=a", "key: value", "über", "-", "postgres", "passwords",
 	} {
-		for _, line := range [][]string{{"get", text, "k"}, {"get", "s", text}, {"list", "-scope", text}, {"find", "--", text}, {"list", "-id", text}, {"list", "-prefix", text}, {"delete", "-yes", text, text}} {
+		for _, line := range [][]string{{"get", text, "k"}, {"get", "s", text}, {"list", "-scope", text}, {"find", "--", text}, {"list", "-id", text}, {"list", "-prefix", text}, {"delete", "-yes", text, text}, {"settle", "-yes", "s", "k", text, "1"}, {"settle", "-yes", "s", "k", "c", text}} {
 			if exit, said := inProcess(t, line); exit != exitFailed || !strings.Contains(said, "cannot connect") {
 				t.Errorf("%q: exit %d, %s", line, exit, said)
 			}

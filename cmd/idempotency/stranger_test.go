@@ -26,7 +26,7 @@ func stranger(t *testing.T, pool *pgxpool.Pool) (name string) {
 }
 
 // onTheTable are the commands that work with the table's rows.
-var onTheTable = []string{"get s i", "get s i -show-result -json", "find i", "list", "list -show-result", "list -id i", "list -prefix i", "stats", "stats -every 1h", "stats -exact", "delete -yes s i", "delete s i", "purge -once", "purge -every 1h -timeout 5s"}
+var onTheTable = []string{"get s i", "get s i -show-result -json", "find i", "list", "list -show-result", "list -id i", "list -prefix i", "stats", "stats -every 1h", "stats -exact", "delete -yes s i", "delete s i", "delete -unfinished -yes s i", "settle -yes s i call 1", "purge -once", "purge -every 1h -timeout 5s"}
 
 // They would run with the rights of whoever uses the command.
 func TestNothingThatAStrangerHasMadeRuns(t *testing.T) {

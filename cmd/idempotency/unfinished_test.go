@@ -12,17 +12,21 @@ import (
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
+func rideWith(charge func(ctx context.Context, key string) (string, error)) idempotency.Procedure[int, string] {
+	return idempotency.Procedure[int, string]{Name: "ride", Run: func(ctx context.Context, op *idempotency.Op, amount int) (string, error) {
+		if _, err := idempotency.Step(ctx, op, "create", func(context.Context, pgx.Tx) (int, error) { return 7, nil }); err != nil {
+			return "", err
+		}
+		return idempotency.Call(ctx, op, "charge", charge)
+	}}
+}
+
 // rideThatStops is a procedure whose provider does not answer.
 func rideThatStops(t *testing.T, pool *pgxpool.Pool, scope, id string) {
 	t.Helper()
 	store := idempotency.New(pool)
 	noAnswer := errors.New("no answer from \x1b the provider")
-	ride := idempotency.Procedure[int, string]{Name: "ride", Run: func(ctx context.Context, op *idempotency.Op, amount int) (string, error) {
-		if _, err := idempotency.Step(ctx, op, "create", func(context.Context, pgx.Tx) (int, error) { return 7, nil }); err != nil {
-			return "", err
-		}
-		return idempotency.Call(ctx, op, "charge", func(context.Context, string) (string, error) { return "", noAnswer })
-	}}
+	ride := rideWith(func(context.Context, string) (string, error) { return "", noAnswer })
 	if _, _, err := ride.Do(t.Context(), store, idempotency.Key{Scope: scope, ID: id}, 20); !errors.Is(err, noAnswer) {
 		t.Fatal(err)
 	}
@@ -143,5 +147,69 @@ func TestProcedureThatIsAtWorkIsInProgressWhereverItIs(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestSettledCallIsNeverMadeAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	rideThatStops(t, pool, "s", "ride")
+	run(t, on(pool), "settle", "s", "ride", "other", "1", "-yes").wantLine(t, 1, "does not wait for the outcome of call other")
+	run(t, on(pool), "settle", "s", "none", "charge", "1", "-yes").wantLine(t, 3, "no procedure with key none of scope s has begun and not ended")
+	inside, leave := make(chan struct{}), make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _, _ = rideWith(func(context.Context, string) (string, error) {
+			close(inside)
+			<-leave
+			return "", errors.New("no answer")
+		}).
+			Do(context.Background(), idempotency.New(pool), idempotency.Key{Scope: "s", ID: "ride"}, 20)
+	}()
+	<-inside
+	run(t, on(pool), "settle", "s", "ride", "charge", "1", "-yes").wantLine(t, 4, "key ride of scope s is in progress")
+	run(t, on(pool), "delete", "s", "ride", "-unfinished", "-yes").wantLine(t, 4, "key ride of scope s is in progress")
+	close(leave)
+	<-ended
+	run(t, on(pool), "settle", "s", "ride", "charge", `"ch_1"`, "-yes").want(t, 0, "settled\n", "")
+	ride := rideWith(func(context.Context, string) (string, error) { return "", errors.New("made again") })
+	got, _, err := ride.Do(t.Context(), idempotency.New(pool), idempotency.Key{Scope: "s", ID: "ride"}, 20)
+	if got != "ch_1" || err != nil {
+		t.Error(got, err)
+	}
+	run(t, on(pool), "settle", "s", "ride", "charge", "1", "-yes").wantLine(t, 3, "has begun and not ended")
+}
+
+func TestDeleteGivesUpAnUnfinishedOperationOnlyWhenAsked(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	rideThatStops(t, pool, "s", "ride")
+	execute(t, pool, "s", "done", 1)
+	for _, args := range []string{"delete s ride", "delete s ride -yes"} {
+		run(t, on(pool), strings.Fields(args)...).wantLine(t, 1, "key ride of scope s belongs to a procedure that has begun and not ended", "-unfinished gives it up")
+	}
+	run(t, on(pool), "delete", "s", "done", "-unfinished", "-yes").wantLine(t, 3, "no procedure with key done of scope s")
+	run(t, on(pool), "get", "s", "done").wantAll(t, 0, "done")
+	for _, args := range []string{"delete s ride -unfinished", "settle s ride charge 1"} { // there is nobody to ask
+		if r := run(t, on(pool), strings.Fields(args)...); r.exit != 2 || !strings.Contains(r.stderr, "add -yes") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+	run(t, on(pool), "delete", "s", "ride", "-unfinished", "-yes", "-json").want(t, 0, `{"scope":"s","id":"ride","deleted":true,"state":"deleted"}`+"\n", "")
+	run(t, on(pool), "get", "s", "ride").wantLine(t, 3, "no record")
+	do(t, pool, "drop table idempotency_operations")
+	for _, args := range []string{"delete s done -unfinished -yes", "settle s done charge 1 -yes"} {
+		run(t, on(pool), strings.Fields(args)...).wantLine(t, 3, "no procedure with key done of scope s")
+	}
+}
+
+func TestOperationsOfAStrangerAreNotChanged(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	rideThatStops(t, pool, "s", "ride")
+	do(t, pool, "alter table idempotency_operations owner to "+stranger(t, pool))
+	for _, args := range []string{"settle s ride charge 1 -yes", "delete s ride -unfinished -yes"} {
+		run(t, on(pool), strings.Fields(args)...).wantLine(t, 1, "idempotency_operations", "belongs to role")
 	}
 }
