@@ -7,6 +7,9 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/condition"
 	"github.com/pgidem/idempotency/internal/keytable"
 )
 
@@ -178,4 +181,37 @@ func (b *backlog) text(now instant) string {
 		parts = append(parts, "the oldest has not progressed since "+b.Oldest.in(now))
 	}
 	return strings.Join(parts, ", ") + " (list -state unfinished)"
+}
+
+// changeOperation calls do for an operation of a procedure that has not ended. Each of its
+// transactions looks at both tables first.
+func (d *database) changeOperation(ctx context.Context, scope, id string, do func(context.Context, *idempotency.Store, idempotency.Key) error) error {
+	return d.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		store, err := d.store(pool, nil)
+		if err != nil {
+			return err
+		}
+		looking := condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			if _, err := d.heldKeys(ctx, tx, keytable.Writing); err != nil {
+				return err
+			}
+			_, err := d.heldTable(ctx, tx, keytable.Operations, keytable.Writing)
+			if errors.Is(err, keytable.ErrMissing) {
+				err = idempotency.ErrNotFound
+			}
+			return err
+		})
+		rec := record{Scope: scope, ID: id}
+		err = do(looking, store, idempotency.Key{Scope: scope, ID: id})
+		switch {
+		case errors.Is(err, idempotency.ErrNotFound):
+			return exitError{exitNotFound, "no procedure with " + rec.key() + " has begun and not ended: get tells what became of it"}
+		case errors.Is(err, idempotency.ErrInProgress):
+			rec.State = inProgress
+			if rec.Holders, err = d.holders(ctx, pool, scope, id); err == nil {
+				err = rec.stillHeld()
+			}
+		}
+		return err
+	})
 }
