@@ -274,7 +274,10 @@ func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 	_, err := j.store.Complete(t.Context(), 0, takeRide)
 	j.wantErr(err, idempotency.ErrCallExpired)
 	waits := j.unfinished()[0]
-	if _, asked := j.p.answers[waits.CallKey]; !asked || waits.Attempts != 1 {
+	j.p.mu.Lock()
+	_, asked := j.p.answers[waits.CallKey]
+	j.p.mu.Unlock()
+	if !asked || waits.Attempts != 1 {
 		t.Errorf("the provider has not been asked with the key of %+v", waits)
 	}
 	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), waits.Begun, payment{ID: "seen there"}), nil)
