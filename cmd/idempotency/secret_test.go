@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -94,7 +95,7 @@ func TestNoScopeKeyOrFlagIsTakenForAConnectionString(t *testing.T) {
 		"customer-7", "charge/order-1", "a@example.com", "user:1@eu", "https://example.com/x?y=z", "https://medium.com/@user", "urn:uuid:018f", "a=b", "port=1",
 		"host=a", "key: value", "über", "-", "postgres", "passwords",
 	} {
-		for _, line := range [][]string{{"get", text, "k"}, {"get", "s", text}, {"list", "-scope", text}, {"find", "--", text}, {"list", "-id", text}, {"list", "-prefix", text}, {"delete", "-yes", text, text}, {"settle", "-yes", "s", "k", text, "1"}, {"settle", "-yes", "s", "k", "c", text}} {
+		for _, line := range [][]string{{"get", text, "k"}, {"get", "s", text}, {"list", "-scope", text}, {"find", "--", text}, {"list", "-id", text}, {"list", "-prefix", text}, {"delete", "-yes", text, text}, {"settle", "-yes", "s", "k", text, "1"}, {"settle", "-yes", "s", "k", "c", strconv.Quote(text)}} {
 			if exit, said := inProcess(t, line); exit != exitFailed || !strings.Contains(said, "cannot connect") {
 				t.Errorf("%q: exit %d, %s", line, exit, said)
 			}
