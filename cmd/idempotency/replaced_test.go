@@ -105,3 +105,33 @@ func TestSuperuserDoesNotReadAnInertTableInAReadOnlyTransaction(t *testing.T) {
 	do(t, pool, "alter database "+pool.Config().ConnConfig.Database+" set default_transaction_read_only = on")
 	run(t, on(pool), "list").wantLine(t, 1, "idempotency_keys", "belongs to role", "connect as role")
 }
+
+// It is looked at again when nobody can add anything any more.
+func TestIndexThatTheOwnerHasAddedBeforeASuperuserHoldsTheTableIsSeen(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	owner := stranger(t, pool)
+	do(t, pool, `alter schema public owner to `+owner+`; alter table idempotency_keys owner to `+owner+`;
+		create function theirs() returns text immutable language sql as $$ select 'x' $$; alter function theirs() owner to `+owner)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), "set local role "+owner+"; lock table idempotency_keys in share mode", pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	wait := start(t, command(t, on(pool), "list"))
+	eventually(t, "the command waits for the table", func() (waits bool) {
+		_ = pool.QueryRow(t.Context(), "select exists (select from pg_locks where not granted and relation = 'idempotency_keys'::regclass and database = (select oid from pg_database where datname = current_database()))").Scan(&waits)
+		return waits
+	})
+	if _, err := tx.Exec(t.Context(), "create index on idempotency_keys ((id || theirs()))"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wait().wantLine(t, 1, "idempotency_keys", "belongs to role")
+}

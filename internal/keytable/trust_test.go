@@ -146,6 +146,7 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 		"member of a member": run + `create role NAME_x; create role NAME_y role NAME_me; grant NAME_x to NAME_y; alter table idempotency_keys owner to NAME_x`,
 		"owner of the schema beside a member of the owner of the database who creates schemas": run + `create role NAME_db; alter database DATABASE owner to NAME_db; create role NAME_x; create role NAME_admin in role NAME_db, NAME_x;
 			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
+		"owner of the schema where only the role itself may create others": run + `create role NAME_x; grant create on database DATABASE to NAME_me; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"owner of the schema": run + `create role NAME_x; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"owner of the database": run + conditional + `create role NAME_x; alter database DATABASE owner to NAME_x; alter table idempotency_keys owner to pg_database_owner;
 			grant trigger on idempotency_keys to NAME_x`,
@@ -154,6 +155,19 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 	} {
 		if table, _ := described(t, pool, sql, "NAME_me", "public"); table.StrangerToCalls() != nil {
 			t.Errorf("%s: %+v", what, table.Strangers)
+		}
+	}
+}
+
+// Whoever can only become a role does not have its rights: what only an owner does would run
+// what that role has put there.
+func TestRoleThatOneCanOnlyBecomeIsAStrangerToOwners(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for inherits, becomes := range map[string]bool{"noinherit": true, "inherit": false} {
+		table, _ := described(t, pool, `create role NAME_me `+inherits+`; create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`, "NAME_me", "public")
+		if (table.StrangerToOwners() != nil) != becomes || table.StrangerToCalls() != nil {
+			t.Errorf("%s: %+v", inherits, table.Strangers)
 		}
 	}
 }
