@@ -211,7 +211,7 @@ func (r *procedureRound) checkAnswered() (problem, bool) {
 		var answers []any
 		answered := false
 		for _, q := range r.scene.seen() {
-			if q.begun != call || q.kind == inStep || q.kind == between {
+			if q.begun != call {
 				continue
 			}
 			switch q.status {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/keylock"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -367,4 +368,21 @@ func TestInterruptEndsEveryCommand(t *testing.T) {
 		}
 		wait().wantLine(t, 1, "interrupted")
 	}
+}
+
+// A replay has the key's lock for a moment, and so has a call that waits for nobody.
+func TestRecordThatIsDoneIsDoneWhoeverHasTheLock(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), "select pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", keylock.ID("s", "i")); err != nil {
+		t.Fatal(err)
+	}
+	run(t, on(pool), "get", "s", "i").wantAll(t, 0, "done")
+	run(t, on(pool), "find", "i").wantAll(t, 0, "done")
 }
