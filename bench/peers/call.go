@@ -49,14 +49,16 @@ func CallOf(id string) *Call {
 }
 
 // Write executes the business write and returns the answer to the request.
-func (c *Call) Write(ctx context.Context, tx interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}) (answer string, err error) {
-	var id int64
-	if err := tx.QueryRow(ctx, BusinessSQL, c.ID, c.Amount).Scan(&id); err != nil {
+func (c *Call) Write(ctx context.Context, tx queryRower) (answer string, err error) {
+	row, err := c.create(ctx, tx)
+	if err != nil {
 		return "", err
 	}
-	return c.Answer(id), nil
+	return c.Answer(row), nil
+}
+
+type queryRower interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
 // answerBytes is the size of every answer: as JSON, with its quotes, 320 bytes.

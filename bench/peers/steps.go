@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // The parts of an operation that also asks somebody else: a step that makes the business
@@ -19,10 +17,6 @@ import (
 type charge struct {
 	Row      int64
 	Provider string // its number of the charge
-}
-
-type queryRower interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
 // create is the first step.
