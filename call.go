@@ -56,7 +56,7 @@ type invocation struct {
 // that it finds if it is one to this request.
 func (s *Store) call(ctx context.Context, operation string, tx pgx.Tx, key Key, w work) (replayed bool, err error) {
 	var event Event
-	c := &invocation{store: s, key: key, work: w, event: &event, reconnects: reconnects{pool: s.pool}}
+	c := &invocation{store: s, key: key, work: w, event: &event, reconnects: reconnects{store: s}}
 	err = s.observed(ctx, operation, key, &event, func(ctx context.Context) error {
 		c.origin, c.waitFrom = event.Origin, time.Now()
 		if procedure, is := w.(*course); is {

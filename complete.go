@@ -33,11 +33,11 @@ limit $5::bigint`
 
 const readAllSQL = `select ` + sameTableSQL
 
-// attemptFailedSQL makes the operation due again after a pause that doubles, up to an hour.
+// attemptFailedSQL makes the operation due again after a pause.
 const attemptFailedSQL = `
 update idempotency_operations
 set attempts = attempts + 1, error = $4::text,
-	due_at = clock_timestamp() + least(interval '1 second' * pow(2::float8, least(attempts, 12)::float8), interval '1 hour')
+	due_at = clock_timestamp() + $5::interval
 where id = $1::text and scope = $2::text and number = $3::uuid`
 
 // settleSQL records the outcome of a call, if that is what the operation waits for.
@@ -260,9 +260,14 @@ func (s *Store) attemptFailed(ctx context.Context, u Unfinished, failed error) e
 		if !canHold(tx.Conn(), text) {
 			text = strings.Map(func(r rune) rune { return min(r, unicode.MaxASCII) }, text)
 		}
-		_, err := tx.Exec(ctx, sql.journal.failed, u.Key.ID, u.Key.Scope, u.number, text)
+		_, err := tx.Exec(ctx, sql.journal.failed, u.Key.ID, u.Key.Scope, u.number, text, interval(pauseAfter(u.Attempts)))
 		return err
 	})
+}
+
+// pauseAfter is the pause before the next attempt: it doubles, up to an hour.
+func pauseAfter(attempts int) time.Duration {
+	return min(time.Second<<min(attempts, 12), time.Hour)
 }
 
 // changeOperation is change, for as long as an attempt may take at most.

@@ -35,21 +35,21 @@ const leastLost = 10
 // reconnects are the connections that failed one operation before it had executed
 // anything.
 type reconnects struct {
-	pool *pgxpool.Pool
-	n    int
-	made int64 // how many the pool had made when one of them could not write; 0: all could
+	store *Store
+	n     int
+	made  int64 // how many the pool had made when one of them could not write; 0: all could
 }
 
 // worthwhile reports whether an operation that failed with err, and has executed nothing,
 // is to ask once more on another connection: this one was dead, or leads to a server
-// that is not the primary any more. Where a connection that was made since cannot write
+// that is not the primary any more, or the node behind it is gone. Where a connection that was made since cannot write
 // either, it is not one that a failover has left behind.
 func (r *reconnects) worthwhile(ctx context.Context, err error) bool {
 	readOnly := remedy.CannotWrite(err)
-	if ctx.Err() != nil || !readOnly && !lostConnection(err) {
+	if ctx.Err() != nil || !readOnly && !lostConnection(err) && !r.store.lostNode(err) {
 		return false
 	}
-	pool := r.pool.Stat()
+	pool := r.store.pool.Stat()
 	r.n++
 	if readOnly {
 		before := r.made
@@ -66,7 +66,7 @@ func (r *reconnects) worthwhile(ctx context.Context, err error) bool {
 // serialization failure, which what only reads can get, too. Executed: what failed
 // can have taken effect.
 func (s *Store) retried(ctx context.Context, operation func() (executed bool, err error)) error {
-	lost := reconnects{pool: s.pool}
+	lost := reconnects{store: s}
 	var waits backoff
 	conflicts := 0
 	for again := false; ; {

@@ -347,7 +347,7 @@ func NewWithConfig(pool *pgxpool.Pool, cfg Config) (*Store, error) {
 	s.cachesStatements = pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 	s.hasTxOptions = cfg.TxOptions != pgx.TxOptions{}
 	s.beginText, s.commitText = newNamed(beginSQL(cfg.TxOptions)), newNamed(s.commitSQL())
-	s.table.configure(cfg.Schema)
+	s.table.schema = cfg.Schema
 	return s, nil
 }
 

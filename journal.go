@@ -120,7 +120,9 @@ const callBeginText = `begin isolation level read committed`
 
 // finishSQL is recordSQL for an operation whose key was claimed in an earlier transaction.
 // It leaves purge_after as the claim has set it.
-var finishSQL = strings.NewReplacer(", purge_after = excluded.purge_after", "", " and purge_after = now() + $3::interval", "").Replace(recordSQL)
+var finishSQL = keepPurgeAfter(recordSQL)
+
+var keepPurgeAfter = strings.NewReplacer(", purge_after = excluded.purge_after", "", " and purge_after = now() + $3::interval", "").Replace
 
 // unfinishedSQL tells a key of a procedure from an abandoned one.
 const unfinishedSQL = `select exists (select from idempotency_operations where id = $1::text and scope = $2::text)`
@@ -188,8 +190,8 @@ func isStep(label string) bool { return strings.HasPrefix(label, aStep+" ") }
 // lock. It returns nil if there is no operation.
 func (x *session) readJournal(ctx context.Context) (j *journal, locked bool, err error) {
 	var batch pgx.Batch
-	batch.Queue(planSQL)
-	batch.Queue(x.sql.lock, x.args[2])
+	x.sql.queuePlan(&batch, x.claim)
+	batch.Queue(x.sql.lock, x.sql.lockArgs(x.args)...)
 	batch.Queue(x.sql.journal.read, x.args.read()...)
 	results := x.tx.SendBatch(ctx, &batch)
 	defer closeResults(results, &err)
@@ -206,7 +208,8 @@ func (x *session) readJournal(ctx context.Context) (j *journal, locked bool, err
 	var values *string
 	var age *int64
 	var incomplete, restored bool
-	err = results.QueryRow().Scan(&x.claim.began, &x.claim.table, &incomplete, &number, &name, &fingerprint, &input, &labels, &values, &age, &restored)
+	began, table := x.sql.claimInto(&x.claim)
+	err = results.QueryRow().Scan(began, table, &incomplete, &number, &name, &fingerprint, &input, &labels, &values, &age, &restored)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) || err == nil && !incomplete: // deleted, or ended, just now
 		return nil, false, nil
@@ -256,10 +259,11 @@ func (j *journal) write(x *session, batch *pgx.Batch) {
 	id, scope := x.args[0], x.args[1]
 	results := nonNil(j.results[j.recorded:])
 	if !j.durable {
+		x.sql.queueStillHere(batch, x.claim)
 		batch.Queue(x.sql.journal.open, id, scope, j.number, j.name, fingerprintColumn(&j.fingerprint), j.input, j.labels, results, x.claim.began, x.claim.table)
 		return
 	}
-	batch.Queue(planSQL)
+	x.sql.queuePlan(batch, x.claim)
 	same := []any{id, scope, j.number, j.recorded, j.labelled}
 	if len(results) == 0 && len(j.labels) == j.labelled {
 		batch.Queue(x.sql.journal.touch, append(same, x.claim.began)...)
@@ -270,7 +274,7 @@ func (j *journal) write(x *session, batch *pgx.Batch) {
 
 // end queues the statements that go before the record of the procedure's result.
 func (j *journal) end(x *session, batch *pgx.Batch) {
-	batch.Queue(planSQL)
+	x.sql.queuePlan(batch, x.claim)
 	batch.Queue(x.sql.journal.close, x.args[0], x.args[1], j.number, j.recorded, j.labelled, x.claim.began)
 }
 
@@ -308,7 +312,7 @@ func (x *session) advance(j *journal, next leg) *failure {
 	failed := &failure{err: x.sql.explainRecord(err, ""), sent: sent}
 	// A step that took too long will do so again. Of a call there is the outcome.
 	tooLong := (pgconn.Timeout(err) || endedForItsTime(err) || x.outlastedMaxIdle()) && j.endedWithStep()
-	failed.transient = conflicted(err) || x.closed() && !tooLong
+	failed.transient = conflicted(err) || (x.closed() || x.sql.lostNode(err)) && !tooLong
 	failed.inDoubt = !x.inTransaction() && !provesAbort(err)
 	return failed
 }
@@ -342,17 +346,26 @@ func (l leg) begin(x *session, j *journal, batch *pgx.Batch) {
 	l.enter(x, j, batch)
 }
 
+// locks: the key's lock is taken by a statement of its own.
+func (l leg) locks(sql *statements) bool { return l.call || sql.distributed }
+
 // enter queues the statements that come first in the transaction of the leg.
 func (l leg) enter(x *session, j *journal, batch *pgx.Batch) {
 	same := []any{x.args[0], x.args[1], j.number, len(j.results), len(j.labels)}
-	batch.Queue(stepBeginSQL, x.args[4], x.args[5])
+	batch.Queue(x.sql.journal.stepBegin, x.args[4], x.args[5])
+	if l.locks(x.sql) {
+		batch.Queue(x.sql.lock, x.sql.lockArgs(x.args)...)
+	}
 	if l.call {
-		batch.Queue(x.sql.lock, x.args[2])
 		batch.Queue(x.sql.journal.call, same...)
 		batch.Queue(restSQL)
 		return
 	}
-	batch.Queue(x.sql.journal.mark, append(same, l.label, x.args[2])...)
+	same = append(same, l.label)
+	if !l.locks(x.sql) {
+		same = append(same, x.args[2])
+	}
+	batch.Queue(x.sql.journal.mark, same...)
 }
 
 // read reads the answers to begin.
@@ -367,17 +380,18 @@ func (l leg) read(x *session, j *journal, results pgx.BatchResults) error {
 }
 
 func (l leg) readEntered(x *session, j *journal, results pgx.BatchResults) error {
-	if _, err := results.Exec(); err != nil {
+	if err := x.readStepBegin(results); err != nil {
 		return err
 	}
 	locked := true
-	if l.call {
+	if l.locks(x.sql) {
 		if err := results.QueryRow().Scan(&locked); err != nil {
 			return err
 		}
 	}
 	var restored bool
-	err := results.QueryRow().Scan(&x.claim.began, &x.claim.table, &restored)
+	began, table := x.sql.claimInto(&x.claim)
+	err := results.QueryRow().Scan(began, table, &restored)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) || err == nil && !locked:
 		return errElsewhere
@@ -402,7 +416,7 @@ func (x *session) enter(ctx context.Context, j *journal, step leg) (err error) {
 // journalStatements are the constants above on the tables of one schema.
 type journalStatements struct {
 	read, open, advance, touch, close string
-	mark, call, finish                string
+	stepBegin, mark, call, finish     string
 	unfinished, discard, discardKey   string
 	tidy                              string
 	readAll, pending                  string
@@ -412,7 +426,7 @@ type journalStatements struct {
 func newJournalStatements(on func(string) string) journalStatements {
 	return journalStatements{
 		read: on(journalSQL), open: on(openSQL), advance: on(advanceSQL), touch: on(touchSQL), close: on(closeSQL),
-		mark: on(markSQL), call: on(callSQL), finish: on(finishSQL),
+		stepBegin: stepBeginSQL, mark: on(markSQL), call: on(callSQL), finish: on(finishSQL),
 		unfinished: on(unfinishedSQL), discard: on(discardSQL), discardKey: on(discardKeySQL), tidy: on(tidySQL),
 		readAll: on(readAllSQL), pending: on(pendingSQL), failed: on(attemptFailedSQL), settle: on(settleSQL), turn: on(completeTurnSQL),
 	}

@@ -421,7 +421,7 @@ type statements struct {
 
 	claim, read                 string
 	claimInTx, readInTx, owns   string
-	takeOver, record            string
+	takeOver, record, confirm   string
 	prepare, known, get, list   string
 	ahead, freeRead             named
 	guard, strictGuard          named
@@ -434,13 +434,19 @@ type statements struct {
 	journal journalStatements
 	effects effects // by the texts of the callers
 
+	// distributed: by Citus, so that some of the statements are those of citus.go, and
+	// these are there as well.
+	distributed               bool
+	here, hereInTx, stillHere string
+	look, claimFree           string
+
 	// missing: PostgreSQL has said that there is no such table. See table.
 	missing atomic.Bool
 }
 
 // newStatements returns the statements on the table of a schema. A configured
 // schema is the caller's choice, wherever a search_path leads.
-func newStatements(schema string, configured bool) *statements {
+func newStatements(schema string, configured, distributed bool) *statements {
 	named := func(table string) string {
 		if schema == "" {
 			return pgx.Identifier{table}.Sanitize()
@@ -459,7 +465,7 @@ func newStatements(schema string, configured bool) *statements {
 		"idempotency_keys", table,
 		"idempotency_operations", operations,
 	).Replace
-	return &statements{
+	sql := &statements{
 		schema: schema,
 		table:  table,
 
@@ -470,6 +476,7 @@ func newStatements(schema string, configured bool) *statements {
 		owns:          on(ownsSQL),
 		takeOver:      on(takeOverSQL),
 		record:        on(recordSQL),
+		confirm:       confirmSQL,
 		prepare:       on(prepareSQL),
 		known:         on(knownSQL),
 		get:           on(getSQL),
@@ -494,6 +501,10 @@ func newStatements(schema string, configured bool) *statements {
 		guard:       newNamed(on(guardSQL)),
 		strictGuard: newNamed(on(strictGuardSQL)),
 	}
+	if distributed {
+		sql.distribute(on)
+	}
+	return sql
 }
 
 // maxServerTimeout is the largest value of a timeout setting of PostgreSQL.
@@ -542,11 +553,10 @@ func (s *Store) keyArgs(key Key) keyArgs {
 	return append(args, key.ID, key.Scope, key.lockID(), s.retention, s.idleTimeout, s.checkInterval())
 }
 
-func (a keyArgs) claim() []any     { return a[:6:6] }  // of claimSQL
-func (a keyArgs) claimInTx() []any { return a[:4:4] }  // of claimInTxSQL
-func (a keyArgs) read() []any      { return a[:2:2] }  // of readSQL and readInTxSQL
-func (a keyArgs) takeOver() []any  { return a[:4:4] }  // of takeOverSQL
-func (a keyArgs) owns() []any      { return a[2:3:3] } // of ownsSQL
+func (a keyArgs) claim() []any     { return a[:6:6] } // of claimSQL
+func (a keyArgs) claimInTx() []any { return a[:4:4] } // of claimInTxSQL
+func (a keyArgs) read() []any      { return a[:2:2] } // of readSQL and readInTxSQL
+func (a keyArgs) takeOver() []any  { return a[:4:4] } // of takeOverSQL
 
 // record has the arguments of recordSQL.
 func (a keyArgs) record(c claim, out *answer) []any {

@@ -144,7 +144,7 @@ func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *i
 			return err
 		}
 		done, err = sql.purgeIn(ctx, tx, from)
-		if err == nil && done.deleted == 0 && from == nil {
+		if err == nil && done.deleted == 0 && from == nil && !sql.distributed {
 			done, err = sql.purgeAgain(ctx, tx)
 		}
 		return err

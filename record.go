@@ -328,7 +328,7 @@ func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {
 
 // tryLock tries the advisory lock of key.
 func (sql *statements) tryLock(ctx context.Context, tx pgx.Tx, key Key) (free bool, err error) {
-	err = tx.QueryRow(ctx, sql.lock, key.lockID()).Scan(&free)
+	err = tx.QueryRow(ctx, sql.lock, sql.lockArgs(keyArgs{key.ID, key.Scope, key.lockID()})...).Scan(&free)
 	return free, err
 }
 

@@ -102,7 +102,15 @@ func (sp *savepoint) begin(ctx context.Context, t *table) (f finding, err error)
 
 // claim sets the savepoint and claims the key.
 func (sp *savepoint) claim(ctx context.Context) (finding, error) {
-	f, err := sp.set(ctx)
+	if err := sp.set(ctx); err != nil {
+		return finding{}, err
+	}
+	if sp.sql.distributed {
+		f, err := sp.claimThere(ctx)
+		sp.owned = f.claim
+		return f, err
+	}
+	f, err := readClaim(sp.tx.QueryRow(ctx, sp.sql.claimInTx, sp.args.claimInTx()...))
 	if err == nil && f.state != claimed {
 		f, err = planned(ctx, sp.tx, readFound, sp.sql.readInTx, sp.args.read())
 	}
@@ -121,18 +129,16 @@ func (sp *savepoint) claim(ctx context.Context) (finding, error) {
 // a statement that it has not cached ahead of the batch, and if that failed (no
 // such table) the caller's transaction would be broken, with no savepoint to go
 // back to.
-func (sp *savepoint) set(ctx context.Context) (finding, error) {
-	if _, err := sp.tx.Exec(ctx, savepointSQL); err != nil {
-		return finding{}, err
-	}
-	sp.isSet = true
-	return readClaim(sp.tx.QueryRow(ctx, sp.sql.claimInTx, sp.args.claimInTx()...))
+func (sp *savepoint) set(ctx context.Context) error {
+	_, err := sp.tx.Exec(ctx, savepointSQL)
+	sp.isSet = err == nil
+	return err
 }
 
 // incomplete is the error of a row that has no result.
 func (sp *savepoint) incomplete(ctx context.Context) error {
 	var own bool
-	if err := sp.tx.QueryRow(ctx, sp.sql.owns, sp.args.owns()...).Scan(&own); err != nil {
+	if err := sp.tx.QueryRow(ctx, sp.sql.owns, sp.sql.lockArgs(sp.args)...).Scan(&own); err != nil {
 		return explain("claim the key", sp.sql.remedied(err))
 	}
 	if own { // with a context, or a Store, that is not the function's
@@ -153,6 +159,7 @@ func (sp *savepoint) record(ctx context.Context, out *answer) (err error) {
 	var role string
 	var batch pgx.Batch
 	batch.Queue(roleSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&role) })
+	sp.sql.queueStillHere(&batch, sp.owned)
 	batch.Queue(sp.sql.record, sp.args.record(sp.owned, out)...)
 	batch.Queue(releaseSQL)
 	err = sp.tx.SendBatch(ctx, &batch).Close()

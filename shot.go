@@ -34,6 +34,9 @@ func (c *invocation) shoot(ctx context.Context) shot {
 	if err != nil {
 		return shot{}
 	}
+	if sql.distributed { // the statement can have its rows on another node than its record
+		return shot{}
+	}
 	e, err := w.effect(ctx, conn.Conn(), sql)
 	if err != nil || !e.oneShot { // an error is found again by execute, unless there is a record
 		return shot{}

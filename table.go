@@ -1,6 +1,7 @@
 package idempotency
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -14,8 +15,8 @@ import (
 // nothing. A connection whose search_path leads to another table is refused, since
 // what one of its calls records would not be found by the next.
 type table struct {
-	configured bool // by Config.Schema
-	current    atomic.Pointer[statements]
+	schema  string // Config.Schema
+	current atomic.Pointer[statements]
 }
 
 // A querier is a connection, a pool or a transaction.
@@ -23,34 +24,41 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-func (t *table) configure(schema string) {
-	if t.configured = schema != ""; t.configured {
-		t.current.Store(newStatements(schema, true))
-	}
-}
-
 // statements returns the statements on the table. Where there is none, they name
 // no schema, so that PostgreSQL's own error says that the table is missing.
 func (t *table) statements(ctx context.Context, q querier) (*statements, error) {
 	sql := t.current.Load()
-	if sql != nil && (t.configured || !sql.missing.Load()) {
+	if sql != nil && (t.schema != "" || !sql.missing.Load()) {
 		return sql, nil
 	}
 	former := ""
 	if sql != nil {
 		former = sql.table
 	}
-	schema, remains, err := lookUpTable(ctx, q, former)
+	found, err := lookUpTable(ctx, q, former)
+	schema := cmp.Or(t.schema, found.schema)
 	switch {
 	case err != nil:
 		return nil, err
-	case remains: // it is not given up for another one of that name
+	case found.remains: // it is not given up for another one of that name
 		sql.missing.Store(false)
 		return sql, nil
 	case schema == "":
-		return newStatements("", false), nil
+		return newStatements("", false, false), nil
 	}
-	t.current.CompareAndSwap(sql, newStatements(schema, false))
+	made := newStatements(schema, t.schema != "", false)
+	if found.citus {
+		exists, distributed, err := isDistributed(ctx, q, made.table)
+		switch {
+		case err != nil:
+			return nil, err
+		case !exists: // it is yet to be made, and distributed
+			return made, nil
+		case distributed:
+			made = newStatements(schema, t.schema != "", true)
+		}
+	}
+	t.current.CompareAndSwap(sql, made)
 	return t.current.Load(), nil
 }
 
@@ -58,7 +66,7 @@ func (t *table) statements(ctx context.Context, q querier) (*statements, error) 
 // moved to another schema. It reports whether it is worth while to ask again.
 func (t *table) missed() bool {
 	sql := t.current.Load()
-	if t.configured || sql == nil {
+	if t.schema != "" || sql == nil {
 		return false
 	}
 	sql.missing.Store(true)
@@ -69,15 +77,15 @@ func (t *table) missed() bool {
 // It does not mind a temporary table, which is in the way of the session's own
 // statements, and not of ours.
 func (sql *statements) refuse(ctx context.Context, q querier) error {
-	schema, _, err := lookUpTable(ctx, q, "")
+	found, err := lookUpTable(ctx, q, "")
 	if err != nil {
 		return err
 	}
-	if schema == "" || schema == sql.schema {
+	if found.schema == "" || found.schema == sql.schema {
 		return nil
 	}
 	return fmt.Errorf("the search_path of this connection leads to the table %s, and this Store uses %s: set Config.Schema, in a Store for each schema",
-		pgx.Identifier{schema, "idempotency_keys"}.Sanitize(), sql.table)
+		pgx.Identifier{found.schema, "idempotency_keys"}.Sanitize(), sql.table)
 }
 
 // lookUpTableSQL finds the first schema of the search_path that has the table,
@@ -91,14 +99,21 @@ select coalesce((
 	join pg_catalog.pg_class c on c.relnamespace = n.oid
 	where c.relname = 'idempotency_keys'::name and n.oid <> pg_my_temp_schema()
 	order by path.place
-	limit 1), ''::text), coalesce(to_regclass($1::text) is not null, false)`
+	limit 1), ''::text), coalesce(to_regclass($1::text) is not null, false),
+	current_setting('citus.cluster_name'::text, true) is not null`
 
-// lookUpTable returns the schema, or no text, and whether the former table is there.
-func lookUpTable(ctx context.Context, q querier, former string) (schema string, remains bool, err error) {
+// A lookUp is the answer to lookUpTableSQL.
+type lookUp struct {
+	schema  string // or no text
+	remains bool   // the former table is there
+	citus   bool   // the extension is loaded: see citus.go
+}
+
+func lookUpTable(ctx context.Context, q querier, former string) (found lookUp, err error) {
 	var table *string // to_regclass takes no empty name
 	if former != "" {
 		table = &former
 	}
-	err = q.QueryRow(ctx, lookUpTableSQL, table).Scan(&schema, &remains)
-	return schema, remains, err
+	err = q.QueryRow(ctx, lookUpTableSQL, table).Scan(&found.schema, &found.remains, &found.citus)
+	return found, err
 }

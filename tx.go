@@ -81,6 +81,9 @@ func (x *session) begin(ctx context.Context) (f finding, err error) {
 	if x.sql, err = x.store.table.statements(ctx, x.conn); err != nil {
 		return finding{}, err
 	}
+	if x.sql.distributed {
+		return x.beginThere(ctx)
+	}
 	var batch pgx.Batch
 	batch.BeginTx(x.store.cfg.TxOptions)
 	batch.Queue(x.sql.claim, x.args.claim()...)
@@ -169,7 +172,7 @@ type failure struct {
 func (x *session) failed(err error) *failure {
 	// Run again only if this connection broke: the function may return the error of
 	// a connection of its own, or of a deadline of its own.
-	lost := x.closed() && lostConnection(err) && !x.outlastedMaxIdle()
+	lost := (x.closed() && lostConnection(err) || x.sql.lostNode(err)) && !x.outlastedMaxIdle()
 	return &failure{err: err, transient: conflicted(err) || lost || stalePlan(err)}
 }
 
@@ -197,7 +200,7 @@ func (x *session) commit(out *answer) *failure {
 	}
 	// A COMMIT or a function that took too long will do so again.
 	tooLong := pgconn.Timeout(err) || endedForItsTime(err) || x.outlastedMaxIdle()
-	failed.transient = conflicted(err) || failed.forbidden || x.closed() && !tooLong
+	failed.transient = conflicted(err) || failed.forbidden || (x.closed() || x.sql.lostNode(err)) && !tooLong
 	failed.inDoubt = !x.inTransaction() && !provesAbort(err)
 	return failed
 }
@@ -207,7 +210,7 @@ func (x *session) commit(out *answer) *failure {
 // replicated, because the wait for the standby was cancelled. After a write of
 // our own that has waited in full, the record is as durable as any.
 func (x *session) confirm(ctx context.Context) error {
-	if _, err := x.finish(ctx, confirmSQL); err != nil {
+	if _, err := x.finish(ctx, x.sql.confirm, x.sql.onKey(x.args)...); err != nil {
 		x.rollback()
 		return err
 	}

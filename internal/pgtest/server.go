@@ -135,10 +135,35 @@ func (s *server) create(t testing.TB, template string) string {
 func (s *server) createFrom(ctx context.Context, template string) (string, error) {
 	name := fmt.Sprintf("pgtest_%08x_%d", s.run, s.last.Add(1))
 	_, err := s.admin.Exec(ctx, "create database "+name+" template "+template)
+	if err == nil && os.Getenv(citusTexts) != "" {
+		err = s.sayDistributed(ctx, name)
+	}
 	if err != nil {
 		return "", fmt.Errorf("creating a database: %w", err)
 	}
 	return name, nil
+}
+
+// citusTexts is a variable of the environment. If it is set, each database says that Citus
+// distributes its tables, so that a Store uses its statements for that. It is not Citus:
+// what those statements do on several nodes is not tested.
+const citusTexts = "IDEMPOTENCY_TEST_CITUS_TEXTS"
+
+func (s *server) sayDistributed(ctx context.Context, name string) error {
+	cfg := s.direct.ConnConfig.Copy()
+	cfg.Database = name
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, `
+		set allow_system_table_mods = on;
+		create or replace view pg_catalog.pg_dist_partition as
+			select oid::regclass as logicalrelid, 'h'::"char" as partmethod from pg_class where relname like 'idempotency\_%';
+		grant select on pg_catalog.pg_dist_partition to public;
+		alter database `+name+` set citus.cluster_name = 'texts'`)
+	return err
 }
 
 func (s *server) drop(ctx context.Context, name string) error {
