@@ -59,6 +59,7 @@ func TestMissingSchemaIsAnErrorThatSaysWhatToRun(t *testing.T) {
 }
 
 func TestTableOfAnotherVersionIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	inOnePiece(t)
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	b.exec("alter table idempotency_keys drop constraint idempotency_keys_pkey, drop column expires_at")

@@ -51,14 +51,13 @@ func tableNumberSQL(table string) string {
 }
 
 // hereSQL comes first in a transaction. It returns what tells the transaction from others,
-// as claimColumns do, and sets what claimSQL sets.
-const hereSQL = `
-select ` + claimColumns + sameTableSQL + `
+// as claimColumns do, and whether it can write, and sets what claimSQL sets.
+const hereSQL = hereInTxSQL + `
 	and set_config('idle_in_transaction_session_timeout'::text, $1::text, true) is not null
 	and set_config('client_connection_check_interval'::text, $2::text, true) is not null`
 
 // hereInTxSQL is hereSQL for a caller's transaction, whose settings stay as they are.
-const hereInTxSQL = `select ` + claimColumns + sameTableSQL
+const hereInTxSQL = `select ` + claimColumns + `current_setting('transaction_read_only'::text) = 'off'::text, ` + sameTableSQL
 
 // stillHereSQL goes before each statement that records something, and fails as recordSQL
 // does.
@@ -91,13 +90,14 @@ on conflict (id, scope) do nothing
 returning 1`
 
 // takeOverKnownSQL is takeOverSQL for a row whose lock this transaction has, and that has
-// expired at $4 after 1970. One that was renewed since has another time. It waits for a
-// purge that is about to delete the row.
+// expired at $4 after 1970. One that was renewed since has another time. It passes over a
+// row that is locked, as by a purge that is about to delete it.
 const takeOverKnownSQL = `
 update idempotency_keys
 set fingerprint = null, result = null, origin = null, completed_at = null, expires_at = null,
 	purge_after = now() + $3::interval
-where id = $1::text and scope = $2::text and expires_at = 'epoch'::timestamptz + $4::interval
+where id = $1::text and scope = $2::text and expires_at = 'epoch'::timestamptz + $4::interval and ctid = any(array(
+	select ctid from idempotency_keys where id = $1::text and scope = $2::text for update skip locked))
 returning 1`
 
 // recordThereSQL is recordSQL, behind stillHereSQL. The row that is inserted where there is
@@ -110,7 +110,7 @@ with recorded as (
 	set fingerprint = $4::bytea, result = $5::bytea, origin = $6::text, completed_at = excluded.completed_at,
 		expires_at = excluded.expires_at, purge_after = excluded.purge_after
 	returning fingerprint is not distinct from $4::bytea and result = $5::bytea and origin is not distinct from $6::text
-		and expires_at is not null as same
+		and expires_at - completed_at = $3::interval as same
 )
 select (case
 	when $7::bigint is null or $8::oid is null then ''
@@ -134,13 +134,6 @@ select exists (select from pg_catalog.pg_locks
 	confirmThereSQL = confirmSQL + onItsNodeSQL
 
 	lockRowThereSQL = `select 1 from idempotency_keys where id = $1::text and scope = $2::text for update nowait`
-
-	// deleteThereSQL waits for a purge that is about to delete the row. A call that takes
-	// it over has the key's lock.
-	deleteThereSQL = `
-delete from idempotency_keys
-where id = $1::text and scope = $2::text
-returning expires_at is not null`
 )
 
 // purgeThereSQL is purgeSQL on all nodes. No locked row can be passed over: it waits for a
@@ -182,7 +175,7 @@ func (sql *statements) distribute(on func(string) string) {
 	sql.here, sql.hereInTx, sql.stillHere = on(hereSQL), on(hereInTxSQL), on(stillHereSQL)
 	sql.look, sql.claimFree, sql.takeOver = on(there(lookSQL)), on(claimFreeSQL), on(takeOverKnownSQL)
 	sql.record, sql.owns, sql.confirm = on(recordThereSQL), on(there(ownsThereSQL)), on(confirmThereSQL)
-	sql.lock, sql.lockRow, sql.delete, sql.purge = on(there(lockThereSQL)), on(lockRowThereSQL), on(deleteThereSQL), on(purgeThereSQL)
+	sql.lock, sql.lockRow, sql.purge = on(there(lockThereSQL)), on(lockRowThereSQL), on(purgeThereSQL)
 
 	// The others differ in the same few places.
 	same := strings.NewReplacer(
@@ -251,15 +244,16 @@ func (x *session) readStepBegin(results pgx.BatchResults) error {
 		_, err := results.Exec()
 		return err
 	}
-	return results.QueryRow().Scan(&x.claim.began, &x.claim.table, nil)
+	return results.QueryRow().Scan(&x.claim.began, &x.claim.table, nil, nil)
 }
 
 // A look is the answer to hereSQL and lookSQL.
 type look struct {
-	finding        // inFlight where the key is free
-	locked  bool   // this transaction has the key's lock
-	exists  bool   // there is a row
-	expires *int64 // the row's expires_at, in microseconds since 1970
+	finding         // inFlight where the key is free
+	writable bool   // the transaction
+	locked   bool   // this transaction has the key's lock
+	exists   bool   // there is a row
+	expires  *int64 // the row's expires_at, in microseconds since 1970
 }
 
 // beginThere is begin where the table is distributed.
@@ -288,11 +282,15 @@ func (sp *savepoint) claimThere(ctx context.Context) (finding, error) {
 // claimThere claims the key by what a look has found.
 func (sql *statements) claimThere(ctx context.Context, tx pgx.Tx, args keyArgs, read func() (look, error)) (finding, error) {
 	l, err := read()
+	if err == nil && l.elsewhere {
+		err = sql.refuse(ctx, tx)
+	}
+	if err == nil && !l.writable { // a record that a standby shows can be one that was deleted
+		err = l.own(ctx, tx, sql.claimFree, args[0], args[1], args[3])
+	}
 	switch {
 	case err != nil:
 		return finding{}, err
-	case l.elsewhere:
-		return finding{}, sql.refuse(ctx, tx)
 	case l.state == expired:
 		l.seen, l.state = true, inFlight
 		if l.locked {
@@ -324,7 +322,7 @@ func readLook(results pgx.BatchResults, begun bool) (l look, err error) {
 		}
 	}
 	var same, incomplete, outdated bool
-	if err := results.QueryRow().Scan(&l.claim.began, &l.claim.table, &same); err != nil {
+	if err := results.QueryRow().Scan(&l.claim.began, &l.claim.table, &l.writable, &same); err != nil {
 		return look{}, err
 	}
 	var a answer

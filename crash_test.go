@@ -21,7 +21,7 @@ type step struct {
 // steps are in the order of a first call. Each test needs its own: they count.
 func steps() []step {
 	return []step{
-		{"before the claim", bound("on conflict (id, scope) do nothing"), false},
+		{"before the claim", bound(claimText), false},
 		{"after the claim", answered("INSERT 0 1", 1), false},
 		{"inside the function", answered("INSERT 0 1", 2), false},
 		{"before the record", bound("with recorded"), true},

@@ -363,7 +363,8 @@ func TestContextOfAnEndedFunctionDoesNotHoldItsKey(t *testing.T) {
 func (b *bundle) locks(tx pgx.Tx) {
 	b.Helper()
 	var taken bool
-	err := tx.QueryRow(b.Context(), "select pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", idempotency.LockID(b.key)).Scan(&taken)
+	lock, args := b.store.LockOf(b.key)
+	err := tx.QueryRow(b.Context(), lock, args...).Scan(&taken)
 	if err != nil || !taken {
 		b.Fatalf("the advisory lock: %v, %v", taken, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"reflect"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -79,3 +80,27 @@ func (s *Store) PurgeBatch(ctx context.Context) (int64, error) {
 
 // GuardSQL is sent before the statement of QueryRow.
 const GuardSQL = guardSQL
+
+// LockOf is the statement that takes key's lock, if it is free, on the table that s has found.
+func (s *Store) LockOf(key Key) (sql string, args []any) {
+	statements := s.table.current.Load()
+	return statements.lock, statements.lockArgs(s.keyArgs(key))
+}
+
+// StatementsOnCitus are those on a table that Citus distributes, by the names of their fields.
+func StatementsOnCitus() map[string]string {
+	all := map[string]string{}
+	var add func(prefix string, v reflect.Value)
+	add = func(prefix string, v reflect.Value) {
+		for i := range v.NumField() {
+			switch f, name := v.Field(i), prefix+v.Type().Field(i).Name; {
+			case f.Kind() == reflect.String:
+				all[name] = f.String()
+			case name == "journal":
+				add("journal.", f)
+			}
+		}
+	}
+	add("", reflect.ValueOf(newStatements("s", true, true)).Elem())
+	return all
+}

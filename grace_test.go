@@ -18,7 +18,7 @@ import (
 // that cancel in a loop must not make it connect in a loop.
 func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *testing.T) {
 	t.Parallel()
-	const claim, read = "on conflict (id, scope) do nothing", "select fingerprint"
+	claim, read := claimText, "select fingerprint"
 	for name, c := range map[string]struct {
 		statement string
 		recorded  bool
@@ -37,7 +37,7 @@ func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *t
 			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
 			return err
 		}, nil},
-		"Do of a known key": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+		"Do of a known key": {claimReadText, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
 			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
 			return err
 		}, nil},

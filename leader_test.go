@@ -55,7 +55,7 @@ func (b *bundle) soon(call <-chan outcome) outcome {
 func claims(proxy *pgproxy.Proxy, from func(pgproxy.Message) bool) *atomic.Int64 {
 	var begun atomic.Bool
 	var n atomic.Int64
-	claim := bound("on conflict (id, scope) do nothing")
+	claim := bound(claimText)
 	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 		if from(m) {
 			begun.Store(true)
@@ -141,7 +141,7 @@ func (d *doubt) inDoubt() (call <-chan outcome, release func()) {
 	release = d.heldCommit()
 	asks := make(chan struct{})
 	var cut, asked atomic.Bool
-	commit, claim := commitComplete(), bound("on conflict (id, scope) do nothing")
+	commit, claim := commitComplete(), bound(claimText)
 	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 		switch {
 		case m.Type == pgproxy.CancelRequest:
@@ -198,7 +198,7 @@ func TestFingerprintIsComparedInTheSecondRunAndNotBeforeIt(t *testing.T) {
 			held, asks, goOn := atomic.Bool{}, make(chan struct{}), make(chan struct{})
 			letGo := sync.OnceFunc(func() { close(goOn) })
 			defer letGo()
-			claim, cut := bound("on conflict (id, scope) do nothing"), bound("select 'cut here'")
+			claim, cut := bound(claimText), bound("select 'cut here'")
 			if lost {
 				cut = commitOnItsWay
 			}

@@ -421,6 +421,9 @@ func TestTriggerThatChangesOrDropsTheRecordIsAnErrorAtOnce(t *testing.T) {
 		"puts the purge off":      "new.purge_after := new.purge_after + interval '1 second'; return new;",
 		"moves the completion":    "new.completed_at := new.completed_at - interval '1 microsecond'; return new;",
 	} {
+		if citusTexts && name == "puts the purge off" {
+			continue // only the coordinator could tell
+		}
 		b.inEachWay(name, func(b *bundle, w way) {
 			b.exec("create or replace function spoil() returns trigger language plpgsql as $$ begin " +
 				// The take-over of an expired record stays as it is.
@@ -459,6 +462,9 @@ func TestWhatHangsOnTheTableAndLeavesTheRecordAsItIsMakesNoDifference(t *testing
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if name == "a parent table" {
+				inOnePiece(t)
+			}
 			b := setup(t, idempotency.Config{})
 			b.exec("create table seen (what text)")
 			b.exec(c.sql)

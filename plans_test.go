@@ -113,6 +113,8 @@ func (b *bundle) everything(store *idempotency.Store, pool *pgxpool.Pool, round 
 }
 
 func TestNoPlanOfASmallTableScansTheGrownOne(t *testing.T) {
+	inOnePiece(t)
+	onOneServer(t, "Citus plans each statement anew, on the node that runs it")
 	for name, made := range small {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -146,6 +148,8 @@ func TestNoPlanOfASmallTableScansTheGrownOne(t *testing.T) {
 // On a table that was never analyzed, a plan that sorts, or collects a bitmap, would
 // read all that has expired for each batch.
 func TestPurgeBatchReadsItsLimitAndWhatIsUnfinished(t *testing.T) {
+	inOnePiece(t)
+	onOneServer(t, "Citus plans each statement anew, on the node that runs it")
 	const unfinished, expired, limit = 50, 12_000, 1000
 	for name, analyzed := range map[string]bool{"never analyzed": false, "analyzed": true} {
 		t.Run(name, func(t *testing.T) {
@@ -176,6 +180,8 @@ func TestPurgeBatchReadsItsLimitAndWhatIsUnfinished(t *testing.T) {
 // As long as an older transaction is open, what a batch has deleted stays in the index,
 // and the next batch must not read it again.
 func TestPurgeReadsOnceWhatItDeletesAlsoBesideAnOldTransaction(t *testing.T) {
+	inOnePiece(t)
+	onOneServer(t, "Citus plans each statement anew, on the node that runs it")
 	t.Parallel()
 	const unfinished, expired = 50, 5_000
 	b := setup(t, idempotency.Config{})
@@ -204,6 +210,7 @@ func TestPurgeReadsOnceWhatItDeletesAlsoBesideAnOldTransaction(t *testing.T) {
 // In a partitioned table a place (ctid) is one of its partition, so that the rows of
 // different partitions have the same ones.
 func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) {
+	onOneServer(t, "a purge of all nodes waits for a row that is locked")
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	b.partition(2)

@@ -398,6 +398,7 @@ func TestValueThatCannotBeReadKeepsNothing(t *testing.T) {
 }
 
 func TestInfinityIsAnErrorThatSaysThatTheOperationIsRecorded(t *testing.T) {
+	onOneServer(t, "a statement takes the way of Do")
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	for range 2 {

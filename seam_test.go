@@ -43,9 +43,9 @@ func TestFaultAtEverySeamAndTheRetryHasOneEffect(t *testing.T) {
 	for name, s := range map[string]seam{
 		"acquire":          {acquire: true, fails: true},
 		"begin":            {cut: sent("begin")},
-		"claim":            {cut: sent("on conflict (id, scope) do nothing")},
+		"claim":            {cut: sent(claimText)},
 		"claim, answered":  {cut: answered("INSERT 0 1", 1)},
-		"look-up":          {cut: sent("select fingerprint"), expired: true},
+		"look-up":          {cut: sent(claimReadText), expired: true},
 		"lock":             {cut: sent("for update skip locked"), expired: true},
 		"function":         {fn: true, fails: true},
 		"its statement":    {cut: sent("insert into charges")},

@@ -118,6 +118,7 @@ func TestManyHotKeysFromManyProcessesEachExecuteOnce(t *testing.T) {
 // Under SERIALIZABLE, calls for distinct keys conflict no more than their
 // business writes do by themselves.
 func TestDistinctKeysDoNotConflictUnderSerializable(t *testing.T) {
+	onOneServer(t, "Citus has no SERIALIZABLE")
 	t.Parallel()
 	serializable := pgx.TxOptions{IsoLevel: pgx.Serializable}
 	b := setup(t, idempotency.Config{})

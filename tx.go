@@ -228,6 +228,7 @@ func (x *session) finish(ctx context.Context, sql string, args ...any) (done boo
 	if x.close {
 		x.journal.end(x, &batch)
 	}
+	x.sql.queueStillHere(&batch, x.claim)
 	batch.Queue(sql, args...)
 	statements := batch.Len()
 	batch.Queue(x.store.commitSQL())

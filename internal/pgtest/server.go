@@ -110,7 +110,13 @@ func (s *server) makeTemplate() (string, error) {
 		return "", err
 	}
 	defer pool.Close() // a template cannot be copied while it is connected to
-	return name, migrations.Up(ctx, pool, "")
+	if err := migrations.Up(ctx, pool, ""); err != nil {
+		return "", err
+	}
+	if os.Getenv(tableKind) != "" {
+		_, err = pool.Exec(ctx, partitionSQL)
+	}
+	return name, err
 }
 
 // create makes a database that is dropped at the end of the test.
@@ -135,7 +141,7 @@ func (s *server) create(t testing.TB, template string) string {
 func (s *server) createFrom(ctx context.Context, template string) (string, error) {
 	name := fmt.Sprintf("pgtest_%08x_%d", s.run, s.last.Add(1))
 	_, err := s.admin.Exec(ctx, "create database "+name+" template "+template)
-	if err == nil && os.Getenv(citusTexts) != "" {
+	if err == nil && os.Getenv(tableKind) == "distributed" {
 		err = s.sayDistributed(ctx, name)
 	}
 	if err != nil {
@@ -144,10 +150,18 @@ func (s *server) createFrom(ctx context.Context, template string) (string, error
 	return name, nil
 }
 
-// citusTexts is a variable of the environment. If it is set, each database says that Citus
-// distributes its tables, so that a Store uses its statements for that. It is not Citus:
-// what those statements do on several nodes is not tested.
-const citusTexts = "IDEMPOTENCY_TEST_CITUS_TEXTS"
+// tableKind is a variable of the environment: "partitioned" makes New's table one that is
+// partitioned by scope, so that a ctid is a place in each partition. With "distributed",
+// each database also says that Citus distributes its tables, so that a Store uses its
+// statements for that. It is not Citus: what they do on several nodes is not tested.
+const tableKind = "IDEMPOTENCY_TEST_TABLE"
+
+const partitionSQL = `
+	alter table idempotency_keys rename to former;
+	create table idempotency_keys (like former including all) partition by hash (scope);
+	create table idempotency_keys_0 partition of idempotency_keys for values with (modulus 2, remainder 0) with (fillfactor = 95);
+	create table idempotency_keys_1 partition of idempotency_keys for values with (modulus 2, remainder 1) with (fillfactor = 95);
+	drop table former`
 
 func (s *server) sayDistributed(ctx context.Context, name string) error {
 	cfg := s.direct.ConnConfig.Copy()

@@ -1,0 +1,85 @@
+package idempotency_test
+
+import (
+	"os"
+	"regexp"
+	"testing"
+
+	"github.com/pgidem/idempotency"
+)
+
+// With IDEMPOTENCY_TEST_TABLE=partitioned the tables of the tests are partitioned by scope;
+// with =distributed they also say that Citus distributes them, so that all tests run on
+// the statements of citus.go. That is not Citus: see package pgtest.
+var (
+	partitionedTable = os.Getenv("IDEMPOTENCY_TEST_TABLE") != ""
+	citusTexts       = os.Getenv("IDEMPOTENCY_TEST_TABLE") == "distributed"
+)
+
+// claimText is a part of the first statement of a claim, claimReadText of the one that
+// reads the row, and claimTrips how many round trips a claim takes more than one.
+var claimText, claimReadText, claimTrips = "on conflict (id, scope) do nothing", "select fingerprint", 0
+
+func init() {
+	if citusTexts {
+		claimText, claimReadText, claimTrips = "array_agg(fingerprint)", "array_agg(fingerprint)", 1
+	}
+}
+
+func onOneServer(t *testing.T, why string) {
+	t.Helper()
+	if citusTexts {
+		t.Skip(why)
+	}
+}
+
+// inOnePiece is for tests that change the table as only one without partitions can be.
+func inOnePiece(t *testing.T) {
+	t.Helper()
+	if partitionedTable {
+		t.Skip("the table is partitioned")
+	}
+}
+
+// Citus refuses, or runs on the wrong node, what these patterns find. It cannot be asked
+// here: the rules are those of its planner (multi_router_planner.c of Citus 13).
+func TestStatementsForCitusHoldToItsRules(t *testing.T) {
+	t.Parallel()
+	forbidden := []struct {
+		rule         string
+		part, expect *regexp.Regexp
+	}{
+		{"what changes rows has no volatile function in WHERE",
+			regexp.MustCompile(`(?s)(?:update|delete from) \S+\s.*?where(.*)`), regexp.MustCompile(`clock_timestamp|pg_try_|set_config|current_setting`)},
+		{"SET of an update has no volatile function",
+			regexp.MustCompile(`(?s)update "\S+\s+set(.*?)where`), regexp.MustCompile(`clock_timestamp|pg_try_|set_config|current_setting`)},
+		{"SET of an upsert has no function",
+			regexp.MustCompile(`(?s)do update\s+set(.*?)returning`), regexp.MustCompile(`\w\(|interval`)},
+		{"RETURNING has no function that is not immutable",
+			regexp.MustCompile(`(?s)\breturning(.*?)(?:\)\s*select|$)`), regexp.MustCompile(`\w\(|\+`)},
+		{"what is asked of the table needs nothing of the session, nor an oid of one node",
+			regexp.MustCompile(`(?s)^(.*(?:from|into|update) "s"\."idempotency.*)$`), regexp.MustCompile(`set_config|current_setting|regclass|pg_current_xact|pg_backend_pid\(\)$`)},
+	}
+	ofManyKeys := map[string]bool{"purge": true, "list": true, "expired": true, "lockExpired": true, "lockAt": true, "existsAt": true, "journal.pending": true}
+	plainOnly := map[string]bool{"claim": true, "read": true, "claimInTx": true, "readInTx": true, "expired": true, "lockExpired": true, "lockAt": true, "existsAt": true}
+	onTheTable, key := regexp.MustCompile(`(?:from|into|update) "s"\."idempotency`), regexp.MustCompile(`\bid = \$1::text and (?:k\.)?scope = \$2::text|\(id, scope,`)
+	all := idempotency.StatementsOnCitus()
+	if len(all) < 40 {
+		t.Errorf("%d statements", len(all))
+	}
+	for name, sql := range all {
+		if plainOnly[name] || !onTheTable.MatchString(sql) {
+			continue
+		}
+		if !ofManyKeys[name] && !key.MatchString(sql) {
+			t.Errorf("%s names a row without its id and scope:\n%s", name, sql)
+		}
+		for _, f := range forbidden {
+			for _, part := range f.part.FindAllStringSubmatch(sql, -1) {
+				if found := f.expect.FindString(part[1]); found != "" {
+					t.Errorf("%s: %s: %q in\n%s", name, f.rule, found, sql)
+				}
+			}
+		}
+	}
+}
