@@ -5,7 +5,10 @@ import (
 	"regexp"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/migrations"
 )
 
 // With IDEMPOTENCY_TEST_TABLE=partitioned the tables of the tests are partitioned by scope;
@@ -82,4 +85,66 @@ func TestStatementsForCitusHoldToItsRules(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestErrorsThatSayThatTheNodeOfTheKeyIsLost(t *testing.T) {
+	t.Parallel()
+	for code, lost := range map[string]bool{"08006": true, "08000": true, "57P01": true, "57P02": true, "XX000": true,
+		"57014": false, "40001": false, "23505": false, "22012": false, "XX001": false, "25006": false} {
+		if got := idempotency.LostNode(true, code); got != lost {
+			t.Errorf("%s: %v", code, got)
+		}
+		if idempotency.LostNode(false, code) {
+			t.Errorf("%s, and the table is not distributed", code)
+		}
+	}
+}
+
+// Citus is played by its setting and a table of its catalog.
+func TestStoreFindsOutOnceWhetherCitusDistributesItsTable(t *testing.T) {
+	t.Parallel()
+	for _, schema := range []string{"", "public"} {
+		b := &bundle{TB: t, pool: pgtest.Empty(t), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
+		b.exec("create table charges (id bigint generated always as identity, key text not null, amount int not null)")
+		if !citusTexts {
+			b.play("drop view if exists pg_catalog.pg_dist_partition; create table pg_catalog.pg_dist_partition (logicalrelid regclass)")
+		}
+		plain := b.storeOn(b.pool, idempotency.Config{Schema: schema})
+		on := b.anotherPool(pgtest.Direct, param("citus.cluster_name", "default"))
+		store := b.storeOn(on, idempotency.Config{Schema: schema})
+		b.store = store
+		if _, _, err := b.do(charge(b.key.ID, 1)); err == nil || store.Distributed() {
+			t.Errorf("there is no table: %v", err)
+		}
+		if err := migrations.Up(t.Context(), b.pool, "public"); err != nil {
+			t.Fatal(err)
+		}
+		local := b.storeOn(on, idempotency.Config{Schema: schema})
+		b.store = local
+		b.executes(1)
+		if local.Distributed() != citusTexts {
+			t.Error("it takes a local table for a distributed one")
+		}
+		if !citusTexts {
+			b.play("insert into pg_catalog.pg_dist_partition values ('public.idempotency_keys')")
+		}
+		b.store = store
+		b.replays(1)
+		b.key.ID = "another one"
+		b.executes(2)
+		if !store.Distributed() {
+			t.Error("it takes a distributed table for a local one")
+		}
+		b.store = plain
+		b.replays(2)
+		if plain.Distributed() != citusTexts {
+			t.Error("it asks for the catalog of Citus where that is not loaded")
+		}
+	}
+}
+
+// play changes what only PostgreSQL itself, or an extension, may change.
+func (b *bundle) play(sql string) {
+	b.Helper()
+	b.exec("set allow_system_table_mods = on; "+sql+"; set allow_system_table_mods = off", pgx.QueryExecModeSimpleProtocol)
 }

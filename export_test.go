@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -103,4 +104,15 @@ func StatementsOnCitus() map[string]string {
 	}
 	add("", reflect.ValueOf(newStatements("s", true, true)).Elem())
 	return all
+}
+
+// LostNode is what a Store makes of an error of that code.
+func LostNode(distributed bool, code string) bool {
+	return newStatements("s", true, distributed).lostNode(&pgconn.PgError{Code: code, Severity: "ERROR"})
+}
+
+// Distributed reports whether s has found that Citus distributes its table.
+func (s *Store) Distributed() bool {
+	sql := s.table.current.Load()
+	return sql != nil && sql.distributed
 }

@@ -92,6 +92,7 @@ var checks = []func(context.Context, *patient) error{
 	checkIndexes,
 	checkHooks,
 	checkPolicies,
+	checkCitus,
 	checkChildren,
 	checkPublications,
 	checkSearchPath,
