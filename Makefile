@@ -19,7 +19,7 @@ GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps vulncheck ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-tables test-citus test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps vulncheck ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,13 @@ test-pgbouncer: ## test the root package and the doctor through PgBouncer (which
 	$(TESTDB) -pgbouncer -- go test -count=1 -run TestPoolerThatBreaksPreparedStatementsIsFound ./doctor
 	set -e; for m in $(POOLER_MODES); do $(TESTDB) -pgbouncer -mode $$m -- \
 		go test -count=1 -skip '^Example|^TestProgramOfTheReadme|InAStormOfKills' .; done
+
+test-tables: ## test the root package on a partitioned table, with the statements for Citus (which is not there)
+	IDEMPOTENCY_TEST_TABLE=distributed $(TESTDB) $(if $(MODE),-mode $(MODE)) -- go test -count=1 .
+
+test-citus: ## test each operation on a Citus cluster: make test-citus CITUS_URL=postgres://...
+	@test -n "$(CITUS_URL)" || { echo "CITUS_URL is not set: docker compose --profile citus up -d --wait, then CITUS_URL=postgres://postgres:postgres@127.0.0.1:5433/postgres"; exit 1; }
+	CITUS_URL="$(CITUS_URL)" go test -count=1 -v ./internal/citus
 
 test-long: ## the tests under faults and storms, at full length (twenty minutes)
 	IDEMPOTENCY_TEST_LONG=1 $(TESTDB) -- go test -count=1 -timeout 30m -v \
