@@ -38,13 +38,14 @@ test: ## test the root module
 	$(TESTDB) -- $(GOTEST) $(ARGS)
 
 test-race: ## the same under the race detector
-	IDEMPOTENCY_TEST_ISOLATION="$(ISOLATION)" $(TESTDB) $(if $(VERSION),-version $(VERSION)) -- $(GOTEST) -race $(ARGS)
+	IDEMPOTENCY_TEST_ISOLATION="$(ISOLATION)" IDEMPOTENCY_TEST_TABLE=$(TABLE) $(TESTDB) $(if $(VERSION),-version $(VERSION)) \
+		$(if $(MODE),-mode $(MODE)) $(SOCKET) -- $(GOTEST) -race $(ARGS)
 
 # SERIALIZABLE through a Unix socket, where a server that has hung up is noticed otherwise.
 LEVELS ?= "repeatable read" serializable
 test-isolation: ## test the root package on the stricter isolation levels (needs PostgreSQL's binaries)
 	set -e; for l in $(LEVELS); do socket=; [ "$$l" != serializable ] || socket=-socket; \
-		IDEMPOTENCY_TEST_ISOLATION="$$l" $(TESTDB) $$socket $(if $(MODE),-mode $(MODE)) -- go test -count=1 .; done
+		IDEMPOTENCY_TEST_ISOLATION="$$l" $(TESTDB) $$socket -- go test -count=1 .; done
 
 test-matrix: ## test all but the demo on each PostgreSQL of VERSIONS
 	set -e; for v in $(VERSIONS); do $(TESTDB) -version $$v -- $(GOTEST) -count=1 . ./migrations ./doctor ./cmd/...; done
@@ -61,7 +62,7 @@ test-pgbouncer: ## test the root package and the doctor through PgBouncer (which
 		go test -count=1 -skip '^Example|^TestProgramOfTheReadme|InAStormOfKills' .; done
 
 test-tables: ## test the root package on a partitioned table, with the statements for Citus (which is not there)
-	IDEMPOTENCY_TEST_TABLE=distributed $(TESTDB) $(if $(MODE),-mode $(MODE)) -- go test -count=1 .
+	IDEMPOTENCY_TEST_TABLE=distributed IDEMPOTENCY_TEST_ISOLATION="$(TABLES_LEVEL)" $(TESTDB) -- go test -count=1 .
 
 test-citus: ## test each operation on a Citus cluster: make test-citus CITUS_URL=postgres://...
 	@test -n "$(CITUS_URL)" || { echo "CITUS_URL is not set: docker compose --profile citus up -d --wait, then CITUS_URL=postgres://postgres:postgres@127.0.0.1:5433/postgres"; exit 1; }
@@ -121,15 +122,18 @@ deps: ## check that the root package needs pgx only
 vulncheck: ## look for known vulnerabilities in what each module calls
 	set -e; for m in . $(MODULES); do (cd $$m && echo "$$m" && $(GOVULNCHECK) ./...); done
 
-# Each version, level and mode once, together with something else: the oldest version and
-# REPEATABLE READ with the race detector, SERIALIZABLE with the simple protocol, what poolers
-# recommend behind one. .ci/fresh runs the demo, and tests Debian's version and the newest
-# as they are. The command and the migrations have nothing for the race detector: the tests
-# of the one run a binary that is not built for it, and the other starts no goroutine.
+# Each version, level, mode and kind of table once, together with something else: the oldest
+# version with the race detector, SERIALIZABLE, a Unix socket, the simple protocol and
+# partitions; the statements for Citus with REPEATABLE READ; what poolers recommend behind one.
+# .ci/fresh runs the demo, and tests Debian's version and the newest as they are. The command
+# and the migrations have nothing for the race detector: the tests of the one run a binary
+# that is not built for it, and the other starts no goroutine.
 ci: VERSION = 14
 ci: ARGS = $(filter-out %/cmd/idempotency %/migrations,$(shell go list ./...))
-ci: ISOLATION = repeatable read
-ci: LEVELS = serializable
+ci: ISOLATION = serializable
 ci: MODE = simple_protocol
+ci: SOCKET = -socket
+ci: TABLE = partitioned
+ci: TABLES_LEVEL = repeatable read
 ci: POOLER_MODES = cache_describe
-ci: lint deps release-check bench-once test-docker test-modules test-isolation test-pgbouncer test-race ## all of it, but for what only repeats at greater length
+ci: lint deps release-check bench-once test-docker test-modules test-tables test-pgbouncer test-race ## all of it, but for what only repeats at greater length

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"reflect"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -115,4 +116,15 @@ func LostNode(distributed bool, code string) bool {
 func (s *Store) Distributed() bool {
 	sql := s.table.current.Load()
 	return sql != nil && sql.distributed
+}
+
+// RememberedTexts remembers so many texts of statements, and forgets the first.
+func RememberedTexts(n int) (kept, after int64) {
+	sql := newStatements("s", true, false)
+	for i := range n {
+		sql.effects.remember(effectKey{sql: strconv.Itoa(i)}, &effect{})
+	}
+	kept = sql.effects.n.Load()
+	(&operation{sql: "0"}).forget(sql)
+	return kept, sql.effects.n.Load()
 }

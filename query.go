@@ -235,7 +235,7 @@ func columnsOf(ctx context.Context, conn *pgx.Conn, fields []pgconn.FieldDescrip
 func (c column) valueSQL(ref string) string {
 	switch {
 	case c.Type == "timestamptz":
-		return `case when isfinite(` + ref + `) and ` + ref + ` >= '0001-01-01 00:00:00+00'::timestamptz and ` + ref + ` < '10000-01-01 00:00:00+00'::timestamptz
+		return `case when ` + ref + ` >= '0001-01-01 00:00:00+00'::timestamptz and ` + ref + ` < '10000-01-01 00:00:00+00'::timestamptz
 			then to_char(timezone('UTC'::text, ` + ref + `), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text) else ` + ref + `::text end`
 	case c.Known():
 		return ref + "::" + c.typeSQL

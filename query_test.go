@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -647,5 +648,100 @@ func TestSmallestAndLargestValuesOfATypeAreRead(t *testing.T) {
 		if fmt.Sprint(got) != c.want || err != nil {
 			t.Errorf("%s: %d, %v", c.sql, got, err)
 		}
+	}
+}
+
+// The same text is another statement for another type, and for any number of rows.
+func TestTextOfAStatementIsUsedWithSeveralTypes(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	const sql = "select 7 as n"
+	key := func(id string) idempotency.Key { return idempotency.Key{Scope: "s", ID: id} }
+	for range 2 { // executed, and replayed
+		if got, _, err := idempotency.QueryRow[int](t.Context(), b.store, key("row"), sql); got != 7 || err != nil {
+			t.Error(got, err)
+		}
+		if got, _, err := idempotency.Query[int](t.Context(), b.store, key("rows"), sql); !slices.Equal(got, []int{7}) || err != nil {
+			t.Error(got, err)
+		}
+		if got, _, err := idempotency.QueryRow[struct{ N int }](t.Context(), b.store, key("struct"), sql); got.N != 7 || err != nil {
+			t.Error(got, err)
+		}
+	}
+}
+
+// numeric into float64 is not proven to be readable, so that the statement takes the way
+// of Do.
+func TestQueryThatReturnsNoRowHasAnEmptyResult(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, sql := range []string{"select 1::numeric where false", "select 1::float8 where false"} {
+		for range 2 {
+			got, _, err := idempotency.Query[float64](t.Context(), b.store, idempotency.Key{Scope: "s", ID: sql}, sql)
+			if len(got) != 0 || err != nil {
+				t.Errorf("%s: %v, %v", sql, got, err)
+			}
+		}
+	}
+}
+
+func TestStatementThatIsNotGivenItsArgumentsOrReturnsNothingIsRefusedInWords(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, c := range []struct {
+		sql  string
+		args []any
+		say  string
+	}{
+		{"select $1::int", nil, "has 1 parameters, and 0 arguments were given"},
+		{"select 1", []any{1}, "has 0 parameters, and 1 arguments were given"},
+		{"insert into charges (key, amount) values ('a', 1)", nil, "returns no columns: add RETURNING"},
+	} {
+		_, _, err := idempotency.QueryRow[int](t.Context(), b.store, b.key, c.sql, c.args...)
+		if err == nil || !strings.Contains(err.Error(), c.say) {
+			t.Errorf("%s: %v", c.sql, err)
+		}
+	}
+	b.effects(0)
+}
+
+func TestArgumentsOfAStatementStayTheCallers(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	args := make([]any, 0, 20)
+	args = append(args, b.key.ID, 7)
+	if _, _, err := idempotency.QueryRow[ride](t.Context(), b.store, b.key, rideSQL, args...); err != nil {
+		t.Fatal(err)
+	}
+	for _, arg := range args[len(args):cap(args)] {
+		if arg != nil {
+			t.Fatalf("the call has written %v behind its arguments", arg)
+		}
+	}
+}
+
+// A column that has become text since the statement was described is cast back, or refused
+// before the commit: it is never recorded in another form.
+func TestColumnWhoseTypeChangesBetweenTwoCallsIsRecordedInItsFirstForm(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("create table prices (cents int); insert into prices values (5)")
+	price := func(id string) (any, error) {
+		got, _, err := idempotency.QueryRow[json.RawMessage](t.Context(), b.store, idempotency.Key{Scope: "s", ID: id}, "select cents from prices")
+		return string(got), err
+	}
+	if got, err := price("before"); got != "5" || err != nil {
+		t.Fatal(got, err)
+	}
+	b.exec("alter table prices alter column cents type text")
+	if got, err := price("as text"); got != "5" || err != nil {
+		t.Errorf("as text: %v, %v", got, err)
+	}
+}
+
+func TestNumberOfTextsThatAStoreRemembersIsBounded(t *testing.T) {
+	t.Parallel()
+	if kept, after := idempotency.RememberedTexts(1100); kept != 1000 || after != 999 {
+		t.Errorf("%d are kept, and %d when one is forgotten", kept, after)
 	}
 }

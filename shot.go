@@ -110,7 +110,7 @@ func (v *volley) send(ctx context.Context) (s shot, serializable bool) {
 		v.c.late = true
 		return shot{failed: &failure{err: err, transient: true, inDoubt: true, sent: sent}}, false
 	case v.stage == ending && !provesAbort(err):
-		return shot{failed: &failure{err: err, transient: conflicted(err), inDoubt: true, sent: sent}}, false
+		return shot{failed: &failure{err: err, inDoubt: true, sent: sent}}, false
 	}
 	v.rollback()
 	forgetMissing(v.conn, err)

@@ -654,3 +654,102 @@ func TestEventOfAStatementSaysHowItWent(t *testing.T) {
 		}
 	}
 }
+
+// Waiters that came before the statement was sent get its answer: that of an execution,
+// and that of a duplicate.
+func TestWaitersOfAStatementGetItsAnswerWithoutAQuery(t *testing.T) {
+	onOneServer(t, "a statement takes the way of Do")
+	t.Parallel()
+	for name, recorded := range map[string]bool{"executed": false, "replayed": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.cached()
+			if recorded {
+				b.books(7, false)
+			}
+			store, proxy := b.through(idempotency.Config{Wait: time.Minute}, pgtest.MaxConns(1))
+			b.store = store
+			for i := range 2 { // the statements are prepared
+				key := idempotency.Key{Scope: "s", ID: fmt.Sprint("prepares ", i)}
+				if _, _, err := idempotency.QueryRow[ride](t.Context(), store, key, rideSQL, key.ID, 7); err != nil {
+					t.Fatal(err)
+				}
+			}
+			held, err := idempotency.PoolOf(store).Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers := make(chan ride, 11)
+			call := func() {
+				got, _, err := idempotency.QueryRow[ride](t.Context(), store, b.key, rideSQL, b.key.ID, 7)
+				if err != nil {
+					t.Error(err)
+				}
+				answers <- got
+			}
+			go call()
+			b.eventually("the leader waits for the connection", func() bool { return idempotency.PoolOf(store).Stat().EmptyAcquireCount() > 0 })
+			for range 10 {
+				go call()
+			}
+			b.joined(10)
+			before := proxy.RoundTrips()
+			held.Release()
+			first := <-answers
+			for range 10 {
+				if got := <-answers; got != first {
+					t.Errorf("%+v and %+v", got, first)
+				}
+			}
+			if got := proxy.RoundTrips() - before; got > 1 && !serializable(b) {
+				t.Errorf("%d round trips for eleven calls", got)
+			}
+			b.effects(1)
+		})
+	}
+}
+
+// An ERROR at COMMIT proves an abort only if PostgreSQL says so in so many words. This one
+// is found out, and not run again.
+func TestErrorOfTheCommitOfAStatementIsFoundOut(t *testing.T) {
+	onOneServer(t, "a statement takes the way of Do")
+	t.Parallel()
+	var event idempotency.Event
+	b := setup(t, idempotency.Config{
+		TxOptions: pgx.TxOptions{IsoLevel: pgx.ReadCommitted},
+		Observe:   func(_ context.Context, e idempotency.Event) { event = e },
+	})
+	b.exec(`create function refuse() returns trigger language plpgsql as $$ begin raise exception 'at the commit'; end $$;
+		create constraint trigger refuse after insert on charges deferrable initially deferred for each row execute function refuse()`, pgx.QueryExecModeSimpleProtocol)
+	_, _, err := idempotency.QueryRow[ride](t.Context(), b.store, b.key, rideSQL, b.key.ID, 7)
+	if sqlState(err) != "P0001" || event.InDoubt != "aborted" || event.Runs != 1 {
+		t.Errorf("%v, %+v", err, event)
+	}
+	b.effects(0)
+}
+
+// What is used stays prepared, however many others come and go.
+func TestStatementsThatAreUsedAreNotPreparedAgain(t *testing.T) {
+	onOneServer(t, "a statement takes the way of Do")
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.cached()
+	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
+	var prepared atomic.Int64
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if m.Type == 'P' && !m.FromServer && strings.Contains(m.SQL, "idempotency.seqscan") && strings.Contains(m.SQL, "client_connection_check_interval") {
+			prepared.Add(1)
+		}
+		return pgproxy.Pass
+	})
+	for i := range 600 {
+		key := idempotency.Key{Scope: "texts", ID: fmt.Sprint(i)}
+		if _, _, err := idempotency.QueryRow[int](t.Context(), store, key, fmt.Sprintf("select %d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := prepared.Load(); n != 1 && !serializable(b) {
+		t.Errorf("the first statement of each call was prepared %d times", n)
+	}
+}
