@@ -15,8 +15,9 @@ import (
 // with =distributed they also say that Citus distributes them, so that all tests run on
 // the statements of citus.go. That is not Citus: see package pgtest.
 var (
-	partitionedTable = os.Getenv("IDEMPOTENCY_TEST_TABLE") != ""
-	citusTexts       = os.Getenv("IDEMPOTENCY_TEST_TABLE") == "distributed"
+	tableKind        = os.Getenv("IDEMPOTENCY_TEST_TABLE")
+	partitionedTable = tableKind != ""
+	citusTexts       = tableKind == "distributed"
 )
 
 // claimText is a part of the first statement of a claim, claimReadText of the one that

@@ -20,6 +20,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(workerEnv) != "" {
 		os.Exit(work())
 	}
+	pgtest.TableKind = tableKind
 	pgtest.Main(m)
 	dropExamples()
 }

@@ -113,7 +113,7 @@ func (s *server) makeTemplate() (string, error) {
 	if err := migrations.Up(ctx, pool, ""); err != nil {
 		return "", err
 	}
-	if os.Getenv(tableKind) != "" {
+	if TableKind != "" {
 		_, err = pool.Exec(ctx, partitionSQL)
 	}
 	return name, err
@@ -141,7 +141,7 @@ func (s *server) create(t testing.TB, template string) string {
 func (s *server) createFrom(ctx context.Context, template string) (string, error) {
 	name := fmt.Sprintf("pgtest_%08x_%d", s.run, s.last.Add(1))
 	_, err := s.admin.Exec(ctx, "create database "+name+" template "+template)
-	if err == nil && os.Getenv(tableKind) == "distributed" {
+	if err == nil && TableKind == "distributed" {
 		err = s.sayDistributed(ctx, name)
 	}
 	if err != nil {
@@ -150,11 +150,11 @@ func (s *server) createFrom(ctx context.Context, template string) (string, error
 	return name, nil
 }
 
-// tableKind is a variable of the environment: "partitioned" makes New's table one that is
-// partitioned by scope, so that a ctid is a place in each partition. With "distributed",
-// each database also says that Citus distributes its tables, so that a Store uses its
-// statements for that. It is not Citus: what they do on several nodes is not tested.
-const tableKind = "IDEMPOTENCY_TEST_TABLE"
+// TableKind is set before the first database is made: "partitioned" makes New's table one
+// that is partitioned by scope, so that a ctid is a place in each partition. With
+// "distributed", each database also says that Citus distributes its tables, so that a Store
+// uses its statements for that. It is not Citus: what they do on several nodes is not tested.
+var TableKind string
 
 const partitionSQL = `
 	alter table idempotency_keys rename to former;
