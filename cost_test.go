@@ -251,7 +251,7 @@ func TestCallAllocatesLittle(t *testing.T) {
 		{"statement", func() { i++; b.typicalStatement(i) }, 85},
 		{"replay of a statement", func() { b.typicalStatement(i) }, 55},
 	} {
-		c.limit += float64(3 * claimTrips)
+		c.limit += float64(4 * claimTrips)
 		least := c.limit + 1
 		for try := 0; try < 10 && least > c.limit; try++ {
 			least = min(least, testing.AllocsPerRun(100, c.call))

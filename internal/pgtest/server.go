@@ -174,7 +174,9 @@ func (s *server) sayDistributed(ctx context.Context, name string) error {
 	_, err = conn.Exec(ctx, `
 		set allow_system_table_mods = on;
 		create or replace view pg_catalog.pg_dist_partition as
-			select oid::regclass as logicalrelid, 'h'::"char" as partmethod from pg_class where relname like 'idempotency\_%';
+			select oid::regclass as logicalrelid, 'h'::"char" as partmethod, 's'::"char" as repmodel, 1 as colocationid,
+				':varattno ' || (select attnum from pg_attribute where attrelid = c.oid and attname = 'scope') as partkey
+			from pg_class c where relname like 'idempotency\_%';
 		grant select on pg_catalog.pg_dist_partition to public;
 		alter database `+name+` set citus.cluster_name = 'texts'`)
 	return err
