@@ -268,6 +268,28 @@ func TestStatsOfALargeTableAreMarkedAsEstimates(t *testing.T) {
 	}
 }
 
+// Citus is played by its setting, its catalog and the functions that add the shards up.
+func TestStatsOnCitusHaveTheSizesOfTheShards(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `set allow_system_table_mods = on;
+		create table pg_catalog.pg_dist_partition (logicalrelid regclass);
+		create function pg_catalog.citus_table_size(regclass) returns bigint language sql as 'select 81920000::bigint';
+		create function pg_catalog.citus_total_relation_size(regclass, boolean) returns bigint language sql as 'select 90000000::bigint';
+		create function pg_catalog.citus_relation_size(regclass) returns bigint language sql as 'select 81920000::bigint';
+		alter database `+pool.Config().ConnConfig.Database+` set citus.cluster_name = 'default';
+		insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 's', '1', now(), now() + interval '1 day', now() + interval '1 day' from generate_series(1, 500) i`)
+	if s := objects(t, run(t, on(pool), "stats", "-json"))[0]; s["table_bytes"] == 81920000.0 {
+		t.Error("the table is not distributed")
+	}
+	do(t, pool, `set allow_system_table_mods = on; insert into pg_catalog.pg_dist_partition values ('idempotency_keys')`)
+	s := objects(t, run(t, on(pool), "stats", "-json", "-sample", "5000"))[0]
+	if s["table_bytes"] != 81920000.0 || s["index_bytes"] != 8080000.0 || s["toast_bytes"] != 0.0 || s["sampled_percent"] != 50.0 || s["estimated"] != true {
+		t.Errorf("%v", s)
+	}
+}
+
 func TestDoctorExitsWith1ForErrorsAndStrictlyForWarnings(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -95,8 +96,8 @@ type keyHolder struct {
 	Writing bool  `json:"writing"` // it has a transaction id: not a replay about to end
 }
 
-// sizeSQL has the sizes with their free space maps. A partitioned table, or a
-// distributed one, is the sum of its partitions on this node.
+// sizeSQL has the sizes with their free space maps. A partitioned table is the sum of its
+// partitions.
 const sizeSQL = `
 with parts as (
 	select c.oid, c.oid::regclass as part, nullif(c.reltoastrelid, 0::oid)::regclass as toast
@@ -113,16 +114,43 @@ select coalesce(sum(pg_table_size(part) - coalesce(pg_total_relation_size(toast)
 	extract(epoch from clock_timestamp())::text
 from parts`
 
+// sizeOnCitusSQL is sizeSQL where Citus distributes the table, and this node has nothing of
+// it. The table's size is with its TOAST; of dead rows nothing is known here.
+const sizeOnCitusSQL = `
+select pg_catalog.citus_table_size('idempotency_keys'::regclass),
+	pg_catalog.citus_total_relation_size('idempotency_keys'::regclass, true) - pg_catalog.citus_table_size('idempotency_keys'::regclass),
+	0::bigint,
+	pg_catalog.citus_relation_size('idempotency_keys'::regclass) / current_setting('block_size'::text)::bigint,
+	0::bigint, null::text, extract(epoch from clock_timestamp())::text`
+
+// citusSQL and distributedSQL tell which of the two to ask. The catalog of the second is
+// there only where Citus is.
+const (
+	citusSQL       = `select current_setting('citus.cluster_name'::text, true) is not null`
+	distributedSQL = `select exists (select from pg_catalog.pg_dist_partition where logicalrelid::oid = 'idempotency_keys'::regclass::oid)`
+)
+
+func (d *database) sizeSQL(ctx context.Context, tx pgx.Tx) (string, error) {
+	for _, sql := range []string{citusSQL, d.on(distributedSQL)} {
+		var so bool
+		if err := tx.QueryRow(ctx, sql).Scan(&so); err != nil || !so {
+			return d.on(sizeSQL), err
+		}
+	}
+	return d.on(sizeOnCitusSQL), nil
+}
+
 // keysSQL reads the pages of the sample once, into the totals, the largest scopes
 // and the hours. What it counts is scaled up by its caller. It reckons in seconds,
 // as numeric: whatever times stand in a row, they cannot overflow, and a row whose
-// creation cannot be told (NaN) is of no hour, since NaN is larger than now.
-func keysSQL(o operations) string {
+// creation cannot be told (NaN) is of no hour, since NaN is larger than now. The percentage
+// is in the text: Citus takes no parameter there.
+func keysSQL(o operations, percent float64) string {
 	return `
 with sample as materialized (
 	select scope, ` + o.stateSQL(`now()`) + ` = 'abandoned'::text as abandoned, expires_at <= now() as expired,
 		extract(epoch from purge_after) - extract(epoch from expires_at) + extract(epoch from completed_at) as created
-	from idempotency_keys tablesample system ($1::real)
+	from idempotency_keys tablesample system (` + strconv.FormatFloat(percent, 'g', -1, 32) + `)
 ), scopes as (
 	select scope, count(*) as keys from sample group by scope
 ), hours as (
@@ -135,7 +163,7 @@ select (select count(*) from sample),
 	(select count(*) from sample where abandoned),
 	(select count(*) from scopes),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('scope', scope, 'keys', keys) order by keys desc, scope), '[]')
-	from (select scope, keys from scopes order by keys desc, scope limit $2::bigint) x),
+	from (select scope, keys from scopes order by keys desc, scope limit $1::bigint) x),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(hour, keys) order by hour), '[]') from hours)`
 }
 
@@ -157,7 +185,11 @@ order by a.xact_start nulls last, l.pid`
 
 func (d *database) statistics(ctx context.Context, tx pgx.Tx, sample int64, scopes int) (s statistic, err error) {
 	var pages int64
-	err = tx.QueryRow(ctx, d.on(sizeSQL)).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
+	sizes, err := d.sizeSQL(ctx, tx)
+	if err != nil {
+		return s, err
+	}
+	err = tx.QueryRow(ctx, sizes).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
 	if err != nil {
 		return s, err
 	}
@@ -173,7 +205,7 @@ func (d *database) statistics(ctx context.Context, tx pgx.Tx, sample int64, scop
 		return s, err
 	}
 	var hours [][2]int64 // the second at which it begins, and the keys in it
-	err = tx.QueryRow(ctx, d.on(keysSQL(o)), float32(s.SampledPercent), scopes).
+	err = tx.QueryRow(ctx, d.on(keysSQL(o, s.SampledPercent)), scopes).
 		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &hours)
 	if err != nil {
 		return s, err
