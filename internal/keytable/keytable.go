@@ -12,11 +12,12 @@ import (
 )
 
 // Name of the table of the keys, in whatever schema it is, of the index that the purge
-// goes by, and of the table of the procedures' operations.
+// goes by, of the table of the procedures' operations, and of the record of the migrations.
 const (
 	Name       = "idempotency_keys"
 	IndexName  = "idempotency_keys_purge_after"
 	Operations = "idempotency_operations"
+	Migrations = "idempotency_migrations"
 )
 
 // required are the columns that package idempotency needs, by the name of the table.
@@ -45,6 +46,10 @@ var required = map[string][]Column{
 		{Name: "input", Type: "bytea"},
 		{Name: "labels", Type: "_text"},
 		{Name: "results", Type: "_bytea"},
+	},
+	Migrations: {
+		{Name: "version", Type: "int8"},
+		{Name: "dirty", Type: "bool"},
 	},
 }
 
@@ -91,7 +96,7 @@ var ErrMissing = errors.New("missing")
 // describes. Each operator and function of it is exactly one of pg_catalog, whatever else
 // the search_path has: polymorphic functions are qualified for that. format_type would quote as the session
 // is told to (quote_all_identifiers). A long name is cut off as in any statement.
-const describeSQL = `
+var describeSQL = `
 select c.relkind::text, c.relpersistence::text, (` + strangersSQL + `),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'Name', a.attname, 'NoDefault', a.attnotnull and not a.atthasdef and a.attidentity = '',
@@ -129,6 +134,11 @@ func Describe(ctx context.Context, q Querier, schema, name string, options ...an
 	case err == nil && login != "":
 		err = t.describeToLogin(ctx, q, login, args)
 	}
+	if !t.Fits() {
+		for i := range t.Strangers {
+			t.Strangers[i].Inert = false
+		}
+	}
 	return t, err
 }
 
@@ -157,6 +167,22 @@ func Schema(ctx context.Context, q Querier) (schema string, err error) {
 
 // IsTable is true for a partitioned table too, or one that Citus distributes.
 func (t Table) IsTable() bool { return t.Kind == "r" || t.Kind == "p" }
+
+// Fits reports whether the columns are there, with the types they need. Where they are not, a
+// statement of ours can run what somebody has planted: an operator for another type is an
+// exact match, and x.id without a column id is the call of a function id(x).
+func (t Table) Fits() bool { return len(t.Missing())+len(t.Mistyped()) == 0 }
+
+// Unfit says what is wrong with the columns, or nothing.
+func (t Table) Unfit() string {
+	if missing := t.Missing(); len(missing) > 0 {
+		return "it has no column " + strings.Join(missing, ", ")
+	}
+	if wrong := t.Mistyped(); len(wrong) > 0 {
+		return "it needs " + strings.Join(wrong, ", ")
+	}
+	return ""
+}
 
 // Missing names the columns that are not there.
 func (t Table) Missing() (names []string) {

@@ -14,13 +14,14 @@ import (
 // is trusted by all the others. But members of a predefined role (pg_monitor) did not choose
 // each other, and a superuser, who has the rights of all roles, counts as a member of none.
 type Stranger struct {
-	Kind string // table, schema, child, what is of that role: trigger, rule, policy, ...; or right, of Privilege on Name
+	Kind string // table, schema, child, what is of that role: trigger, rule, policy, ...; right, of Privilege on Name; or condition, of the trigger Name
 	Name string
 	Role string // public is everybody
 
-	// Of a right: trigger or references, where Name is, and who has given it, if it was not the
-	// owner.
-	Privilege, Schema, Grantor string
+	// Of a right: trigger or references, and who has given it, if it was not the owner.
+	Privilege, Grantor string
+
+	On []string // of a right or a condition: the schema and the table
 
 	// The owner of the database, or of a schema that it cannot have made itself, or a role
 	// that the current one can become without having its rights. Those who are no
@@ -90,8 +91,13 @@ func (s *Stranger) Found(table string) string {
 		if !s.Later {
 			what += ", which has a trigger"
 		}
+	case "condition":
+		what = fmt.Sprintf("%s has the trigger %q, whose condition or arguments can run SQL, and nothing tells who has made it: everybody who once had the right trigger can have", table, s.Name)
 	default:
 		what = fmt.Sprintf("%s has the %s %q of role %q", table, s.Kind, s.Name, s.Role)
+	}
+	if s.Kind == "condition" {
+		return what
 	}
 	if s.Login != "" {
 		return what + fmt.Sprintf(", to whom the login %q is a stranger, although the session has another role, which a setting of the database or of the login has given, or a hook of the pool: what they have put there could reset that, and run with the rights of the login", s.Login)
@@ -102,6 +108,10 @@ func (s *Stranger) Found(table string) string {
 // Remedy says what to do.
 func (s *Stranger) Remedy() string {
 	role := pgx.Identifier{s.Role}.Sanitize()
+	if s.Kind == "condition" {
+		trigger := fmt.Sprintf("trigger %s on %s", pgx.Identifier{s.Name}.Sanitize(), pgx.Identifier(s.On).Sanitize())
+		return fmt.Sprintf("drop %s; if it is yours: as the owner of the table, comment on %[1]s is '%s', and again after each change of the trigger", trigger, Wanted)
+	}
 	if s.Login != "" {
 		return "log in as the role that is to be used, or take the setting away: alter database, or alter role, ... reset role (see pg_db_role_setting)"
 	}
@@ -114,7 +124,7 @@ func (s *Stranger) Remedy() string {
 		if s.Role == "public" {
 			role = "public"
 		}
-		on := pgx.Identifier{s.Schema, s.Name}.Sanitize()
+		on := pgx.Identifier(s.On).Sanitize()
 		if s.Grantor != "" { // what was passed on is taken away with the option to do so
 			return fmt.Sprintf("drop the triggers that are not yours, and revoke grant option for trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Grantor}.Sanitize())
 		}
@@ -157,28 +167,8 @@ const somebodysSQL = `not exists (select from pg_constraint k where k.oid = t.tg
 // The owner of the schema is no host where somebody else may create schemas, but for the
 // database's owner and its members: they could have made this one, under a name that is in
 // the search_path ("$user"), and have given it to a role whose members they were only then.
-//
-// friends are the roles that the current one is a member of by the will of somebody who
-// could act as it anyway: on PostgreSQL 14 a role can make everybody a member of itself,
-// and who administers a role can make everybody a member of that. A grantor that has been
-// dropped since, as is possible up to PostgreSQL 15, is trusted: nobody can be found to ask.
-// What such a membership gives is decided by itself, and not by pg_has_role, for which
-// another one can add to it: PostgreSQL 16 makes who creates a role a member of it without
-// its rights, and whoever administers the role can then add these. Before 16,
-// pg_auth_members has no such options.
-const strangersSQL = `
-with recursive friends (oid, inherits, becomes) as (
-	select oid, true, true from pg_roles where rolname = current_user
-	union
-	select m.roleid, f.inherits and coalesce((pg_catalog.to_jsonb(m) ->> 'inherit_option'::text)::bool, r.rolinherit),
-		f.becomes and coalesce((pg_catalog.to_jsonb(m) ->> 'set_option'::text)::bool, true)
-	from friends f
-	join pg_roles r on r.oid = f.oid and left(r.rolname::text, 3) <> 'pg_'
-	join pg_auth_members m on m.member = f.oid
-	left join pg_roles g on g.oid = m.grantor
-	where g.oid is null or pg_has_role(g.oid, f.oid, 'member'::text)
-		or g.rolcreaterole and current_setting('server_version_num'::text)::int4 < 160000
-), parts (oid, kind, name, owner, locked) as (
+var strangersSQL = `
+with recursive ` + friendsSQL + `, parts (oid, kind, name, owner, locked) as (
 	select c.oid, 'table', c.relname, c.relowner, true
 	union
 	select x.oid, l.kind, coalesce(l.name, x.relname), x.relowner, p.locked and l.kind = 'child'::text from parts p join (
@@ -220,20 +210,25 @@ with recursive friends (oid, inherits, becomes) as (
 		select 'pg_class'::regclass::oid, i.inhrelid from pg_inherits i where u.class = 'pg_class'::regclass::oid and i.inhparent = u.oid
 	) s (class, oid)
 	where not exists (select from things t where t.class = s.class and t.oid = s.oid)
-), obeyed (kind, name, owner, privilege, schema, grantor, later) as materialized (
-	select p.kind, p.name, p.owner, null, null, null::oid, false from parts p
+), obeyed (kind, name, owner, privilege, place, grantor, later) as materialized (
+	select p.kind, p.name, p.owner, null, null::oid, null::oid, false from parts p
 	union
 	select 'schema', n.nspname, n.nspowner, null, null, null, false
 	union
-	select 'right', x.relname, g.grantee, lower(g.privilege_type), s.nspname, nullif(g.grantor, x.relowner),
+	select 'right', x.relname, g.grantee, lower(g.privilege_type), x.oid, nullif(g.grantor, x.relowner),
 		x.locked and (g.privilege_type = 'REFERENCES' or not exists (select from pg_trigger t where t.tgrelid = x.oid and ` + somebodysSQL + `))
 	from (
 		select x.*, exists (select from parts p where p.oid = x.oid and p.locked) as locked from pg_class x
 		where x.oid = any(array(select oid from parts)) or x.oid = any(array(select oid from uses where class = 'pg_class'::regclass::oid))
-	) x join pg_namespace s on s.oid = x.relnamespace
+	) x
 	cross join lateral (select x.relacl union all select a.attacl from pg_attribute a where a.attrelid = x.oid) acls (acl)
 	cross join lateral aclexplode(acls.acl) g
 	where g.privilege_type in ('TRIGGER', 'REFERENCES') and g.grantee <> x.relowner
+	union
+	select 'condition', t.tgname, 0::oid, null, t.tgrelid, null, false
+	from pg_trigger t
+	where t.oid = any(array(select oid from things where class = 'pg_trigger'::regclass::oid union all select oid from uses where class = 'pg_trigger'::regclass::oid))
+		and ` + somebodysSQL + ` and ` + openSQL + `
 	union
 	select u.kind, u.name, case u.class
 		when 'pg_class'::regclass::oid then (select relowner from pg_class x where x.oid = u.oid)
@@ -252,22 +247,11 @@ with recursive friends (oid, inherits, becomes) as (
 	from uses u
 )
 select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Kind', y.kind, 'Name', y.name, 'Role', coalesce(o.rolname::text, 'public'),
-		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Privilege', y.privilege, 'Schema', y.schema, 'Later', y.later,
+		'Host', not me.rolsuper and coalesce(host.landlord or host.becomes, false), 'Privilege', y.privilege, 'Later', y.later,
+		'On', (select pg_catalog.json_build_array(s.nspname, x.relname) from pg_class x join pg_namespace s on s.oid = x.relnamespace where x.oid = y.place),
 		'Grantor', (select g.rolname from pg_roles g where g.oid = y.grantor),
 		'Inert', y.kind in ('table', 'schema') and host.landlord and not exists (select from things where inert is not true)
 	) order by y.kind <> 'table', y.kind, y.name, o.rolname), '[]')
 from obeyed y
-cross join lateral (select b.oid, b.datdba, case when y.owner = 'pg_database_owner'::regrole::oid then b.datdba else y.owner end from pg_database b where b.datname = current_database()) base (oid, datdba, owner)
-join pg_roles me on me.rolname = current_user
-left join pg_roles o on o.oid = base.owner
-cross join lateral (select left(o.rolname::text, 3) = 'pg_') pre (defined)
-cross join lateral (select
-	not pre.defined and (o.oid = base.datdba or o.oid = n.nspowner and not exists (
-		select from pg_roles r
-		where not r.rolsuper and not pg_has_role(r.oid, base.datdba, 'member'::text) and has_database_privilege(r.oid, base.oid, 'create'::text)
-			and r.oid <> all(array(select oid from friends where inherits)))),
-	not pre.defined and exists (select from friends f where f.oid = o.oid and f.becomes)
-) host (landlord, becomes)
-where y.owner is not null and (o.oid = me.oid or o.rolsuper
-	or pg_has_role(o.oid, me.oid, case when current_setting('server_version_num'::text)::int4 < 160000 then 'member'::text else 'set'::text end)
-	or (not me.rolsuper and not pre.defined and exists (select from friends f where f.oid = o.oid and f.inherits))) is not true`
+` + judgeSQL + `
+where y.owner is not null and ` + obeysSQL + ` is not true`

@@ -47,6 +47,23 @@ const holds = `create role NAME_x; create function holds(text) returns bool immu
 
 const refers = `create table refers (id text, scope text, more text unique, foreign key (id, scope) references idempotency_keys on delete cascade);`
 
+// calling is a function that SQL in a condition can name.
+const calling = `create function calls(text) returns bool language sql as 'select true'; `
+
+const commented = `comment on trigger t on idempotency_keys is 'audit; idempotency: wanted'`
+
+func onDelete(table, what string) string {
+	return `create trigger t before delete on ` + table + ` for each row when (calls(old.id)) ` + what
+}
+
+// apart are statements of different transactions, as the rows of the catalog have it.
+func apart(statements ...string) (sql string) {
+	for _, each := range statements {
+		sql += "; savepoint apart; " + each + "; release apart"
+	}
+	return strings.TrimPrefix(sql, "; ")
+}
+
 // strangers are who could get the rights of NAME_me and of a superuser, or only of the
 // role as: the role and the kind of what is found.
 var strangers = map[string]struct{ sql, role, kind, as string }{
@@ -99,6 +116,16 @@ var strangers = map[string]struct{ sql, role, kind, as string }{
 	"right to create a trigger behind a rule": {run + `create role NAME_x; create table gone (id text); grant trigger on gone to NAME_x;
 		create rule r as on delete to idempotency_keys do also insert into gone values (old.id)`, "NAME_x", "right", ""},
 	"right to create a trigger behind a cascade": {run + refers + `create role NAME_x; grant trigger on refers to NAME_x`, "NAME_x", "right", ""},
+	"trigger whose condition calls a function":   {run + calling + onDelete("idempotency_keys", "execute function suppress_redundant_updates_trigger()"), "public", "condition", ""},
+	"trigger whose condition has an operator that is not PostgreSQL's": {run + `create function two(text, text) returns bool language sql as 'select true'; create operator %% (leftarg = text, rightarg = text, function = two);
+		create trigger t before delete on idempotency_keys for each row when (old.id %% old.scope) execute function run()`, "public", "condition", ""},
+	"trigger with arguments":                  {run + `create trigger t before delete on idempotency_keys for each row execute function run('select 1')`, "public", "condition", ""},
+	"condition of a trigger behind a cascade": {run + calling + refers + onDelete("refers", "execute function run()"), "public", "condition", ""},
+	"condition of a trigger behind a rule": {run + calling + `create table gone (id text); ` + onDelete("gone", "execute function run()") + `;
+		create rule r as on delete to idempotency_keys do also delete from gone where id = old.id`, "public", "condition", ""},
+	"trigger that was replaced since it was wanted": {run + calling + apart(onDelete("idempotency_keys", "execute function run()"), commented,
+		strings.Replace(onDelete("idempotency_keys", "execute function run()"), "create", "create or replace", 1)), "public", "condition", ""},
+	"trigger that is not wanted": {run + calling + onDelete("idempotency_keys", "execute function run()") + `; comment on trigger t on idempotency_keys is 'audit'`, "public", "condition", ""},
 	"schema of the role's own name": {run + `create role NAME_x; grant create on database DATABASE to NAME_x; grant usage, create on schema public to NAME_x; set local role NAME_x; create schema NAME_me;
 		create table NAME_me.idempotency_keys (id text); reset role`, "NAME_x", "table", ""},
 }
@@ -139,6 +166,11 @@ func TestWhoAlreadyHasTheRightsOfTheRoleOrGaveItTheTableIsNoStranger(t *testing.
 		"who can act as the role": run + `create role NAME_x in role NAME_me; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x; grant create on database DATABASE to NAME_x`,
 		"member without them":     `create role NAME_me noinherit; create role NAME_x role NAME_me; alter table idempotency_keys owner to NAME_x`,
 		"superuser's":             run + conditional,
+		"trigger that compares":   run + `create trigger t before update on idempotency_keys for each row when (old.* is distinct from new.* and old.id <> 'x') execute function run()`,
+		"trigger that is wanted":  run + calling + onDelete("idempotency_keys", "execute function run('x')") + "; " + commented,
+		"trigger that is wanted since it was changed": run + calling + apart(onDelete("idempotency_keys", "execute function run()")+"; "+commented, "alter trigger t on idempotency_keys rename to u; alter trigger u on idempotency_keys rename to t", commented),
+		"trigger that is wanted on all partitions": run + calling + `drop table idempotency_keys; create table idempotency_keys (id text, scope text) partition by hash (id); create table part partition of idempotency_keys for values with (modulus 1, remainder 0);
+			create trigger t after delete on idempotency_keys for each row when (calls(old.id)) execute function run(); ` + commented,
 		"member by the will of who has made the role": `create role NAME_admin createrole; set local role NAME_admin; create role NAME_me; create role NAME_x; grant NAME_x to NAME_me; reset role;
 			alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`,
 		"member by the will of another member of what is its member": run + `create role NAME_x; create role NAME_a; create role NAME_team role NAME_me, NAME_a; grant NAME_x to NAME_a with admin option; set local role NAME_a; grant NAME_x to NAME_team; reset role;
@@ -246,13 +278,7 @@ func TestRemedyForARightTakesItAway(t *testing.T) {
 func TestRightsThatAStrangerAddsToAMembershipAreNotTrusted(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	var version int
-	if err := pool.QueryRow(t.Context(), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
-		t.Fatal(err)
-	}
-	if version < 160000 {
-		t.Skip("a membership has no options before PostgreSQL 16")
-	}
+	since16(t, pool)
 	made := `create role NAME_me createrole; create role NAME_x; set local role NAME_me; create role NAME_team; grant NAME_team to NAME_x with admin true; reset role; alter table idempotency_keys owner to NAME_team; `
 	for what, row := range map[string]struct {
 		sql               string
@@ -267,6 +293,74 @@ func TestRightsThatAStrangerAddsToAMembershipAreNotTrusted(t *testing.T) {
 		i := slices.IndexFunc(table.Strangers, func(s keytable.Stranger) bool { return s.Kind == "table" && s.Role == in("NAME_team") })
 		if (i >= 0) != row.stranger || i >= 0 && table.Strangers[i].Host != row.becomes {
 			t.Errorf("%s: %+v", what, table.Strangers)
+		}
+	}
+}
+
+// PostgreSQL 16 lets a role be a member of another without any right.
+func TestMemberWithoutRightsIsNobodyWhoCouldActAsTheRole(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	since16(t, pool)
+	made := `create role NAME_me; create role NAME_lead; create role NAME_boss; create role NAME_x; grant NAME_x to NAME_lead with admin option; OPTION; set local role NAME_lead; grant NAME_x to NAME_me; reset role;
+		alter table idempotency_keys owner to NAME_x`
+	owner := `create role NAME_me; create role NAME_db; create role NAME_boss; alter database DATABASE owner to NAME_db; create role NAME_x; grant create on database DATABASE to NAME_x;
+		OPTION; alter table idempotency_keys owner to NAME_x; alter schema public owner to NAME_x`
+	const without = " with inherit false, set false"
+	for option, trusted := range map[string]bool{
+		"grant GROUP to MEMBER" + without:                                                                                            false,
+		"grant GROUP to MEMBER with inherit false, set true":                                                                         true,
+		"grant GROUP to MEMBER with inherit true, set false":                                                                         true,
+		"grant GROUP to MEMBER with admin true, inherit false, set false":                                                            true,
+		"grant GROUP to NAME_boss with admin true, inherit false, set false; grant NAME_boss to MEMBER" + without:                    false,
+		"grant GROUP to NAME_boss with admin true, inherit false, set false; grant NAME_boss to MEMBER with inherit false, set true": true,
+	} {
+		for what, sql := range map[string]string{
+			"grantor":            strings.ReplaceAll(made, "OPTION", strings.NewReplacer("GROUP", "NAME_me", "MEMBER", "NAME_lead").Replace(option)),
+			"creator of schemas": strings.ReplaceAll(owner, "OPTION", strings.NewReplacer("GROUP", "NAME_db", "MEMBER", "NAME_x").Replace(option)),
+		} {
+			if table, _ := described(t, pool, sql, "NAME_me", "public"); (table.StrangerToCalls() == nil) != trusted {
+				t.Errorf("%s, %s: %+v", what, option, table.Strangers)
+			}
+		}
+	}
+}
+
+func since16(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	var version int
+	if err := pool.QueryRow(t.Context(), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < 160000 {
+		t.Skip("a membership has no options before PostgreSQL 16")
+	}
+}
+
+// A statement that names a column which is not there, or has another type, can run what
+// somebody has planted.
+func TestTableWithoutOurColumnsIsNotInert(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for table, column := range map[string]string{keytable.Name: "origin", keytable.Operations: "attempts", keytable.Migrations: "version"} {
+		for change, inert := range map[string]bool{"add extra text": true, "drop column " + column: false, "alter " + column + " type varchar": false} {
+			tx, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sql := "create role NAME_x; alter schema public owner to NAME_x; alter table TABLE owner to NAME_x; alter table TABLE " + change
+			sql = strings.NewReplacer("NAME", pool.Config().ConnConfig.Database, "TABLE", table).Replace(sql)
+			if _, err := tx.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+				t.Fatal(err)
+			}
+			described, err := keytable.Describe(t.Context(), tx, "public", table)
+			if err != nil {
+				t.Error(err)
+			}
+			if described.Inert() != inert || described.Fits() != inert || (described.Unfit() == "") != inert {
+				t.Errorf("%s, %s: %+v, %q", table, change, described.Strangers, described.Unfit())
+			}
+			_ = tx.Rollback(context.WithoutCancel(t.Context()))
 		}
 	}
 }
