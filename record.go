@@ -153,6 +153,9 @@ func (s *Store) queryOn(ctx context.Context, prepare, statement func(*statements
 		return err
 	}
 	defer conn.Release()
+	if err := checkSent(conn.Conn(), args...); err != nil {
+		return err
+	}
 	return graced(ctx, conn.Conn(), func(ctx context.Context) error {
 		sql, err := s.table.statements(ctx, conn)
 		if err != nil {
@@ -241,6 +244,9 @@ func (s *Store) changeKey(ctx context.Context, doing string, key Key, do func(pg
 	var waits backoff
 	for start := time.Now(); ; {
 		err := s.change(ctx, s.cfg.MaxIdle, func(tx pgx.Tx, sql *statements) error {
+			if err := checkSent(tx.Conn(), key.ID, key.Scope); err != nil {
+				return err
+			}
 			free, err := sql.tryLock(ctx, tx, key)
 			switch {
 			case err != nil:
@@ -290,7 +296,7 @@ func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx
 		if err != nil {
 			return err
 		}
-		if err := condition.Check(ctx, tx); err != nil {
+		if err := condition.Meet(ctx, tx); err != nil {
 			return err
 		}
 		var same bool
@@ -352,6 +358,9 @@ func (sql *statements) deleteRow(ctx context.Context, tx pgx.Tx, key Key) (remai
 
 // checkAbandoned is ErrUnfinished if the key has an operation of a procedure.
 func (sql *statements) checkAbandoned(ctx context.Context, tx pgx.Tx, key []any) error {
+	if !condition.Operations(ctx) { // the command has not found the table
+		return nil
+	}
 	if _, err := tx.Exec(ctx, savepointSQL); err != nil { // the table can be missing
 		return err
 	}

@@ -89,6 +89,9 @@ type savepoint struct {
 // succeeded while ctx ended is an error: its function is not run.
 func (sp *savepoint) begin(ctx context.Context, t *table) (f finding, err error) {
 	err = graced(ctx, connOf(sp.tx), func(ctx context.Context) (err error) {
+		if err = checkSentIn(ctx, sp.tx, sp.args); err != nil {
+			return err
+		}
 		if sp.sql, err = t.statements(ctx, sp.tx); err == nil {
 			f, err = sp.claim(ctx)
 		}

@@ -122,6 +122,9 @@ func (v *volley) send(ctx context.Context) (s shot, serializable bool) {
 func (v *volley) batch(ctx context.Context) (*pgx.Batch, error) {
 	store := v.c.store
 	args := store.keyArgs(v.c.key)
+	if err := checkSent(v.conn, args.read()...); err != nil {
+		return nil, err
+	}
 	guard, guardArgs, effect := &v.sql.guard, args[:3:3], &v.effect.shot
 	if v.strict {
 		guard, guardArgs, effect = &v.sql.strictGuard, args[:4:4], &v.effect.strict

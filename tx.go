@@ -81,6 +81,9 @@ func (x *session) begin(ctx context.Context) (f finding, err error) {
 	if x.sql, err = x.store.table.statements(ctx, x.conn); err != nil {
 		return finding{}, err
 	}
+	if err := checkSent(x.conn.Conn(), x.args.read()...); err != nil {
+		return finding{}, err
+	}
 	if x.sql.distributed {
 		return x.beginThere(ctx)
 	}

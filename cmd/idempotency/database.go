@@ -70,7 +70,7 @@ func (d *database) connect(ctx context.Context, do func(*pgxpool.Pool) error) er
 		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	}
 	if !d.asIs { // the doctor finds it
-		cfg.AfterConnect = unshadowed
+		cfg.AfterConnect = prepare
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
 	if err != nil {
@@ -132,12 +132,30 @@ func (d *database) reading(ctx context.Context, pool *pgxpool.Pool, do func(pgx.
 
 const readOnlySQL = `set transaction read only`
 
-// writing is the context for a Store's methods that delete, each transaction of which
-// looks at the table first.
-func (d *database) writing(ctx context.Context) context.Context {
-	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		_, err := d.heldKeys(ctx, tx, keytable.Writing)
-		return err
+// purging is the context for a Store's methods that delete what has expired, each
+// transaction of which looks at the table first. They name no other.
+func (d *database) purging(ctx context.Context) context.Context {
+	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) (operations bool, err error) {
+		_, err = d.heldKeys(ctx, tx, keytable.Writing)
+		return false, err
+	})
+}
+
+// changing is the context for the methods that change one key, each transaction of which
+// looks at both tables first. That of the operations is held for use. Where it is missing,
+// the error is absent, or it is not read: whatever gets its name from now on has not been
+// looked at.
+func (d *database) changing(ctx context.Context, use keytable.Use, absent error) context.Context {
+	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) (operations bool, err error) {
+		if _, err := d.heldKeys(ctx, tx, keytable.Writing); err != nil {
+			return false, err
+		}
+		there, err := keytable.Holds(ctx, tx, d.found, keytable.Operations) // to hold what is not there would end the transaction
+		if err != nil || !there {
+			return false, cmp.Or(err, absent)
+		}
+		_, err = d.heldTable(ctx, tx, keytable.Operations, use)
+		return err == nil, err
 	})
 }
 
@@ -150,7 +168,22 @@ func (d *database) heldKeys(ctx context.Context, tx pgx.Tx, use keytable.Use) (k
 	return table, err
 }
 
+// heldTable holds a table that has our columns, with our types. For others an operator, or a
+// function, that somebody has made can be an exact match.
 func (d *database) heldTable(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
+	table, err = d.trusted(ctx, tx, relation, use)
+	if err == nil && !table.Fits() {
+		err = d.unfit(relation, table)
+	}
+	return table, err
+}
+
+func (d *database) unfit(relation string, table keytable.Table) error {
+	return untrusted(fmt.Sprintf("%s was not made by this package: %s: rename what is there, or name another schema (-schema)", qualified(d.found, relation), table.Unfit()))
+}
+
+// trusted is heldTable whatever the columns are.
+func (d *database) trusted(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
 	name := qualified(d.found, relation)
 	table, err = keytable.Hold(ctx, tx, d.found, relation, use)
 	switch {
@@ -161,14 +194,30 @@ func (d *database) heldTable(ctx context.Context, tx pgx.Tx, relation string, us
 	case err != nil:
 		return table, fmt.Errorf("looking at %s: %w", name, err)
 	}
-	// For other types than ours an operator that somebody has made can be an exact match.
-	if wrong := table.Mistyped(); len(wrong) > 0 {
-		return table, untrusted(fmt.Sprintf("%s was not made by this package: it needs %s: rename what is there, or name another schema (-schema)", name, strings.Join(wrong, ", ")))
-	}
 	if stranger := table.StrangerByName(d.forUse); stranger != nil {
 		return table, untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
 	}
 	return table, nil
+}
+
+// prepare makes a new session one in which the keys are what they are, and refuses one in
+// which anything could run.
+func prepare(ctx context.Context, conn *pgx.Conn) error {
+	if err := unshadowed(ctx, conn); err != nil {
+		return err
+	}
+	return legible(ctx, conn)
+}
+
+// legible sets client_encoding where it is neither what pgx sends nor what the database
+// keeps: one key would be shown, or deleted, for another. A Store refuses such keys.
+func legible(ctx context.Context, conn *pgx.Conn) error {
+	server, client := conn.PgConn().ParameterStatus("server_encoding"), conn.PgConn().ParameterStatus("client_encoding")
+	if client == server || client == "UTF8" || client == "SQL_ASCII" || server == "SQL_ASCII" {
+		return nil
+	}
+	_, err := conn.Exec(ctx, "set client_encoding to 'UTF8'", pgx.QueryExecModeExec)
+	return err
 }
 
 // unshadowed refuses a session in which any statement could run what somebody has planted.

@@ -124,7 +124,7 @@ func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id str
 		return rec, err
 	}
 	rec = record{Scope: scope, ID: id, State: deleted}
-	err = store.Delete(d.writing(ctx), idempotency.Key{Scope: scope, ID: id})
+	err = store.Delete(d.changing(ctx, keytable.Reading, nil), idempotency.Key{Scope: scope, ID: id})
 	switch {
 	case errors.Is(err, idempotency.ErrNotFound):
 		rec.State = notFound

@@ -62,7 +62,7 @@ func (p *purger) once(ctx context.Context) error {
 			return err
 		}
 		clear := p.progress()
-		deleted, err := store.Purge(p.writing(ctx))
+		deleted, err := store.Purge(p.purging(ctx))
 		clear()
 		if p.asJSON {
 			if err := p.object(ctx, event); err != nil {
@@ -129,7 +129,7 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 			return err
 		}
 		fmt.Fprintf(p.std.err, "idempotency: purging every %v\n", every)
-		if err := store.PurgeEvery(p.writing(ctx), every); stopped.Err() != nil {
+		if err := store.PurgeEvery(p.purging(ctx), every); stopped.Err() != nil {
 			return err
 		}
 		return errors.New("the loop has ended, because to try again would not help")

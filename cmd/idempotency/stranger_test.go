@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -143,6 +144,58 @@ func TestTableOfOtherTypesIsNotWorkedWith(t *testing.T) {
 		if r.exit == 0 || !strings.Contains(r.stderr, "it needs id text") || strings.Contains(r.stdout+r.stderr, "planted") {
 			t.Errorf("%s: %+v", args, r)
 		}
+	}
+}
+
+// Where a column is missing, table.column is the call of a function of that name.
+func TestTableWithoutAColumnIsNotWorkedWith(t *testing.T) {
+	t.Parallel()
+	const theirs = `create function %s(public.%s) returns text language plpgsql as $$ begin raise exception 'theirs runs'; end $$; `
+	for table, columns := range map[string][]string{"idempotency_keys": {"id", "scope"}, "idempotency_operations": {"id"}} {
+		for _, owner := range []string{"current_user", "stranger"} {
+			pool := pgtest.New(t)
+			sql := `insert into idempotency_keys (id, scope, purge_after) values ('i', 's', now() + interval '1 day');`
+			for _, column := range columns {
+				sql += fmt.Sprintf("alter table %s drop column %s;"+theirs, table, column, column, table)
+			}
+			sql += `alter schema public owner to stranger; alter table idempotency_keys owner to stranger; alter table idempotency_operations owner to stranger`
+			do(t, pool, strings.ReplaceAll(sql, "stranger", map[string]string{"current_user": "current_user", "stranger": stranger(t, pool)}[owner]))
+			for _, args := range []string{"get s i", "find i", "list", "stats", "delete -unfinished -yes s i", "settle -yes s i call 1", "delete -yes s i"} {
+				r := run(t, on(pool), strings.Fields(args)...)
+				if strings.Contains(r.stdout+r.stderr, "theirs runs") {
+					t.Errorf("%s of %s: %s: %+v", table, owner, args, r)
+				}
+				writes := strings.HasPrefix(args, "delete -") || strings.HasPrefix(args, "settle")
+				switch says := "it has no column " + strings.Join(columns, ", "); {
+				case owner == "current_user" && (table == "idempotency_keys" || writes):
+					r.wantLine(t, 1, table, says)
+				case owner == "stranger" && table == "idempotency_keys":
+					r.wantLine(t, 1, table, "belongs to role")
+				}
+			}
+		}
+	}
+}
+
+// An installation before the migration that makes the table of the operations.
+func TestNothingInTheNameOfTheOperationsIsReadThatWasNotLookedAt(t *testing.T) {
+	t.Parallel()
+	const theirs = `create function theirs() returns text language plpgsql as $$ begin raise exception 'theirs runs'; end $$; `
+	for _, row := range []struct{ sql, says string }{
+		{theirs + `create view idempotency_operations as select theirs() as id, 's'::text as scope; alter view idempotency_operations owner to stranger`, "is not a table"},
+		{`create table idempotency_operations (id text, scope text); alter table idempotency_operations owner to stranger`, "belongs to role"},
+		{`create table idempotency_operations (id varchar, scope text)`, "it has no column"},
+		{"", ""},
+	} {
+		pool := pgtest.New(t)
+		do(t, pool, `drop table idempotency_operations; insert into idempotency_keys (id, scope, purge_after) values ('i', 's', now() + interval '1 day');`+strings.ReplaceAll(row.sql, "stranger", stranger(t, pool)))
+		r := run(t, on(pool), "delete", "-yes", "s", "i")
+		if row.sql == "" {
+			r.wantAll(t, 0, "deleted")
+			continue
+		}
+		r.wantLine(t, 1, "idempotency_operations", row.says)
+		run(t, on(pool), "purge", "-once").wantAll(t, 0) // names no such table
 	}
 }
 

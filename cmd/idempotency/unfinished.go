@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
-	"github.com/pgidem/idempotency/internal/condition"
 	"github.com/pgidem/idempotency/internal/keytable"
 )
 
@@ -48,9 +47,14 @@ func (d *database) operations(ctx context.Context, tx pgx.Tx) (o operations, err
 	if err := tx.QueryRow(ctx, d.on(`select to_regclass('idempotency_operations'::text) is not null`)).Scan(&there); err != nil || !there {
 		return o, err
 	}
-	table, err := d.heldTable(ctx, tx, keytable.Operations, keytable.Reading)
-	if err != nil || len(table.Missing()) > 0 {
+	table, err := d.trusted(ctx, tx, keytable.Operations, keytable.Reading)
+	switch {
+	case err != nil:
 		return o, err
+	case len(table.Mistyped()) > 0:
+		return o, d.unfit(keytable.Operations, table)
+	case len(table.Missing()) > 0: // of another release: it is not read
+		return o, nil
 	}
 	err = tx.QueryRow(ctx, d.on(operationsSQL)).Scan(&o.error, &o.outcomes, &o.readable)
 	return o, err
@@ -191,18 +195,8 @@ func (d *database) changeOperation(ctx context.Context, scope, id string, do fun
 		if err != nil {
 			return err
 		}
-		looking := condition.With(ctx, func(ctx context.Context, tx pgx.Tx) error {
-			if _, err := d.heldKeys(ctx, tx, keytable.Writing); err != nil {
-				return err
-			}
-			_, err := d.heldTable(ctx, tx, keytable.Operations, keytable.Writing)
-			if errors.Is(err, keytable.ErrMissing) {
-				err = idempotency.ErrNotFound
-			}
-			return err
-		})
 		rec := record{Scope: scope, ID: id}
-		err = do(looking, store, idempotency.Key{Scope: scope, ID: id})
+		err = do(d.changing(ctx, keytable.Writing, idempotency.ErrNotFound), store, idempotency.Key{Scope: scope, ID: id})
 		switch {
 		case errors.Is(err, idempotency.ErrNotFound):
 			return exitError{exitNotFound, "no procedure with " + rec.key() + " has begun and not ended: get tells what became of it"}
