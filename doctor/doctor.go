@@ -163,7 +163,7 @@ type untrusted struct{ found, remedy string }
 func (e untrusted) Error() string { return e.found }
 
 // read is query for the rows of a table in the schema of the keys' table. It looks at the
-// table under a lock first, since the owner of the schema can replace it at any time, and
+// table and its columns under a lock first, since the owner of the schema can replace it at any time, and
 // returns keytable.ErrMissing or an untrusted where it may not be read.
 func (p *patient) read(ctx context.Context, what, table, sql string, into ...any) error {
 	err := pgx.BeginTxFunc(ctx, p.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error { // not yet read only: see keytable.Hold
@@ -176,6 +176,8 @@ func (p *patient) read(ctx context.Context, what, table, sql string, into ...any
 			return err
 		case stranger != nil:
 			return untrusted{stranger.Found(name), stranger.Remedy()}
+		case !t.Fits(): // for other types than ours an operator that somebody has made can be an exact match
+			return untrusted{name + " was not made by this package: " + t.Unfit(), "move it out of the way, then " + migrate}
 		}
 		if _, err := tx.Exec(ctx, "set transaction read only", pgx.QueryExecModeExec); err != nil {
 			return err

@@ -20,9 +20,7 @@ type hook struct {
 	Refers bool     // a foreign key of another table
 }
 
-// wanted in the comment of a trigger, a rule or a policy says that somebody knows
-// of it, and that it does no harm.
-const wanted = "idempotency: wanted"
+const wanted = keytable.Wanted
 
 // partsSQL are the table and its partitions.
 const partsSQL = `
@@ -191,35 +189,25 @@ func checkCatalog(ctx context.Context, p *patient) error {
 	return errShadowed
 }
 
-// searchPathSQL names who may create in a schema of the search_path, but for those
-// who can do anything there: superusers, the owners of the schema and of the
-// database, the current role and those that it is a member of.
-const searchPathSQL = `
-select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('Schema', schema, 'Who', who) order by place), '[]')
-from (
-	select n.nspname::text as schema, p.place, string_agg(coalesce(quote_ident(r.rolname::text), 'public'), ', '::text order by r.rolname) as who
-	from pg_catalog.unnest(current_schemas(false)) with ordinality p (name, place)
-	join pg_namespace n on n.nspname = p.name
-	cross join aclexplode(n.nspacl) a
-	left join pg_roles r on r.oid = a.grantee
-	where a.privilege_type = 'CREATE' and (a.grantee = 0::oid or not (
-		r.rolsuper or r.oid = n.nspowner
-		or (pg_has_role(r.oid, 'member'::text) and not (select rolsuper from pg_roles where rolname = current_user))
-		or r.oid = (select datdba from pg_database where datname = current_database())))
-	group by n.nspname, p.place) x`
-
 // checkSearchPath: an operator or a function that somebody has planted there is
 // preferred to PostgreSQL's own wherever the types fit better, in the application's
 // statements too.
 func checkSearchPath(ctx context.Context, p *patient) error {
-	var open []struct{ Schema, Who string }
-	if err := p.query(ctx, "looking at the search_path", searchPathSQL, nil, &open); err != nil {
-		return err
+	open, err := keytable.OpenInPath(ctx, p.pool, pgx.QueryExecModeExec)
+	if err != nil {
+		return fmt.Errorf("looking at the search_path: %w", err)
 	}
+	const instead = "or take it out of the search_path, and name the table's schema in Config.Schema (-schema)"
 	for _, o := range open {
 		schema := pgx.Identifier{o.Schema}.Sanitize()
-		p.find(Warning, "search_path", fmt.Sprintf("schema %s is in the search_path, and objects can be created in it by: %s: their functions and operators can run with the rights of this role", schema, o.Who),
-			fmt.Sprintf("revoke create on schema %s from %s; or take it out of the search_path, and name the table's schema in Config.Schema (-schema)", schema, o.Who))
+		if o.Owner != "" {
+			p.find(Warning, "search_path", fmt.Sprintf("schema %s is in the search_path, and belongs to role %q, to whom this role does not belong: functions and operators that it makes there can run with the rights of this role", schema, o.Owner),
+				fmt.Sprintf("alter schema %s owner to a trusted role; let nobody but the owner of the database create schemas (revoke create on database); %s", schema, instead))
+		}
+		if o.Others != "" {
+			p.find(Warning, "search_path", fmt.Sprintf("schema %s is in the search_path, and objects can be created in it by: %s: their functions and operators can run with the rights of this role", schema, o.Others),
+				fmt.Sprintf("revoke create on schema %s from %s; %s", schema, o.Others, instead))
+		}
 	}
 	return nil
 }

@@ -199,6 +199,41 @@ func TestSchemaInWhichOthersCanCreateIsNamed(t *testing.T) {
 	healthy(t, d.check(d.pool(path...), idempotency.Config{}))
 }
 
+// What who may create there would let the current role run counts, whoever has made it a
+// member of that role.
+func TestMembershipThatAStrangerHasMadeHidesNobodyWhoCanCreate(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	stranger, team := d.role+"_stranger", d.role+"_team"
+	d.exec("create role " + stranger + "; create role " + team + "; grant " + team + " to " + stranger + " with admin option; grant create on schema public to " + team)
+	t.Cleanup(func() { d.forget(team); d.forget(stranger) })
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "search_path", "by: "+team)
+	d.exec("begin; set local role " + stranger + "; grant " + team + " to " + d.role + "; commit")
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "search_path", "by: "+team)
+	d.exec("begin; set local role " + stranger + "; revoke " + team + " from " + d.role + "; commit; grant " + team + " to " + d.role)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	d.exec("revoke " + team + " from " + d.role + "; grant " + d.role + " to " + team) // which has its rights already
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+}
+
+func TestSchemaOfTheSearchPathThatAStrangerOwnsIsNamed(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	stranger := d.role + "_stranger"
+	d.exec("create role " + stranger + `; create schema "Theirs" authorization ` + stranger + `; grant usage on schema "Theirs" to public`)
+	t.Cleanup(func() { d.forget(stranger) })
+	path := []string{"search_path", `"Theirs", public`}
+	healthy(t, d.check(d.pool(path...), idempotency.Config{})) // nobody but the owner of the database creates schemas
+	d.exec("grant create on database " + d.admin.Config().ConnConfig.Database + " to " + stranger)
+	wants(t, d.check(d.pool(path...), idempotency.Config{}), doctor.Warning, "search_path", `schema "Theirs" is in the search_path, and belongs to role "`+stranger+`"`, "owner to")
+	superusers := d.check(d.pool(append(path, "role", "none")...), idempotency.Config{})
+	if superusers[0].Check != "search_path" {
+		t.Errorf("a superuser finds %v", superusers)
+	}
+	d.exec("grant " + d.role + " to " + stranger)
+	healthy(t, d.check(d.pool(path...), idempotency.Config{}))
+}
+
 // forget drops a role with all that it has.
 func (d *database) forget(role string) {
 	sql := "reassign owned by " + role + " to current_user; drop owned by " + role + "; drop role " + role

@@ -123,16 +123,14 @@ func (p *patient) checkModes(s session) {
 // of SQL_ASCII keeps the bytes.
 func (p *patient) checkEncoding(s session) {
 	const remedy = "set client_encoding=UTF8 in the connection string of every program that uses the table, all at the same moment; or let keys be ASCII, as UUIDs are"
-	// Of the encodings that a database can have, this one alone makes one character of two:
-	// found by converting each character of the Basic Multilingual Plane to each of them.
-	if s.encoding == "EUC_JP" {
-		p.find(Error, "encoding", "the database has the encoding EUC_JP, in which U+00A6 (broken bar) and U+FFE4 (fullwidth broken bar) are one character: keys that differ in nothing else are one key, and calls of one get the result of the other",
-			"move to a database of the encoding UTF8; until then let keys be ASCII, as UUIDs are, or refuse one of the two characters in them")
-	}
 	switch {
-	case s.encoding == "SQL_ASCII":
+	case s.encoding == "SQL_ASCII", s.client == "SQL_ASCII" && s.encoding == "UTF8":
+	case s.client != "UTF8" && s.client != s.encoding && s.client != "SQL_ASCII":
+		p.find(Error, "encoding", fmt.Sprintf("this connection says that it sends %s, where pgx sends UTF-8, and the database has the encoding %s: PostgreSQL would make another text of a key beyond ASCII, which can be another key, so that calls with such a key are refused (ErrInvalidKey)", s.client, s.encoding), remedy)
 	case s.client != "UTF8":
 		p.find(Warning, "encoding", fmt.Sprintf("the database has the encoding %s, and this connection says that it sends %s, where pgx sends UTF-8: a key with characters beyond ASCII is another one to a program that connects with client_encoding=UTF8", s.encoding, s.client), remedy)
+	case s.encoding == "EUC_JP":
+		p.find(Note, "encoding", "the database has the encoding EUC_JP: a key with characters beyond ASCII is another one to a program that connects without client_encoding=UTF8, and one with characters that EUC_JP does not have, or with U+00A6 or U+FFE4, which it takes for one, is refused", remedy)
 	case s.encoding != "UTF8":
 		p.find(Note, "encoding", fmt.Sprintf("the database has the encoding %s: a key with characters beyond ASCII is another one to a program that connects without client_encoding=UTF8, and one with characters that %s does not have is refused", s.encoding, s.encoding), remedy)
 	}

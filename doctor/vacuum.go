@@ -126,7 +126,7 @@ func checkMigrations(ctx context.Context, p *patient) error {
 	if p.table == nil {
 		return nil
 	}
-	const versions = "idempotency_migrations"
+	const versions = keytable.Migrations
 	name := p.table.sibling(versions)
 	var dirty []int64
 	err := p.read(ctx, "looking at the migrations", versions, strings.Replace(migrationsSQL, versions, name, 1), &dirty)
