@@ -55,6 +55,9 @@ func (s *session) apply(ctx context.Context) error {
 	if err := s.createSchema(ctx); err != nil {
 		return s.byOwner(err)
 	}
+	if err := s.mayMake(ctx); err != nil {
+		return err
+	}
 	drv, err := s.driver(ctx)
 	if err != nil {
 		return s.byOwner(fmt.Errorf("%w; remove the cause and run Up again", err))

@@ -19,7 +19,7 @@ import (
 
 // versionTable is ours alone: golang-migrate's default name, schema_migrations,
 // would collide with an application that runs golang-migrate itself.
-const versionTable = "idempotency_migrations"
+const versionTable = keytable.Migrations
 
 // A session is the one connection on which a call does all its work, and which
 // ends with the call. What the call holds on the server, the lock above all,
@@ -29,7 +29,8 @@ type session struct {
 	db       *sql.DB // golang-migrate's view of conn, once driver has made it
 	database string
 	schema   string
-	role     string // as whom it acts
+	later    []string // the other schemas of the search_path, where it is that which names ours
+	role     string   // as whom it acts
 }
 
 func within(ctx context.Context, pool *pgxpool.Pool, schema string, do func(*session, context.Context) error) error {
@@ -99,10 +100,15 @@ func (s *session) enter(ctx context.Context, schema string) error {
 	// operator in it, not even that of nullif, and each type is qualified: in a search_path
 	// that names pg_catalog behind another schema, one there is preferred, and casting to a
 	// domain runs its constraints.
-	const resolve = `select pg_catalog.current_database(), coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), current_user::pg_catalog.text, $1::pg_catalog.text::pg_catalog.name::pg_catalog.text`
+	const resolve = `select pg_catalog.current_database(), coalesce(pg_catalog.current_schema()::pg_catalog.text, ''), current_user::pg_catalog.text, $1::pg_catalog.text::pg_catalog.name::pg_catalog.text,
+		pg_catalog.current_schemas(false)::pg_catalog.text[]`
 	var first, named string
-	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &first, &s.role, &named); err != nil {
+	var path []string
+	if err := s.pgx().QueryRow(ctx, resolve, schema).Scan(&s.database, &first, &s.role, &named, &path); err != nil {
 		return fmt.Errorf("looking up schema %q: %w", schema, err)
+	}
+	if named == "" && len(path) > 0 {
+		s.later = path[1:]
 	}
 	s.schema = cmp.Or(named, first)
 	if s.schema == "" {
