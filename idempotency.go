@@ -99,7 +99,10 @@ var (
 // A Key names one operation. Keys beyond ASCII need client_encoding=UTF8 in every
 // program, unless the database itself is UTF8: pgx sends UTF-8 without telling the
 // server, which then takes the bytes for its own encoding, and for another key than the
-// same text of a program that tells it. The doctor names such connections.
+// same text of a program that tells it. The doctor names such connections. Where
+// client_encoding is another one than UTF8 and than that of the database, PostgreSQL would
+// convert two keys to one: keys beyond ASCII are ErrInvalidKey there. So are, in a
+// database that is not UTF8, U+0080 to U+009F, and in one of EUC_JP U+00A6 and U+FFE4.
 type Key struct {
 	// Scope separates those who make keys, such as tenants or customers, and
 	// operations that must not meet. The same ID in two scopes is two keys.

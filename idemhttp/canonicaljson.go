@@ -45,6 +45,8 @@ type canonicalizer struct {
 
 	members  []member // of the objects around this place, the innermost last
 	unsorted []byte   // kept for the next object that is to be sorted
+	folded   []byte   // so are the names without their case
+	folds    int      // how many characters were folded, for the test
 }
 
 func (c *canonicalizer) value(depth int) error {
@@ -94,8 +96,9 @@ func (c *canonicalizer) array(depth int) error {
 	}
 }
 
-// A member is a place in the output: the name and its value.
-type member struct{ start, colon, end int }
+// A member is a place in the output: the name and its value. Its name without case is a
+// place in folded while the object is sorted.
+type member struct{ start, colon, end, folded, foldedEnd int }
 
 func (c *canonicalizer) object(depth int) error {
 	c.copy()
@@ -128,8 +131,9 @@ func (c *canonicalizer) sort(first int, members []member) {
 	byName := func(a, b member) int {
 		return bytes.Compare(c.out[a.start:a.colon], c.out[b.start:b.colon])
 	}
+	c.foldNames(members)
 	byFolded := func(a, b member) int {
-		return compareFolded(c.out[a.start:a.colon], c.out[b.start:b.colon])
+		return bytes.Compare(c.folded[a.folded:a.foldedEnd], c.folded[b.folded:b.foldedEnd])
 	}
 	slices.SortStableFunc(members, byFolded)
 	same := false
@@ -153,20 +157,24 @@ func (c *canonicalizer) sort(first int, members []member) {
 	c.out = append(c.out, '}')
 }
 
-// compareFolded is 0 for names that encoding/json takes for the same. It takes each half
-// of a surrogate pair, and each byte that is not UTF-8, for the replacement character.
-func compareFolded(a, b []byte) int {
-	for len(a) > 0 && len(b) > 0 {
-		r, n := decodeRune(a)
-		q, m := decodeRune(b)
-		if r != q {
-			if order := cmp.Compare(folded(r), folded(q)); order != 0 {
-				return order
-			}
+// foldNames writes down each name as UTF-8 without case, once: a comparison that folded
+// both names again would let a body of 1 MiB take a second. The order of UTF-8 is that of
+// the characters. Names that encoding/json takes for the same become the same: it takes
+// each half of a surrogate pair, and each byte that is not UTF-8, for the replacement
+// character.
+func (c *canonicalizer) foldNames(members []member) {
+	c.folded = c.folded[:0]
+	for i := range members {
+		m := &members[i]
+		m.folded = len(c.folded)
+		for name := c.out[m.start:m.colon]; len(name) > 0; {
+			r, n := decodeRune(name)
+			c.folded = utf8.AppendRune(c.folded, folded(r))
+			c.folds++
+			name = name[n:]
 		}
-		a, b = a[n:], b[m:]
+		m.foldedEnd = len(c.folded)
 	}
-	return cmp.Compare(len(a), len(b))
 }
 
 // decodeRune is of a string in the canonical form.
@@ -183,6 +191,9 @@ func decodeRune(s []byte) (rune, int) {
 
 // folded is the smallest of the characters that differ in case only.
 func folded(r rune) rune {
+	if r <= unicode.MaxASCII {
+		return unicode.ToUpper(r)
+	}
 	for {
 		next := unicode.SimpleFold(r)
 		if next <= r {

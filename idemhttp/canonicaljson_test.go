@@ -276,3 +276,28 @@ func TestMembersWhoseNamesDifferInCaseStayInTheirOrder(t *testing.T) {
 		}
 	}
 }
+
+// A comparison of two names that folded both again would take 30 times as long as
+// encoding/json for such a body.
+func TestEachCharacterOfANameIsFoldedOnce(t *testing.T) {
+	t.Parallel()
+	const names, length = 200, 50
+	for _, letters := range []string{"kK\u212a", "sS\u017f", "a"} {
+		var doc bytes.Buffer
+		for i := range names {
+			doc.WriteString(`,"`)
+			for k := range length {
+				all := []rune(letters)
+				doc.WriteRune(all[(i>>(k%8)+k)%len(all)])
+			}
+			doc.WriteString(`":{"k":0}`)
+		}
+		c := canonicalizer{in: []byte("{" + doc.String()[1:] + "}")}
+		if err := c.value(0); err != nil {
+			t.Fatal(err)
+		}
+		if want := names * (length + 2 + 3); c.folds != want { // with the quotes, and the inner name
+			t.Errorf("%s: %d characters were folded, want %d", letters, c.folds, want)
+		}
+	}
+}
