@@ -29,7 +29,7 @@ var (
 // A 404 or 405 that only a later run gives may be the truth (the row was deleted
 // meanwhile), but nobody can tell. The next request with the key finds out.
 func (x *exchange) comparedWithBefore(now *run) error {
-	this := trace{now.tx.used, x.response.status, x.response.body.Len() > 0}
+	this := trace{now.Tx.Used(), x.response.status, x.response.body.Len() > 0}
 	before := x.before
 	x.before = &this
 	if before == nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/transport"
 )
 
 // An exchange is one request under a key, and its response.
@@ -35,7 +36,7 @@ type exchange struct {
 }
 
 func (m *Middleware) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	if runOf(r.Context()) != nil { // inside of another Middleware, whose key it is
+	if transport.RunOf(r.Context()) != nil { // inside of another Middleware, whose key it is
 		next.ServeHTTP(w, r)
 		return
 	}

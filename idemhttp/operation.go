@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/dunglas/httpsfv"
+	"github.com/pgidem/idempotency/internal/transport"
 )
 
 // WithKey returns a context whose requests are sent by [Transport] with id as
@@ -26,6 +27,14 @@ import (
 func WithKey(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, givenKey{}, id)
 }
+
+// NewID returns a new idempotency key: a UUIDv7 (RFC 9562, section 5.7) in its
+// text form of 36 bytes. Within a process each is greater than those returned
+// before, also as text and whatever the clock does, so that the index of the
+// server's table grows at its right edge. 62 bits are from crypto/rand: an id
+// cannot be guessed, but it shows when it was made. It never fails, and is safe
+// for concurrent use.
+func NewID() string { return transport.NewID() }
 
 // Sent returns the key of what [Transport] has sent, without the quotes of the
 // header field, and how many times, given what [http.Client.Do] has returned:

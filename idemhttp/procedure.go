@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/transport"
 )
 
 // Procedure executes a procedure, once per key, for requests that have its input. What is
@@ -42,7 +43,7 @@ func Procedure[In, Out any](m *Middleware, p idempotency.Procedure[In, Out],
 	render func(http.ResponseWriter, *http.Request, Out),
 ) http.Handler {
 	return m.always(func(w http.ResponseWriter, r *http.Request) {
-		if runOf(r.Context()) != nil {
+		if transport.RunOf(r.Context()) != nil {
 			m.refuse(w, r, *failed.causedBy(errProcedureInside))
 			return
 		}
@@ -106,8 +107,9 @@ func (x *exchange) problemOfProcedure(key idempotency.Key, err error) *Problem {
 	case errors.Is(err, idempotency.ErrStepsChanged):
 		return stuck.because("The service has changed since this request has begun, and cannot go on with it. Nothing was executed now. %s", newKeyTwice)
 	}
-	if p := problemOf(key, err); p != nil {
-		return p
+	outcome := transport.OutcomeOf(key, err, true)
+	if outcome != transport.Unavailable && outcome != transport.Failed {
+		return problemOf(outcome)
 	}
 	// That the request's context has ended can be why the procedure has stopped.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.r.Context()), lookBound)
@@ -118,8 +120,6 @@ func (x *exchange) problemOfProcedure(key idempotency.Key, err error) *Problem {
 		return &unfinished
 	case !errors.Is(look, idempotency.ErrNotFound): // ended by somebody else, or not readable
 		return &outcomeUnknown
-	case passes(err):
-		return &unavailable
 	}
-	return &failed
+	return problemOf(outcome)
 }

@@ -1,12 +1,12 @@
 package idemhttp
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
-	"unicode/utf8"
+
+	"github.com/pgidem/idempotency/internal/transport"
 )
 
 // A record is a response as it is stored: the value of [idempotency.Do]. People
@@ -40,83 +40,11 @@ func (r *record) UnmarshalJSON(doc []byte) error {
 	return nil
 }
 
-// Octets keep every byte in JSON: text as a string, and what is not UTF-8,
-// which a JSON string cannot carry, as {"base64": "..."}.
-type octets []byte
+type octets = transport.Octets
 
-type binaryOctets struct {
-	Base64 []byte `json:"base64"`
-}
+func toOctets(h http.Header) map[string][]octets { return transport.ToOctets(h) }
 
-func (o octets) MarshalJSON() ([]byte, error) {
-	if utf8.Valid(o) {
-		return json.Marshal(string(o))
-	}
-	return json.Marshal(binaryOctets{o})
-}
-
-// size is that of the JSON, in bytes, without making it. JSON for HTML has six
-// bytes for each of "<>&", and for two characters that end a line in JavaScript.
-func (o octets) size() int {
-	if !utf8.Valid(o) {
-		return len(`{"base64":""}`) + base64.StdEncoding.EncodedLen(len(o))
-	}
-	n := len(`""`) + len(o)
-	for i, b := range o {
-		switch {
-		case b == '"', b == '\\', b == '\b', b == '\f', b == '\n', b == '\r', b == '\t':
-			n++
-		case b < ' ', b == '<', b == '>', b == '&':
-			n += 5
-		case b == 0xe2 && o[i+1] == 0x80 && o[i+2]|1 == 0xa9: // U+2028, U+2029
-			n += 3
-		}
-	}
-	return n
-}
-
-func (o *octets) UnmarshalJSON(doc []byte) error {
-	if len(doc) > 0 && doc[0] == '"' {
-		var text string
-		err := json.Unmarshal(doc, &text)
-		*o = octets(text)
-		return err
-	}
-	var binary *binaryOctets
-	if err := json.Unmarshal(doc, &binary); err != nil {
-		return err
-	}
-	if binary == nil || binary.Base64 == nil {
-		return errors.New("idemhttp: a recorded value is neither text nor base64")
-	}
-	*o = binary.Base64
-	return nil
-}
-
-func toOctets(h http.Header) map[string][]octets {
-	if len(h) == 0 {
-		return nil
-	}
-	stored := make(map[string][]octets, len(h))
-	for name, values := range h {
-		stored[name] = make([]octets, len(values))
-		for i, value := range values {
-			stored[name][i] = octets(value)
-		}
-	}
-	return stored
-}
-
-func toHeader(stored map[string][]octets) http.Header {
-	h := make(http.Header, len(stored))
-	for name, values := range stored {
-		h[name] = make([]string, len(values))
-		for i, value := range values {
-			h[name][i] = string(value)
-		}
-	}
-	return h
-}
+func toHeader(stored map[string][]octets) http.Header { return transport.FromOctets(stored) }
 
 // minRecord is what onlyStatus takes: {"status":200,"omitted":true}.
 const minRecord = 29
@@ -144,12 +72,12 @@ func (r record) fitting(maxBytes int) (record, error) {
 
 // size is in bytes, and never more than that of the JSON.
 func (r record) size() int {
-	n := r.Body.size() - len(`""`) // an empty one is left out
+	n := r.Body.Size() - len(`""`) // an empty one is left out
 	for _, fields := range []map[string][]octets{r.Header, r.Added, r.Trailer} {
 		for name, values := range fields {
 			n += len(name)
 			for _, value := range values {
-				n += value.size()
+				n += value.Size()
 			}
 		}
 	}

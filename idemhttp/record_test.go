@@ -114,8 +114,8 @@ func TestSizeOfOctetsIsThatOfTheirJSON(t *testing.T) {
 	t.Parallel()
 	check := func(o octets) {
 		stored, err := json.Marshal(o)
-		if err != nil || o.size() != len(stored) {
-			t.Errorf("size %d of %.50s, %v", o.size(), stored, err)
+		if err != nil || o.Size() != len(stored) {
+			t.Errorf("size %d of %.50s, %v", o.Size(), stored, err)
 		}
 	}
 	for i := range 1 << 16 {

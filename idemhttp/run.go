@@ -7,39 +7,32 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/transport"
 )
 
-// A run is one run of a handler, as its context knows it.
+// A run is one run of a handler.
 type run struct {
-	tx         *watchedTx
-	key        idempotency.Key
+	transport.Run
 	rolledBack atomic.Bool // by RollBack
 }
 
 type runKey struct{}
 
-func runOf(ctx context.Context) *run {
-	r, _ := ctx.Value(runKey{}).(*run)
-	return r
-}
-
 // Tx returns the transaction of a request, from the context of the request
 // that a handler under a [Middleware] gets. It is nil where there is none: the
 // method passed through. It is closed ([pgx.ErrTxClosed]) once the handler has
 // returned.
-func Tx(ctx context.Context) pgx.Tx {
-	if r := runOf(ctx); r != nil {
-		return r.tx
-	}
-	return nil
-}
+//
+// Under package idemgrpc or idemconnect it is the transaction of the call, so that
+// code under several of them needs to know one.
+func Tx(ctx context.Context) pgx.Tx { return transport.Tx(ctx) }
 
 // Key returns the key of a request, with its scope, from the context of the
 // request that a handler under a [Middleware] gets: for logs, and for the calls
 // that the handler makes. It is the zero Key where there is none.
 func Key(ctx context.Context) idempotency.Key {
-	if r := runOf(ctx); r != nil {
-		return r.key
+	if r := transport.RunOf(ctx); r != nil {
+		return r.Key
 	}
 	return idempotency.Key{}
 }
@@ -48,10 +41,10 @@ func Key(ctx context.Context) idempotency.Key {
 // [Config.Record] says of it: it is sent, everything is rolled back, and the
 // next request with the key is executed. It is for failures that have no status
 // of their own, such as the errors of GraphQL and JSON-RPC under 200. It does
-// nothing where there is no transaction. ctx is the context of the request that
+// nothing where there is no [Middleware]. ctx is the context of the request that
 // a handler under a [Middleware] gets.
 func RollBack(ctx context.Context) {
-	if r := runOf(ctx); r != nil {
+	if r, ok := ctx.Value(runKey{}).(*run); ok {
 		r.rolledBack.Store(true)
 	}
 }
@@ -75,8 +68,8 @@ func (e *unrecordableError) Unwrap() error { return e.cause }
 func (x *exchange) run(ctx context.Context, tx pgx.Tx, key idempotency.Key) (record, error) {
 	x.detach()
 	x.response = newResponse(x.w)
-	now := &run{tx: &watchedTx{tx, new(watch)}, key: key}
-	x.handle(context.WithValue(ctx, runKey{}, now), now)
+	now := &run{Run: transport.Run{Tx: transport.Watch(tx), Key: key}}
+	x.handle(context.WithValue(now.In(ctx), runKey{}, now), now)
 
 	if ctx.Err() == nil { // else it may have stopped half-way, and is not recorded
 		if err := x.comparedWithBefore(now); err != nil {
@@ -88,9 +81,9 @@ func (x *exchange) run(ctx context.Context, tx pgx.Tx, key idempotency.Key) (rec
 	}
 	switch {
 	case now.rolledBack.Load() || !x.m.cfg.Record(x.response.status, x.response.header, x.response.trailer):
-		return record{}, &rolledBack{now.tx.seen}
-	case now.tx.broken():
-		return record{}, fmt.Errorf("idemhttp: the handler answered %d although a statement of its transaction failed: %w", x.response.status, now.tx.seen)
+		return record{}, &rolledBack{now.Tx.Seen()}
+	case now.Tx.Broken():
+		return record{}, fmt.Errorf("idemhttp: the handler answered %d although a statement of its transaction failed: %w", x.response.status, now.Tx.Seen())
 	case ctx.Err() != nil:
 		// A handler that sees its context end may return without a word, which
 		// is an empty 200: not one to record.
@@ -103,6 +96,6 @@ func (x *exchange) run(ctx context.Context, tx pgx.Tx, key idempotency.Key) (rec
 // panics.
 func (x *exchange) handle(ctx context.Context, now *run) {
 	x.ran = x.request(ctx)
-	defer now.tx.end()
+	defer now.Tx.End()
 	x.next.ServeHTTP(x.response, x.ran)
 }

@@ -1,4 +1,4 @@
-package idemhttp
+package transport
 
 import (
 	"crypto/rand"
@@ -8,12 +8,7 @@ import (
 	"time"
 )
 
-// NewID returns a new idempotency key: a UUIDv7 (RFC 9562, section 5.7) in its
-// text form of 36 bytes. Within a process each is greater than those returned
-// before, also as text and whatever the clock does, so that the index of the
-// server's table grows at its right edge. 62 bits are from crypto/rand: an id
-// cannot be guessed, but it shows when it was made. It never fails, and is safe
-// for concurrent use.
+// NewID returns a new UUIDv7 in its text form: idemhttp.NewID says what it promises.
 func NewID() string {
 	return uuidText(tick(&lastTick, time.Now()))
 }

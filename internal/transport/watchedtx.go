@@ -1,4 +1,4 @@
-package idemhttp
+package transport
 
 import (
 	"context"
@@ -12,12 +12,12 @@ import (
 // A watch is what the transaction of one run, and all that comes from it, share.
 //
 // It notes the errors of the handler's statements. A handler turns them into a
-// response, most often a 500, and so they would be lost to [idempotency.Do],
-// which runs a function again on a serialization failure, a deadlock or a lost
-// connection.
+// response or a status, most often a 500 or an INTERNAL, and so they would be lost
+// to [idempotency.Do], which runs a function again on a serialization failure, a
+// deadlock or a lost connection.
 //
 // And it ends with the handler. What the handler has left behind, such as the
-// goroutine of an [http.TimeoutHandler] inside, must not use the connection
+// goroutine of an http.TimeoutHandler inside, must not use the connection
 // while the transaction is rolled back, or when it is another request's.
 type watch struct {
 	mu    sync.Mutex // held while a statement uses the connection
@@ -28,7 +28,7 @@ type watch struct {
 
 // errBusy is what pgx says of two statements at once, as far as it notices. To
 // wait would be a deadlock where the one is sent from inside the other.
-var errBusy = errors.New("idemhttp: the transaction executes another statement at this moment (conn busy)")
+var errBusy = errors.New("idempotency: the transaction executes another statement at this moment (conn busy)")
 
 // enter is called before each use of the connection. Without an error, leave
 // has to follow.
@@ -46,8 +46,9 @@ func (s *watch) enter() error {
 
 func (s *watch) leave() { s.mu.Unlock() }
 
-// end waits for the statement that is executed at this moment, if there is one.
-func (s *watch) end() {
+// End makes the transaction refuse everything ([pgx.ErrTxClosed]). It waits for the
+// statement that is executed at this moment, if there is one.
+func (s *watch) End() {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
@@ -56,7 +57,7 @@ func (s *watch) end() {
 // note keeps the last error, but the first after which another run can succeed:
 // what follows that is only its consequence. An echo is a consequence always.
 func (s *watch) note(err error) error {
-	if err != nil && (s.seen == nil || !passes(s.seen)) && !isEcho(err) {
+	if err != nil && (s.seen == nil || !Passes(s.seen)) && !isEcho(err) {
 		s.seen = err
 	}
 	return err
@@ -68,19 +69,29 @@ func isEcho(err error) bool {
 	return ok && pgErr.Code == "25P02"
 }
 
-// A watchedTx is the transaction as a handler sees it.
-type watchedTx struct {
+// A WatchedTx is the transaction as a handler sees it.
+type WatchedTx struct {
 	pgx.Tx
 	*watch
 }
 
-// broken reports whether the transaction can no longer be committed.
-func (t *watchedTx) broken() bool {
+// Watch returns tx for a handler. Its caller calls End when the handler has ended,
+// also by a panic.
+func Watch(tx pgx.Tx) *WatchedTx { return &WatchedTx{tx, new(watch)} }
+
+// Used reports whether the handler has sent anything through the transaction.
+func (t *WatchedTx) Used() bool { return t.used }
+
+// Seen is the error of a statement that says why the transaction has failed, or nil.
+func (t *WatchedTx) Seen() error { return t.seen }
+
+// Broken reports whether the transaction can no longer be committed.
+func (t *WatchedTx) Broken() bool {
 	conn := t.Conn().PgConn()
 	return t.seen != nil && (conn.IsClosed() || conn.TxStatus() == 'E')
 }
 
-func (t *watchedTx) Begin(ctx context.Context) (pgx.Tx, error) {
+func (t *WatchedTx) Begin(ctx context.Context) (pgx.Tx, error) {
 	if err := t.enter(); err != nil {
 		return nil, err
 	}
@@ -89,10 +100,10 @@ func (t *watchedTx) Begin(ctx context.Context) (pgx.Tx, error) {
 	if t.note(err) != nil {
 		return nil, err
 	}
-	return &watchedTx{tx, t.watch}, nil
+	return &WatchedTx{tx, t.watch}, nil
 }
 
-func (t *watchedTx) Commit(ctx context.Context) error {
+func (t *WatchedTx) Commit(ctx context.Context) error {
 	if err := t.enter(); err != nil {
 		return err
 	}
@@ -100,7 +111,7 @@ func (t *watchedTx) Commit(ctx context.Context) error {
 	return t.note(t.Tx.Commit(ctx))
 }
 
-func (t *watchedTx) Rollback(ctx context.Context) error {
+func (t *WatchedTx) Rollback(ctx context.Context) error {
 	if err := t.enter(); err != nil {
 		return err
 	}
@@ -108,7 +119,7 @@ func (t *watchedTx) Rollback(ctx context.Context) error {
 	return t.Tx.Rollback(ctx)
 }
 
-func (t *watchedTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+func (t *WatchedTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	if err := t.enter(); err != nil {
 		return pgconn.CommandTag{}, err
 	}
@@ -117,7 +128,7 @@ func (t *watchedTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.C
 	return tag, t.note(err)
 }
 
-func (t *watchedTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+func (t *WatchedTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if err := t.enter(); err != nil {
 		return refused(err).Query()
 	}
@@ -126,7 +137,7 @@ func (t *watchedTx) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 	return watchedRows{rows, t.watch}, t.note(err)
 }
 
-func (t *watchedTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+func (t *WatchedTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	if err := t.enter(); err != nil {
 		return refused(err).QueryRow()
 	}
@@ -134,7 +145,7 @@ func (t *watchedTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.R
 	return watchedRow{t.Tx.QueryRow(ctx, sql, args...), t.watch}
 }
 
-func (t *watchedTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+func (t *WatchedTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if err := t.enter(); err != nil {
 		return pgx.FailedBatchResults(b, err)
 	}
@@ -142,7 +153,7 @@ func (t *watchedTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResult
 	return watchedBatch{t.Tx.SendBatch(ctx, b), t.watch}
 }
 
-func (t *watchedTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
+func (t *WatchedTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
 	if err := t.enter(); err != nil {
 		return 0, err
 	}
@@ -151,7 +162,7 @@ func (t *watchedTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns 
 	return n, t.note(err)
 }
 
-func (t *watchedTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+func (t *WatchedTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
 	if err := t.enter(); err != nil {
 		return nil, err
 	}
