@@ -146,7 +146,8 @@ func findCaller() caller {
 
 func isLibrary(f runtime.Frame) bool {
 	for _, prefix := range []string{
-		module + ".", module + "/idemtest.", module + "/idemhttp.",
+		module + ".", module + "/idemtest.", module + "/internal/transport.",
+		module + "/idemhttp.", module + "/idemgrpc.", module + "/idemconnect.",
 		"github.com/jackc/", "database/sql.", "runtime.",
 	} {
 		if strings.HasPrefix(f.Function, prefix) {
