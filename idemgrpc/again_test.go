@@ -8,11 +8,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/idemgrpc"
 	"github.com/pgidem/idempotency/idemgrpc/internal/pay"
 	"github.com/pgidem/idempotency/internal/pgproxy"
+	"github.com/pgidem/idempotency/internal/pgtest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -296,4 +299,53 @@ func TestMetadataThatNoClientCouldReadIsAnErrorAndNotRecorded(t *testing.T) {
 			t.Errorf("header %v", a.header)
 		}
 	}
+}
+
+func TestHandlerThatWaitsForThePoolItHasUsedUpIsReported(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.pool = pgtest.Pool(t, b.pool, pgtest.MaxConns(1), func(*pgxpool.Config) {})
+	b.store = b.storeThrough(b.proxy(), pgtest.MaxConns(1))
+	c := b.protected(idemgrpc.Config{}, b.charging(func(ctx context.Context, _ *pay.ChargeRequest) (*pay.ChargeResponse, error) {
+		held, err := b.pool.Acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer held.Release()
+		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		_, err = b.pool.Exec(ctx, "select 1")
+		return nil, err
+	}))
+	c.pay("k").isStatus(t, codes.DeadlineExceeded, "context deadline exceeded", false)
+	if !strings.Contains(b.reports(), "all connections of the pool are in use (MaxConns is 1)") {
+		t.Errorf("reported %s", b.reports())
+	}
+}
+
+// A statement that is under way when the handler returns is waited for.
+func TestStatementThatAHandlerLeavesBehindIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	left := make(chan error, 1)
+	c := b.protected(idemgrpc.Config{}, b.charging(func(ctx context.Context, _ *pay.ChargeRequest) (*pay.ChargeResponse, error) {
+		tx := idemgrpc.Tx(ctx)
+		go func() {
+			_, err := tx.Exec(context.WithoutCancel(ctx), `select pg_sleep(0.2)`)
+			left <- err
+		}()
+		for asleep := false; !asleep; {
+			err := b.pool.QueryRow(ctx, `select count(*) > 0 from pg_stat_activity
+				where datname = current_database() and pid <> pg_backend_pid() and query like '%pg_sleep%' and state = 'active'`).Scan(&asleep)
+			if err != nil {
+				return nil, err
+			}
+		}
+		return &pay.ChargeResponse{Id: 1, Amount: 10}, nil
+	}))
+	c.pay("k").is(t, 10, false)
+	if err := <-left; err != nil {
+		t.Errorf("the statement has failed: %v", err)
+	}
+	b.effects(1)
 }

@@ -264,9 +264,12 @@ func (a answer) isRefusal(t testing.TB, code codes.Code, reason string) {
 	if s.Code() != code || info.GetReason() != reason || info.GetDomain() != "github.com/pgidem/idempotency" || s.Message() == "" || a.isReplay() {
 		t.Errorf("got %v with %v, trailer %v; want %v %s", a.err, s.Details(), a.trailer, code, reason)
 	}
-	helps := code == codes.Aborted || code == codes.Unavailable
 	pushback := strings.Join(a.trailer["grpc-retry-pushback-ms"], ",")
-	if helps != (retry.GetRetryDelay().AsDuration().Seconds() == 1) || helps != (pushback == "1000") {
+	if helps := code == codes.Aborted || code == codes.Unavailable; helps {
+		if retry.GetRetryDelay().AsDuration().Seconds() != 1 || pushback != "1000" {
+			t.Errorf("%v with %v and pushback %q", a.err, retry, pushback)
+		}
+	} else if retry != nil || pushback != "" {
 		t.Errorf("%v with %v and pushback %q", a.err, retry, pushback)
 	}
 }

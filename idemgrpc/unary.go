@@ -108,8 +108,8 @@ func (c *call) claims(request any) (key idempotency.Key, refused error) {
 	}
 	c.request = message
 	id, err := c.cfg.Key(c.ctx, message)
-	if err == nil && id != "" {
-		err = transport.CheckKey(id)
+	if err == nil {
+		err = transport.CheckLength(id)
 	}
 	switch {
 	case err != nil:
@@ -207,7 +207,7 @@ func (c *call) fail(key idempotency.Key, err error) error {
 	outcome := transport.OutcomeOf(key, err, c.last != nil)
 	_, unrecordable := errors.AsType[*unrecordableError](err)
 	switch {
-	case unrecordable, errors.Is(err, idempotency.ErrTooLarge), c.last != nil && outcome == transport.Undecodable:
+	case unrecordable, errors.Is(err, idempotency.ErrTooLarge):
 		return c.refuse(transport.Unrecordable(), err)
 	case c.ctx.Err() != nil && outcome == transport.Unavailable:
 		return c.ended(err)

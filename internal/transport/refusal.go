@@ -64,7 +64,7 @@ func RefusalOf(o Outcome) Refusal {
 	case KeyReused:
 		return Refusal{"KEY_REUSED", failedPrecondition, "the idempotency key was used for another call, and nothing was executed: a new operation needs a new key", 0}
 	case KeyInvalid:
-		return InvalidKey("it has a character that this server cannot store")
+		return InvalidKey("it is not text that this server can store")
 	case ScopeInvalid:
 		return Refusal{"SCOPE_INVALID", invalidArgument, "the name of whoever sends the call can have 255 bytes of UTF-8, without NUL and without characters that this server cannot store", 0}
 	case OutcomeUnknown:
