@@ -665,23 +665,34 @@ func TestPanicLeavesNothing(t *testing.T) {
 	})
 }
 
+// limited is an interceptor that gives a call the deadline in its header. It is the
+// server's and not the client's, so that the answer comes when the call has ended there.
+var limited = connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+		limit, err := time.ParseDuration(r.Header().Get("Limit"))
+		if err != nil {
+			return next(ctx, r)
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return next(ctx, r)
+	}
+})
+
 // beyondItsDeadline calls a handler that waits for the end of its context, with a
 // deadline, until one was long enough for the handler to be run.
-func (c *client) beyondItsDeadline(key string) {
+func (c *client) beyondItsDeadline(key string) (a answer) {
 	c.Helper()
 	for limit := 50 * time.Millisecond; c.runs.Load() == 0; limit *= 2 {
-		ctx, cancel := context.WithTimeout(c.Context(), limit)
 		r := c.request(tenEuros(), key)
-		r.Header().Set("Wait", "yes")
-		if a := c.send(ctx, r); connect.CodeOf(a.err) != connect.CodeDeadlineExceeded {
-			c.Errorf("got %v", a.err)
-		}
-		cancel()
+		r.Header().Set("Limit", limit.String())
+		a = c.send(c.Context(), r)
 	}
+	return a
 }
 
 func waitWhereAsked(ctx context.Context, r *request) error {
-	if r.Header().Get("Wait") == "" {
+	if r.Header().Get("Limit") == "" {
 		return nil
 	}
 	<-ctx.Done()
@@ -690,14 +701,13 @@ func waitWhereAsked(ctx context.Context, r *request) error {
 
 func TestHandlerThatSeesItsDeadlineLeavesNothing(t *testing.T) {
 	inEachProtocol(t, func(t *testing.T, b *bundle, protocol connect.ClientOption) {
-		c := b.protected(idemconnect.Config{}, b.charging(func(ctx context.Context, r *request) (*response, error) {
-			if err := waitWhereAsked(ctx, r); err != nil {
-				return nil, err
-			}
-			return done(ctx, r)
-		}), protocol)
-		c.beyondItsDeadline("k")
-		c.pay("k").is(t, 10, false) // waits for the ROLLBACK
+		c := b.serve(func(ctx context.Context, r *request) (*response, error) {
+			response, err := b.charge(context.WithoutCancel(ctx), r)
+			return response, errors.Join(err, waitWhereAsked(ctx, r))
+		}, []connect.Interceptor{limited, b.interceptor(idemconnect.Config{})}, protocol)
+		a := c.beyondItsDeadline("k")
+		a.isError(t, connect.CodeDeadlineExceeded, "context deadline exceeded", false)
+		c.pay("k").is(t, 10, false)
 		b.ran(2)
 		b.effects(1)
 	})
@@ -706,15 +716,30 @@ func TestHandlerThatSeesItsDeadlineLeavesNothing(t *testing.T) {
 func TestNilIsRecordedAlsoWhenTheContextHasEnded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.protected(idemconnect.Config{}, func(ctx context.Context, r *request) (*response, error) {
+	c := b.serve(func(ctx context.Context, r *request) (*response, error) {
 		response, err := b.charge(context.WithoutCancel(ctx), r)
 		_ = waitWhereAsked(ctx, r)
 		return response, err
-	})
-	c.beyondItsDeadline("k")
+	}, []connect.Interceptor{limited, b.interceptor(idemconnect.Config{})})
+	c.beyondItsDeadline("k").is(t, 10, false)
 	c.pay("k").is(t, 10, true)
 	b.ran(1)
 	b.effects(1)
+}
+
+// The deadline of a client is that of the handler's context.
+func TestDeadlineOfTheClientReachesTheHandler(t *testing.T) {
+	inEachProtocol(t, func(t *testing.T, b *bundle, protocol connect.ClientOption) {
+		c := b.protected(idemconnect.Config{}, func(ctx context.Context, r *request) (*response, error) {
+			if end, is := ctx.Deadline(); !is || time.Until(end) > time.Minute {
+				t.Errorf("the deadline is %v, %v", end, is)
+			}
+			return b.charge(ctx, r)
+		}, protocol)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c.send(ctx, b.request(tenEuros(), "k")).is(t, 10, false)
+	})
 }
 
 func TestContextThatEndsBeforeTheHandlerIsTheClientsOwn(t *testing.T) {

@@ -581,21 +581,30 @@ func TestPanicLeavesNothingAndReachesTheServer(t *testing.T) {
 	b.effects(1)
 }
 
+// limited is an interceptor that gives a call the deadline in its metadata. It is the
+// server's and not the client's, so that the answer comes when the call has ended there.
+func limited(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	limit, err := time.ParseDuration(strings.Join(metadata.ValueFromIncomingContext(ctx, "limit"), ""))
+	if err != nil {
+		return handler(ctx, request)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return handler(ctx, request)
+}
+
 // beyondItsDeadline calls a handler that waits for the end of its context, with a
 // deadline, until one was long enough for the handler to be run.
-func (c *client) beyondItsDeadline(key string) {
+func (c *client) beyondItsDeadline(key string) (a answer) {
 	c.Helper()
 	for limit := 50 * time.Millisecond; c.runs.Load() == 0; limit *= 2 {
-		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(c.with(key), "wait", "yes"), limit)
-		if a := c.send(ctx, tenEuros()); status.Code(a.err) != codes.DeadlineExceeded {
-			c.Errorf("got %v", a.err)
-		}
-		cancel()
+		a = c.send(metadata.AppendToOutgoingContext(c.with(key), "limit", limit.String()), tenEuros())
 	}
+	return a
 }
 
 func waitWhereAsked(ctx context.Context) error {
-	if len(metadata.ValueFromIncomingContext(ctx, "wait")) == 0 {
+	if len(metadata.ValueFromIncomingContext(ctx, "limit")) == 0 {
 		return nil
 	}
 	<-ctx.Done()
@@ -605,11 +614,13 @@ func waitWhereAsked(ctx context.Context) error {
 func TestHandlerThatSeesItsDeadlineLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.protected(idemgrpc.Config{}, b.charging(func(ctx context.Context, r *pay.ChargeRequest) (*pay.ChargeResponse, error) {
-		return &pay.ChargeResponse{Id: 1, Amount: 10}, waitWhereAsked(ctx)
-	}))
-	c.beyondItsDeadline("k")
-	c.pay("k").is(t, 10, false) // waits for the ROLLBACK
+	c := b.serve(func(ctx context.Context, r *pay.ChargeRequest) (*pay.ChargeResponse, error) {
+		response, err := b.charge(context.WithoutCancel(ctx), r)
+		return response, errors.Join(err, waitWhereAsked(ctx))
+	}, []grpc.UnaryServerInterceptor{limited, b.interceptor(idemgrpc.Config{}).Unary})
+	a := c.beyondItsDeadline("k")
+	a.isStatus(t, codes.DeadlineExceeded, "context deadline exceeded", false)
+	c.pay("k").is(t, 10, false)
 	b.ran(2)
 	b.effects(1)
 }
@@ -617,15 +628,30 @@ func TestHandlerThatSeesItsDeadlineLeavesNothing(t *testing.T) {
 func TestNilIsRecordedAlsoWhenTheContextHasEnded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.protected(idemgrpc.Config{}, func(ctx context.Context, r *pay.ChargeRequest) (*pay.ChargeResponse, error) {
+	c := b.serve(func(ctx context.Context, r *pay.ChargeRequest) (*pay.ChargeResponse, error) {
 		response, err := b.charge(context.WithoutCancel(ctx), r)
 		_ = waitWhereAsked(ctx)
 		return response, err
-	})
-	c.beyondItsDeadline("k")
+	}, []grpc.UnaryServerInterceptor{limited, b.interceptor(idemgrpc.Config{}).Unary})
+	c.beyondItsDeadline("k").is(t, 10, false)
 	c.pay("k").is(t, 10, true)
 	b.ran(1)
 	b.effects(1)
+}
+
+// The deadline of a client is that of the handler's context.
+func TestDeadlineOfTheClientReachesTheHandler(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.protected(idemgrpc.Config{}, func(ctx context.Context, r *pay.ChargeRequest) (*pay.ChargeResponse, error) {
+		if end, is := ctx.Deadline(); !is || time.Until(end) > time.Minute {
+			t.Errorf("the deadline is %v, %v", end, is)
+		}
+		return b.charge(ctx, r)
+	})
+	ctx, cancel := context.WithTimeout(c.with("k"), time.Minute)
+	defer cancel()
+	c.send(ctx, tenEuros()).is(t, 10, false)
 }
 
 func TestContextThatEndsBeforeTheHandlerIsTheClientsOwn(t *testing.T) {
