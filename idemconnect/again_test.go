@@ -96,9 +96,17 @@ func TestLostCommitAnswerIsFoundOutByTheSameCall(t *testing.T) {
 			return pgproxy.Pass
 		})
 		b.store = b.storeThrough(proxy)
-		c := b.protected(idemconnect.Config{}, b.charge, protocol)
-		c.pay("k").is(t, 10, true)
-		c.pay("k").is(t, 10, true)
+		c := b.protected(idemconnect.Config{}, func(ctx context.Context, r *request) (*response, error) {
+			sets(t, ctx)
+			return b.charge(ctx, r)
+		}, protocol)
+		for range 2 {
+			a := c.pay("k")
+			a.is(t, 10, true)
+			if len(a.header["Info-Header"]) != 1 || len(a.trailer["Info-Trailer"]) != 1 {
+				t.Errorf("header %v, trailer %v", a.header, a.trailer)
+			}
+		}
 		if !once.Load() {
 			t.Error("nothing was lost")
 		}

@@ -16,7 +16,7 @@ import (
 
 var (
 	errEventStream = errors.New("idemhttp: an event stream cannot be recorded: serve it on a route of its own")
-	errGRPC        = errors.New("idemhttp: gRPC, and what streams as it does, says in its last message whether it has failed, under the status 200: serve it outside of the Middleware")
+	errGRPC        = errors.New("idemhttp: gRPC, and what streams as it does, says in its last message whether it has failed, under the status 200: serve it outside of the Middleware, with package idemgrpc or idemconnect")
 	errUpgrade     = errors.New("idemhttp: 101 Switching Protocols cannot be recorded: serve it on a route of its own")
 	errHijack      = fmt.Errorf("idemhttp: the connection cannot be taken over, since its response is recorded: %w", http.ErrNotSupported)
 )
