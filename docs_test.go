@@ -80,6 +80,13 @@ func TestSecurityPageIsShortAndFound(t *testing.T) {
 	}
 }
 
+func TestPageOfGRPCIsShort(t *testing.T) {
+	t.Parallel()
+	if words := len(strings.Fields(read(t, "docs/grpc.md"))); words > 700 {
+		t.Errorf("%d words", words)
+	}
+}
+
 func TestRideOfTheProceduresPageIsTheExampleThatRuns(t *testing.T) {
 	t.Parallel()
 	page := read(t, "docs/procedures.md")

@@ -93,12 +93,16 @@ func (c *call) replay(rec transport.Record) (connect.AnyResponse, error) {
 	if err := errors.Join(proto.Unmarshal(rec.Response, message), proto.Unmarshal(rec.Status, final)); err != nil {
 		return nil, c.refuse(transport.RefusalOf(transport.Undecodable), fmt.Errorf("idemconnect: the recorded answer: %w", err))
 	}
+	if final.GetCode() == int32(code.Code_OK) {
+		response := &replayedResponse{connect.NewResponse(&struct{}{}), message}
+		fromRecord(response.Header(), rec.Header)
+		fromRecord(response.Trailer(), rec.Trailer)
+		response.Trailer().Set(replayedField, "true")
+		return response, nil
+	}
 	fromRecord(c.fields.header, rec.Header)
 	fromRecord(c.fields.trailer, rec.Trailer)
 	c.fields.trailer.Set(replayedField, "true")
-	if final.GetCode() == int32(code.Code_OK) {
-		return &replayedResponse{connect.NewResponse(&struct{}{}), message}, nil
-	}
 	failed := connect.NewError(connect.Code(final.GetCode()), errors.New(final.GetMessage()))
 	for _, d := range final.GetDetails() {
 		if detail, err := connect.NewErrorDetail(d); err == nil { // as it is for an Any

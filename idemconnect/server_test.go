@@ -426,21 +426,25 @@ func TestWhatTheHandlerHasSetIsNotSentWithARefusal(t *testing.T) {
 func TestInterceptorInFrontSeesTheMessageOfAReplayInItsOwnType(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	var seen []int64
+	var seen []string
 	inFront := connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
 			response, err := next(ctx, r)
 			if err == nil {
-				seen = append(seen, response.Any().(*pay.ChargeResponse).GetId())
+				seen = append(seen, fmt.Sprint(response.Any().(*pay.ChargeResponse).GetId(), response.Header()["Own"], response.Trailer()["Idempotent-Replayed"]))
 			}
 			return response, err
 		}
 	})
-	c := b.serve(b.charge, []connect.Interceptor{inFront, b.interceptor(idemconnect.Config{})})
+	c := b.serve(func(ctx context.Context, r *request) (*response, error) {
+		response, err := b.charge(ctx, r)
+		response.Header().Set("Own", "1")
+		return response, err
+	}, []connect.Interceptor{inFront, b.interceptor(idemconnect.Config{})})
 	a := c.pay("k")
 	a.is(t, 10, false)
 	c.pay("k").is(t, 10, true)
-	if !slices.Equal(seen, []int64{a.GetId(), a.GetId()}) {
+	if !slices.Equal(seen, []string{fmt.Sprint(a.GetId(), " [1] []"), fmt.Sprint(a.GetId(), " [1] [true]")}) {
 		t.Errorf("seen %v", seen)
 	}
 }

@@ -85,7 +85,7 @@ func (i *Interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conn
 
 func (i *Interceptor) serve(ctx context.Context, request connect.AnyRequest, next connect.UnaryFunc) (connect.AnyResponse, error) {
 	c := &call{Interceptor: i, ctx: ctx, request: request, next: next, fields: fieldsOf(ctx)}
-	key, refused := c.claims()
+	key, refused := c.key()
 	if refused != nil {
 		return nil, refused
 	}
@@ -127,8 +127,8 @@ type requestBefore struct {
 	header  http.Header
 }
 
-// claims returns the key that the call is executed under, or the refusal.
-func (c *call) claims() (key idempotency.Key, refused error) {
+// key returns the key that the call is executed under, or the refusal.
+func (c *call) key() (key idempotency.Key, refused error) {
 	if err := c.findTypes(); err != nil {
 		return key, c.refuse(transport.RefusalOf(transport.Failed), fmt.Errorf("idemconnect: the method is one %w", err))
 	}

@@ -327,20 +327,33 @@ func TestHandlerThatWaitsForThePoolItHasUsedUpIsReported(t *testing.T) {
 func TestStatementThatAHandlerLeavesBehindIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
+	holder, err := b.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Release()
+	if _, err := holder.Exec(t.Context(), `select pg_advisory_lock(42)`); err != nil {
+		t.Fatal(err)
+	}
 	left := make(chan error, 1)
 	c := b.protected(idemgrpc.Config{}, b.charging(func(ctx context.Context, _ *pay.ChargeRequest) (*pay.ChargeResponse, error) {
 		tx := idemgrpc.Tx(ctx)
 		go func() {
-			_, err := tx.Exec(context.WithoutCancel(ctx), `select pg_sleep(0.2)`)
+			_, err := tx.Exec(context.WithoutCancel(ctx), `select pg_advisory_xact_lock(42)`)
 			left <- err
 		}()
-		for asleep := false; !asleep; {
-			err := b.pool.QueryRow(ctx, `select count(*) > 0 from pg_stat_activity
-				where datname = current_database() and pid <> pg_backend_pid() and query like '%pg_sleep%' and state = 'active'`).Scan(&asleep)
+		for waits := false; !waits; {
+			err := b.pool.QueryRow(ctx, `select count(*) > 0 from pg_locks join pg_database on pg_database.oid = database
+				where datname = current_database() and locktype = 'advisory' and objid = 42 and not granted`).Scan(&waits)
 			if err != nil {
 				return nil, err
 			}
 		}
+		time.AfterFunc(100*time.Millisecond, func() { // when the handler has returned
+			if _, err := holder.Exec(context.Background(), `select pg_advisory_unlock(42)`); err != nil {
+				t.Error(err)
+			}
+		})
 		return &pay.ChargeResponse{Id: 1, Amount: 10}, nil
 	}))
 	c.pay("k").is(t, 10, false)

@@ -67,7 +67,7 @@ func (i *Interceptor) Unary(ctx context.Context, request any, info *grpc.UnarySe
 		return handler(ctx, request)
 	}
 	c := &call{Interceptor: i, ctx: ctx, method: info.FullMethod, handler: handler, responseType: response}
-	key, refused := c.claims(request)
+	key, refused := c.key(request)
 	if refused != nil {
 		return nil, refused
 	}
@@ -100,8 +100,8 @@ type call struct {
 	err      error
 }
 
-// claims returns the key that the call is executed under, or the refusal.
-func (c *call) claims(request any) (key idempotency.Key, refused error) {
+// key returns the key that the call is executed under, or the refusal.
+func (c *call) key(request any) (key idempotency.Key, refused error) {
 	message, ok := request.(proto.Message)
 	if !ok {
 		return key, c.refuse(transport.RefusalOf(transport.Failed), fmt.Errorf("idemgrpc: the request is a %T, and no proto.Message", request))

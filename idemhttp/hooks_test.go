@@ -14,6 +14,7 @@ import (
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/idemhttp"
 	"github.com/pgidem/idempotency/internal/pgtest"
+	"github.com/pgidem/idempotency/internal/transport"
 )
 
 // event is the key of a webhook: the id of its event.
@@ -294,4 +295,20 @@ func TestAuthorisationInFrontIsAskedBeforeAReplay(t *testing.T) {
 		}
 	}
 	b.effects(2)
+}
+
+func TestTransactionAndKeyAreWhereCodeUnderOtherTransportsLooks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	server := b.serve(b.middleware(idemhttp.Config{}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		run := transport.RunOf(r.Context()) // of which Tx of idemgrpc and idemconnect reads
+		if run == nil || transport.Tx(r.Context()) != idemhttp.Tx(r.Context()) || run.Key != idemhttp.Key(r.Context()) {
+			t.Errorf("run %v", run)
+		}
+		created(w, r)
+	})))
+	b.post(server, "k").is(t, 201, `{"id": 1}`, false)
+	if transport.Tx(t.Context()) != nil || idemhttp.Tx(t.Context()) != nil {
+		t.Error("a transaction where there is no request")
+	}
 }
