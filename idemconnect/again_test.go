@@ -164,7 +164,7 @@ func TestStatementThatAHandlerLeavesBehindIsWaitedFor(t *testing.T) {
 	if _, err := holder.Exec(t.Context(), `select pg_advisory_lock(42)`); err != nil {
 		t.Fatal(err)
 	}
-	left := make(chan error, 1)
+	left, unlocked := make(chan error, 1), make(chan error, 1)
 	c := b.protected(idemconnect.Config{}, b.charging(func(ctx context.Context, r *request) (*response, error) {
 		tx := idemconnect.Tx(ctx)
 		go func() {
@@ -179,14 +179,13 @@ func TestStatementThatAHandlerLeavesBehindIsWaitedFor(t *testing.T) {
 			}
 		}
 		time.AfterFunc(100*time.Millisecond, func() { // when the handler has returned
-			if _, err := holder.Exec(context.Background(), `select pg_advisory_unlock(42)`); err != nil {
-				t.Error(err)
-			}
+			_, err := holder.Exec(context.Background(), `select pg_advisory_unlock(42)`)
+			unlocked <- err
 		})
 		return done(ctx, r)
 	}))
 	c.pay("k").is(t, 10, false)
-	if err := <-left; err != nil {
+	if err := errors.Join(<-unlocked, <-left); err != nil {
 		t.Errorf("the statement has failed: %v", err)
 	}
 	b.effects(1)
