@@ -1,0 +1,2 @@
+// Package payconnect is the service of this module's tests for package connect.
+package payconnect
