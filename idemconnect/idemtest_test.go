@@ -96,7 +96,11 @@ func TestEventsAndTracesAreThoseOfTheStore(t *testing.T) {
 		Observe: func(ctx context.Context, e idempotency.Event) {
 			mu.Lock()
 			defer mu.Unlock()
-			events = append(events, fmt.Sprintf("%v %s %s %s %d %q", ctx.Value(traced{}), e.Operation, e.Outcome, e.Key.ID, e.Runs, e.Origin))
+			telemetry := ""
+			if err, ok := e.Err.(interface{ ErrorType() string }); ok {
+				telemetry = " as " + err.ErrorType()
+			}
+			events = append(events, fmt.Sprintf("%v %s %s %s %d %q%s", ctx.Value(traced{}), e.Operation, e.Outcome, e.Key.ID, e.Runs, e.Origin, telemetry))
 		},
 		Trace: func(ctx context.Context, operation string) (context.Context, string) {
 			if _, ok := connect.CallInfoForHandlerContext(ctx); !ok {
@@ -112,11 +116,15 @@ func TestEventsAndTracesAreThoseOfTheStore(t *testing.T) {
 		if b.runs.Load() == 1 {
 			return nil, raise(ctx, idemconnect.Tx(ctx), "40001")
 		}
+		if r.Msg.Amount == 0 {
+			return nil, connect.NewError(connect.CodeInvalidArgument, nil)
+		}
 		return done(ctx, r)
 	}))
 	c.pay("k").is(t, 10, false)
 	c.pay("k").is(t, 10, true)
-	want := "span Do executed k 2 \"the origin\"\nspan Do replayed k 0 \"the origin\""
+	c.send(t.Context(), b.request(&pay.ChargeRequest{}, "f"))
+	want := "span Do executed k 2 \"the origin\"\nspan Do replayed k 0 \"the origin\"\nspan Do failed f 1 \"the origin\" as INVALID_ARGUMENT"
 	if got := strings.Join(events, "\n"); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}

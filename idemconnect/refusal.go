@@ -14,7 +14,7 @@ import (
 )
 
 // ErrorDomain is the domain of the ErrorInfo of each error of the Interceptor's own.
-const ErrorDomain = transport.ErrorDomain
+const ErrorDomain = "github.com/pgidem/idempotency"
 
 // refuse reports what is behind a refusal, and makes the error of it (the messages are in
 // google/rpc/error_details.proto).

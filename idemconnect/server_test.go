@@ -22,6 +22,7 @@ import (
 	"github.com/pgidem/idempotency/idemconnect"
 	"github.com/pgidem/idempotency/idemconnect/internal/pay"
 	"github.com/pgidem/idempotency/idemconnect/internal/pay/payconnect"
+	"github.com/pgidem/idempotency/internal/transport"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -200,6 +201,40 @@ func TestRecordOfAnotherKindIsNeverASecondExecutionAndNotTheClientsFault(t *test
 	if n := len(b.reported); n != 3 {
 		t.Errorf("reported %s", b.reports())
 	}
+}
+
+// A record of idemgrpc has names in lower case, and values that are bytes.
+func TestRecordIsTheSameAsThatOfIdemgrpc(t *testing.T) {
+	inEachProtocol(t, func(t *testing.T, b *bundle, protocol connect.ClientOption) {
+		none := idemconnect.Config{Fingerprint: func(connect.AnyRequest) idempotency.Fingerprint { return idempotency.Fingerprint{} }}
+		c := b.protected(none, func(ctx context.Context, r *request) (*response, error) {
+			sets(t, ctx)
+			response, err := b.charge(ctx, r)
+			response.Trailer().Set("T-Bin", connect.EncodeBinaryHeader([]byte("\xff\x00")))
+			return response, err
+		}, protocol)
+		c.pay("ours").is(t, 10, false)
+		ours, err := b.store.Get(t.Context(), idempotency.Key{Scope: b.account, ID: "ours"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stored transport.Record
+		if err := stored.UnmarshalJSON(ours.Result); err != nil || stored.Code != "OK" ||
+			string(stored.Header["info-header"][0]) != "2" || string(stored.Trailer["info-trailer"][0]) != "3" || string(stored.Trailer["t-bin"][0]) != "\xff\x00" {
+			t.Errorf("stored %s, %v", ours.Result, err)
+		}
+		_, _, err = idempotency.Do(t.Context(), b.store, idempotency.Key{Scope: b.account, ID: "theirs"},
+			func(context.Context, pgx.Tx) (transport.Record, error) { return stored, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := c.pay("theirs")
+		a.is(t, 10, true)
+		if value, err := connect.DecodeBinaryHeader(a.trailer.Get("T-Bin")); a.header.Get("Info-Header") != "2" || string(value) != "\xff\x00" || err != nil {
+			t.Errorf("header %v, trailer %v", a.header, a.trailer)
+		}
+		b.ran(1)
+	})
 }
 
 // withDetail is an error as handlers make it, with a detail and metadata.

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/transport"
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -253,6 +254,13 @@ func (e *handlerError) Unwrap() []error {
 		return []error{e.error}
 	}
 	return []error{e.seen, e.error}
+}
+
+// ErrorType is what telemetry calls the error by (see package idemotel): its code, as
+// OpenTelemetry has it for gRPC, and not a type of this package.
+func (e *handlerError) ErrorType() string {
+	number, _, _ := statusOf(e.error)
+	return code.Code(number).String()
 }
 
 // An unrecordableError is of a response that cannot be recorded.

@@ -128,7 +128,11 @@ func TestEventsAndTracesAreThoseOfTheStore(t *testing.T) {
 		Observe: func(ctx context.Context, e idempotency.Event) {
 			mu.Lock()
 			defer mu.Unlock()
-			events = append(events, fmt.Sprintf("%v %s %s %s %d %q %v", ctx.Value(traced{}), e.Operation, e.Outcome, e.Key.ID, e.Runs, e.Origin, e.Err))
+			telemetry := ""
+			if err, ok := e.Err.(interface{ ErrorType() string }); ok {
+				telemetry = " as " + err.ErrorType()
+			}
+			events = append(events, fmt.Sprintf("%v %s %s %s %d %q %v%s", ctx.Value(traced{}), e.Operation, e.Outcome, e.Key.ID, e.Runs, e.Origin, e.Err, telemetry))
 		},
 		Trace: func(ctx context.Context, operation string) (context.Context, string) {
 			// The span of the server, which an interceptor or a stats handler has made, is here.
@@ -159,7 +163,7 @@ func TestEventsAndTracesAreThoseOfTheStore(t *testing.T) {
 		`span Do executed k 2 "origin of 1" <nil>`,
 		`span Do replayed k 0 "origin of 1" <nil>`,
 		`span Do key_reused k 0 "origin of 3" ` + idempotency.ErrKeyReused.Error(),
-		`span Do failed f 1 "origin of 4" rpc error: code = InvalidArgument desc = no amount`,
+		`span Do failed f 1 "origin of 4" rpc error: code = InvalidArgument desc = no amount as INVALID_ARGUMENT`,
 	}
 	if got := strings.Join(events, "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", got, strings.Join(want, "\n"))

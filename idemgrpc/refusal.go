@@ -15,7 +15,7 @@ import (
 )
 
 // ErrorDomain is the domain of the ErrorInfo of each error of the Interceptor's own.
-const ErrorDomain = transport.ErrorDomain
+const ErrorDomain = "github.com/pgidem/idempotency"
 
 // pushback is what a client with a retryPolicy waits, instead of its own backoff (gRPC's
 // design A6, "Pushback").

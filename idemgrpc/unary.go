@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/transport"
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -185,6 +186,12 @@ func (e *handlerError) Unwrap() []error {
 		return []error{e.error}
 	}
 	return []error{e.seen, e.error}
+}
+
+// ErrorType is what telemetry calls the error by (see package idemotel): its code, as
+// OpenTelemetry has it for gRPC, and not a type of this package.
+func (e *handlerError) ErrorType() string {
+	return code.Code(statusOf(e.error).Code()).String()
 }
 
 // An unrecordableError is of a response that cannot be recorded.

@@ -2,9 +2,6 @@ package transport
 
 import "time"
 
-// ErrorDomain is the domain of each ErrorInfo.
-const ErrorDomain = "github.com/pgidem/idempotency"
-
 // ReplayedTrailer is what a replay has in its trailer, with the value "true". It is not in
 // the header: clients of gRPC retry nothing that has a header (design A6, "When Retries
 // are Valid").
@@ -37,16 +34,17 @@ const retryAfter = time.Second
 // IsFault reports whether the refusal is the fault of the server, and worth a report.
 func (r Refusal) IsFault() bool { return r.Code == internal || r.Code == unavailable }
 
-// The refusals of calls of which nothing was executed, before the key is claimed.
-
+// MissingKey refuses a call without a key.
 func MissingKey(where string) Refusal {
 	return Refusal{Reason: "KEY_MISSING", Code: invalidArgument, Message: "send a new idempotency key, such as a UUID, in " + where + ", and the same one with every retry"}
 }
 
+// InvalidKey refuses a call whose key cannot be used.
 func InvalidKey(why string) Refusal {
 	return Refusal{Reason: "KEY_INVALID", Code: invalidArgument, Message: "the idempotency key is not valid: " + why}
 }
 
+// NoScope refuses a call that does not say whose it is.
 func NoScope() Refusal {
 	return Refusal{Reason: "NO_SCOPE", Code: permissionDenied, Message: "an idempotency key belongs to whoever made it, and the call names nobody"}
 }
