@@ -123,6 +123,20 @@ func TestKeyInQuotesIsTheSameKey(t *testing.T) {
 	}
 }
 
+func TestMapInAnotherOrderIsTheSameRequest(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.protected(idemgrpc.Config{}, b.charge)
+	for i := range 100 {
+		r := &pay.ChargeRequest{Amount: 10, Labels: map[string]string{}, Item: &pay.Item{Parts: map[string]*pay.Item{}}}
+		for n := range 10 {
+			r.Labels[fmt.Sprint(n)], r.Item.Parts[fmt.Sprint(n)] = "x", &pay.Item{}
+		}
+		c.send(c.with("k"), r).is(t, 10, i > 0)
+	}
+	b.ran(1)
+}
+
 func TestKeysOfTwoScopesAreTwoKeys(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
