@@ -283,6 +283,9 @@ func nonNil[T any](list []T) []T { return append([]T{}, list...) }
 // advance makes the journal durable, and begins the next leg, in one round trip. With a
 // failure, the session is of no more use.
 func (x *session) advance(j *journal, next leg) *failure {
+	if failed := x.checkSent(); failed != nil {
+		return failed
+	}
 	var batch pgx.Batch
 	j.write(x, &batch)
 	written := batch.Len()

@@ -109,3 +109,39 @@ func TestKeyThatTheDatabaseDoesNotGiveBackIsErrInvalidKey(t *testing.T) {
 	b.executes(1)
 	b.replays(1)
 }
+
+// The record would be written to the key that the converted text is.
+func TestFunctionThatChangesTheClientEncodingLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.key.Scope = sameInSJIS[0]
+	spoil := func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		_, err := tx.Exec(ctx, "set local client_encoding to 'SJIS'")
+		return 1, err
+	}
+	steps := idempotency.Procedure[int, int]{Name: "steps", Run: func(ctx context.Context, op *idempotency.Op, _ int) (int, error) {
+		if _, err := idempotency.Step(ctx, op, "one", spoil); err != nil {
+			return 0, err
+		}
+		return idempotency.Step(ctx, op, "two", func(context.Context, pgx.Tx) (int, error) { return 2, nil })
+	}}
+	_, _, err := idempotency.Do(t.Context(), b.store, b.key, spoil)
+	b.wantErr(err, idempotency.ErrInvalidKey)
+	_, _, err = steps.Do(t.Context(), b.store, b.key, 1)
+	b.wantErr(err, idempotency.ErrInvalidKey)
+	err = pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+		_, _, err := idempotency.DoTx(t.Context(), b.store, tx, b.key, spoil)
+		b.wantErr(err, idempotency.ErrInvalidKey)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	b.effects(0)
+	if n := query[int](b, "select (select count(*) from idempotency_keys) + (select count(*) from idempotency_operations)"); n != 0 {
+		t.Errorf("%d rows are left", n)
+	}
+}

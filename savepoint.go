@@ -159,6 +159,9 @@ func (sp *savepoint) record(ctx context.Context, out *answer) (err error) {
 	// A nil error of fn is recorded, whatever the context says by now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
 	defer cancel()
+	if err := checkSentIn(ctx, sp.tx, sp.args); err != nil { // the function can have changed client_encoding
+		return explain("record the result", err)
+	}
 	var role string
 	var batch pgx.Batch
 	batch.Queue(roleSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&role) })

@@ -182,6 +182,9 @@ func (x *session) failed(err error) *failure {
 // commit stores the result and commits, in one round trip. When recordSQL fails,
 // the COMMIT behind it is not executed: the batch has one Sync.
 func (x *session) commit(out *answer) *failure {
+	if failed := x.checkSent(); failed != nil {
+		return failed
+	}
 	// Not the caller's context: to cancel a COMMIT is to put it in doubt. And not one
 	// with a timeout: pgx would watch it, with a timer and nine allocations a call.
 	sent := time.Now()
@@ -206,6 +209,15 @@ func (x *session) commit(out *answer) *failure {
 	failed.transient = conflicted(err) || failed.forbidden || (x.closed() || x.sql.lostNode(err)) && !tooLong
 	failed.inDoubt = !x.inTransaction() && !provesAbort(err)
 	return failed
+}
+
+// checkSent is for before a record: the function can have changed client_encoding, and the
+// record would be that of another key.
+func (x *session) checkSent() *failure {
+	if err := checkSent(x.conn.Conn(), x.args.read()...); err != nil {
+		return &failure{err: explain("record the result", err)}
+	}
+	return nil
 }
 
 // confirm ends a session that found a record while a commit is in doubt. The

@@ -29,7 +29,7 @@ import (
 // and as a *pgconn.PgError with its SQLSTATE.
 //
 // It costs five round trips, where that of pgx costs three: database/sql has no
-// batches. A key beyond ASCII costs one more, to ask for the connection's encoding.
+// batches. A key beyond ASCII costs two more, to ask for the connection's encoding.
 func DoTx[T any](ctx context.Context, s *idempotency.Store, tx *sql.Tx, key idempotency.Key, fn func(ctx context.Context, tx *sql.Tx) (T, error)) (value T, replayed bool, err error) {
 	returned := false
 	value, replayed, err = idempotency.DoTx(ctx, s, callersTx{sql: tx}, key, func(ctx context.Context, _ pgx.Tx) (T, error) {
