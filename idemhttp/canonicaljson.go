@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 	"unicode"
@@ -15,7 +16,7 @@ import (
 // maxJSONDepth bounds what a hostile document costs.
 const maxJSONDepth = 128
 
-var errNotJSON = errors.New("idemhttp: not one JSON document, or nested too deeply")
+var errNotJSON = errors.New("idemhttp: not one JSON document, too large, or nested too deeply")
 
 // canonicalJSON returns one text for all documents that say the same: without
 // white space, the members of objects in the order of their names, and every
@@ -27,7 +28,7 @@ var errNotJSON = errors.New("idemhttp: not one JSON document, or nested too deep
 // same name all stay, in their order, since readers disagree on which counts; so do
 // those whose names differ in case only, which encoding/json takes for the same.
 func canonicalJSON(doc []byte) ([]byte, error) {
-	if !json.Valid(doc) {
+	if uint64(len(doc)) > maxJSONSize || !json.Valid(doc) {
 		return nil, errNotJSON
 	}
 	most := min(bytes.Count(doc, []byte(":")), bytes.Count(doc, []byte(`"`))/2) // a member has a colon and a name
@@ -97,8 +98,15 @@ func (c *canonicalizer) array(depth int) error {
 }
 
 // A member is a place in the output: the name and its value. Its name without case is a
-// place in folded while the object is sorted.
-type member struct{ start, colon, end, folded, foldedEnd int }
+// place in folded while the object is sorted, which has four bytes for each number: a
+// document can have a member for each five bytes.
+type member struct {
+	start, colon, end int
+	folded, foldedEnd uint32
+}
+
+// maxJSONSize keeps the places in folded below 2^32: a byte of a name becomes three at most.
+const maxJSONSize = math.MaxUint32 / 3
 
 func (c *canonicalizer) object(depth int) error {
 	c.copy()
@@ -166,14 +174,14 @@ func (c *canonicalizer) foldNames(members []member) {
 	c.folded = c.folded[:0]
 	for i := range members {
 		m := &members[i]
-		m.folded = len(c.folded)
+		m.folded = uint32(len(c.folded))
 		for name := c.out[m.start:m.colon]; len(name) > 0; {
 			r, n := decodeRune(name)
 			c.folded = utf8.AppendRune(c.folded, folded(r))
 			c.folds++
 			name = name[n:]
 		}
-		m.foldedEnd = len(c.folded)
+		m.foldedEnd = uint32(len(c.folded))
 	}
 }
 
