@@ -105,7 +105,7 @@ func TestErrorsThatSayThatTheNodeOfTheKeyIsLost(t *testing.T) {
 func TestStoreFindsOutOnceWhetherCitusDistributesItsTable(t *testing.T) {
 	t.Parallel()
 	for _, schema := range []string{"", "public"} {
-		b := &bundle{TB: t, pool: pgtest.Empty(t), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
+		b := &bundle{TB: t, pool: pgtest.Empty(t, pgtest.Direct), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
 		b.exec("create table charges (id bigint generated always as identity, key text not null, amount int not null)")
 		if !citusTexts {
 			b.play("drop view if exists pg_catalog.pg_dist_partition; create table pg_catalog.pg_dist_partition (logicalrelid regclass)")
