@@ -128,12 +128,8 @@ vulncheck: ## look for known vulnerabilities in what each module calls
 # .ci/fresh runs the demo, and tests Debian's version and the newest as they are. The command
 # and the migrations have nothing for the race detector: the tests of the one run a binary
 # that is not built for it, and the other starts no goroutine.
-ci: VERSION = 14
-ci: ARGS = $(filter-out %/cmd/idempotency %/migrations,$(shell go list ./...))
-ci: ISOLATION = serializable
-ci: MODE = simple_protocol
-ci: SOCKET = -socket
-ci: TABLE = partitioned
 ci: TABLES_LEVEL = repeatable read
 ci: POOLER_MODES = cache_describe
-ci: lint deps release-check bench-once test-docker test-modules test-tables test-pgbouncer test-race ## all of it, but for what only repeats at greater length
+ci: lint deps release-check bench-once test-docker test-modules test-tables test-pgbouncer ## all of it, but for what only repeats at greater length
+	$(MAKE) test-race VERSION=14 ISOLATION=serializable MODE=simple_protocol SOCKET=-socket TABLE=partitioned ARGS=.
+	$(MAKE) test-race VERSION=14 ARGS="$(filter-out %/idempotency %/migrations,$(shell go list ./...))"
