@@ -1,6 +1,8 @@
 package idempotency_test
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"regexp"
 	"testing"
@@ -148,4 +150,50 @@ func TestStoreFindsOutOnceWhetherCitusDistributesItsTable(t *testing.T) {
 func (b *bundle) play(sql string) {
 	b.Helper()
 	b.exec("set allow_system_table_mods = on; "+sql+"; set allow_system_table_mods = off", pgx.QueryExecModeSimpleProtocol)
+}
+
+// An ERROR of the node before COMMIT leaves nothing; one at COMMIT is in doubt. Both are
+// found out, and the function runs again, but only where the table is distributed.
+func TestCallIsMadeAgainWhereTheNodeOfTheKeyIsLost(t *testing.T) {
+	t.Parallel()
+	const lose = "create function lose() returns trigger language plpgsql as $$ begin if nextval('n') = 1 then raise exception 'the node is lost' using errcode = 'XX000'; end if; return new; end $$; create sequence n; "
+	for name, c := range map[string]struct {
+		trigger string
+		doubt   string
+	}{
+		"by the claim":    {"create trigger lose before insert on idempotency_keys for each row execute function lose()", ""},
+		"in the function": {"create trigger lose before insert on charges for each row execute function lose()", ""},
+		"by the COMMIT":   {"create constraint trigger lose after insert on charges deferrable initially deferred for each row execute function lose()", "aborted"},
+	} {
+		for _, distributed := range []bool{true, false} {
+			if !distributed && citusTexts {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s, distributed: %v", name, distributed), func(t *testing.T) {
+				t.Parallel()
+				b := setup(t, idempotency.Config{}, pgtest.Direct)
+				if !citusTexts {
+					b.play("create table pg_catalog.pg_dist_partition (logicalrelid regclass); insert into pg_catalog.pg_dist_partition values ('public.idempotency_keys')")
+				}
+				var event idempotency.Event
+				pool := b.pool
+				if distributed {
+					pool = b.anotherPool(pgtest.Direct, param("citus.cluster_name", "default"))
+				}
+				b.exec(lose+c.trigger, pgx.QueryExecModeSimpleProtocol)
+				b.store = b.storeOn(pool, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { event = e }})
+				_, _, err := b.do(charge(b.key.ID, 1))
+				if !distributed {
+					if sqlState(err) != "XX000" {
+						t.Errorf("on one server: %v", err)
+					}
+					return
+				}
+				if err != nil || event.InDoubt != c.doubt {
+					t.Errorf("%v, %+v", err, event)
+				}
+				b.effects(1)
+			})
+		}
+	}
 }
