@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,6 +62,22 @@ func (b *bundle) expiredRows(n int) {
 	b.Helper()
 	b.exec(`insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
 		select i::text, 'scope', '1', now(), now(), now() - i * interval '1 microsecond' from generate_series(1, $1) i`, n)
+}
+
+// Rows can be due for the purge and not have expired: purge_after is of the claim.
+func TestPurgeLeavesWhatHasNotExpiredAmongWhatHas(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec(`insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at) values
+		('open', 's', now() - interval '2 hours', null, null, null),
+		('live', 's', now() - interval '2 hours', '1', now(), now() + interval '1 hour'),
+		('expired', 's', now() - interval '1 hour', '1', now() - interval '2 hours', now() - interval '1 hour')`)
+	if n, err := b.store.Purge(t.Context()); n != 1 || err != nil {
+		t.Errorf("purged %d, %v", n, err)
+	}
+	if left := query[[]string](b, "select array_agg(id order by id) from idempotency_keys"); !slices.Equal(left, []string{"live", "open"}) {
+		t.Errorf("%v are left", left)
+	}
 }
 
 // A batch begins where the one before it ended, which is no number for these.
