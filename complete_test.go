@@ -482,3 +482,12 @@ func TestCompleterNeedsTwoConnections(t *testing.T) {
 	var calls atomic.Int64
 	b.completes(1, procedureOf(ok("a"), answers("c", &calls)))
 }
+
+func TestPauseAfterAFailedAttemptDoublesUpToAnHour(t *testing.T) {
+	t.Parallel()
+	for attempts, want := range map[int]time.Duration{0: time.Second, 1: 2 * time.Second, 11: 2048 * time.Second, 12: time.Hour, 1000: time.Hour} {
+		if got := idempotency.PauseAfter(attempts); got != want {
+			t.Errorf("after %d attempts: %v, want %v", attempts, got, want)
+		}
+	}
+}

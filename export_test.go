@@ -128,3 +128,6 @@ func RememberedTexts(n int) (kept, after int64) {
 	(&operation{sql: "0"}).forget(sql)
 	return kept, sql.effects.n.Load()
 }
+
+// PauseAfter is the pause before Complete tries an operation again.
+func PauseAfter(attempts int) time.Duration { return pauseAfter(attempts) }
