@@ -222,11 +222,10 @@ func (sql *statements) queueStillHere(batch *pgx.Batch, c claim) {
 
 // queuePlan queues what goes before a statement on the journal: planSQL or stillHereSQL.
 func (sql *statements) queuePlan(batch *pgx.Batch, c claim) {
-	if sql.distributed {
-		sql.queueStillHere(batch, c)
-		return
+	sql.queueStillHere(batch, c)
+	if !sql.distributed {
+		batch.Queue(planSQL)
 	}
-	batch.Queue(planSQL)
 }
 
 // claimInto is where a statement's claimColumns are read to. Where the table is

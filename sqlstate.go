@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"strings"
-	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -121,14 +120,14 @@ func (sql *statements) remedied(err error) error {
 // ASCII is certain to arrive as it is only where both sides speak UTF-8, or where the
 // database does not mind (SQL_ASCII). A *sql.Tx does not tell.
 func canHold(conn *pgx.Conn, text string) bool {
-	if !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII }) {
+	if !beyondASCII(text) {
 		return true
 	}
 	if conn == nil {
 		return false
 	}
-	server, client := conn.PgConn().ParameterStatus("server_encoding"), conn.PgConn().ParameterStatus("client_encoding")
-	return server == "SQL_ASCII" && client == server || client == "UTF8" && (server == "UTF8" || server == "SQL_ASCII")
+	e := encodingOf(conn)
+	return e.server == "SQL_ASCII" && e.client == e.server || e.client == "UTF8" && (e.server == "UTF8" || e.server == "SQL_ASCII")
 }
 
 // explainRecord explains an error of recordSQL. role is the one that the function

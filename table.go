@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 // A table is the one table that a Store uses. Without Config.Schema, the first call
@@ -100,7 +101,7 @@ select coalesce((
 	where c.relname = 'idempotency_keys'::name and n.oid <> pg_my_temp_schema()
 	order by path.place
 	limit 1), ''::text), coalesce(to_regclass($1::text) is not null, false),
-	current_setting('citus.cluster_name'::text, true) is not null`
+	` + keytable.CitusSQL
 
 // A lookUp is the answer to lookUpTableSQL.
 type lookUp struct {

@@ -8,8 +8,6 @@ import (
 	"github.com/pgidem/idempotency/internal/keytable"
 )
 
-const citusSQL = `select current_setting('citus.cluster_name'::text, true) is not null`
-
 // placementSQL is asked only where Citus is loaded: elsewhere there is no such catalog. A
 // partkey is a node tree, with the number of the column. Tables of reference (repmodel t)
 // are on all nodes.
@@ -33,7 +31,7 @@ select coalesce((select method from keys), ''::text), coalesce((select by from k
 // checkCitus looks at where Citus keeps the rows.
 func checkCitus(ctx context.Context, p *patient) error {
 	var loaded bool
-	if err := p.query(ctx, "asking for Citus", citusSQL, nil, &loaded); err != nil || !loaded || p.table == nil {
+	if err := p.query(ctx, "asking for Citus", `select `+keytable.CitusSQL, nil, &loaded); err != nil || !loaded || p.table == nil {
 		return err
 	}
 	var method, by string

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/keytable"
 )
 
 var stats = &command{
@@ -123,15 +124,11 @@ select pg_catalog.citus_table_size('idempotency_keys'::regclass),
 	pg_catalog.citus_relation_size('idempotency_keys'::regclass) / current_setting('block_size'::text)::bigint,
 	0::bigint, null::text, extract(epoch from clock_timestamp())::text`
 
-// citusSQL and distributedSQL tell which of the two to ask. The catalog of the second is
-// there only where Citus is.
-const (
-	citusSQL       = `select current_setting('citus.cluster_name'::text, true) is not null`
-	distributedSQL = `select exists (select from pg_catalog.pg_dist_partition where logicalrelid::oid = 'idempotency_keys'::regclass::oid)`
-)
+// distributedSQL tells which of the two to ask, where Citus is loaded.
+const distributedSQL = `select exists (select from pg_catalog.pg_dist_partition where logicalrelid::oid = 'idempotency_keys'::regclass::oid)`
 
 func (d *database) sizeSQL(ctx context.Context, tx pgx.Tx) (string, error) {
-	for _, sql := range []string{citusSQL, d.on(distributedSQL)} {
+	for _, sql := range []string{`select ` + keytable.CitusSQL, d.on(distributedSQL)} {
 		var so bool
 		if err := tx.QueryRow(ctx, sql).Scan(&so); err != nil || !so {
 			return d.on(sizeSQL), err
