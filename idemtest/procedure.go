@@ -304,38 +304,51 @@ func (r *procedureRound) sample() {
 	r.counts = append(r.counts, n)
 }
 
-// rule does the fault at its COMMIT.
+// rule does the fault at the COMMIT that records its step or call, whichever attempt sends it.
 func (r *procedureRound) rule() pgproxy.Rule {
-	at := r.s.commitBehind(r.fault.label)
-	var sent, answered atomic.Int64
-	return func(m pgproxy.Message) pgproxy.Verdict {
-		before := commits(m) && sent.Add(1) == at && r.fault.at == "before"
-		after := committed(m) && answered.Add(1) == at && r.fault.at == "after"
-		if !before && !after {
+	var recorder atomic.Pointer[attempt] // the attempt that has sent it
+	do := func() pgproxy.Verdict {
+		if !r.wasCut.CompareAndSwap(false, true) {
 			return pgproxy.Pass
 		}
-		r.wasCut.Store(true)
 		if r.fault.end {
-			r.scene.endAttempt()
+			recorder.Load().end()
 		}
 		if r.fault.cut {
 			return pgproxy.Drop
 		}
 		return pgproxy.Pass
 	}
-}
-
-// commitBehind is the number of the COMMIT that records the step or the call. A call that
-// comes first has one before it: that it begins is recorded.
-func (s *procedureStorm) commitBehind(label string) int64 {
-	for i, l := range s.labels {
-		if l == label {
-			return int64(i + 1 + s.commitsBefore())
+	return func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case r.fault.at != "before" && r.fault.at != "after":
+		case commits(m):
+			a := r.scene.recorder(r.s, r.fault.label)
+			if a == nil {
+				break
+			}
+			recorder.Store(a)
+			if r.fault.at == "before" {
+				return do()
+			}
+		case committed(m) && r.fault.at == "after" && recorder.Load() != nil && !r.s.next(r.id, r.fault.label):
+			return do()
 		}
+		return pgproxy.Pass
 	}
-	return 0
 }
 
+// next reports whether the label is that of the step or call whose result is recorded next.
+func (s *procedureStorm) next(id, label string) bool {
+	done, begun, err := s.recorded(id)
+	if err != nil || len(done) >= len(s.labels) || s.labels[len(done)] != label {
+		return false
+	}
+	return !isCall(label) || begun == label // else that it begins is recorded next
+}
+
+// commitsBefore is how many COMMITs an undisturbed attempt sends before the one of its first
+// step or call: that a call begins is recorded before it.
 func (s *procedureStorm) commitsBefore() int {
 	if len(s.labels) > 0 && isCall(s.labels[0]) {
 		return 1

@@ -21,6 +21,7 @@ type scene struct {
 	stopped  any           // the result that was not recorded
 	attempts []*attempt    // that run, the newest last
 	begun    int           // attempts
+	newest   *attempt      // of those that have begun: it may have ended
 	requests []request     // to the provider, in the order of their arrival
 	lost     int           // answers of the provider
 	loser    int           // begun, when the first was lost: all of that attempt are
@@ -32,6 +33,7 @@ type scene struct {
 type attempt struct {
 	goroutine string // its number
 	end       context.CancelFunc
+	commits   int // that were sent since it began
 }
 
 type endKey struct{}
@@ -57,6 +59,7 @@ func (c *scene) enter(ctx context.Context) (leave func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.attempts = append(c.attempts, a)
+	c.newest = a
 	c.begun++
 	return func() {
 		c.mu.Lock()
@@ -81,13 +84,22 @@ func (c *scene) stops(out any) bool {
 	return true
 }
 
-// endAttempt ends the context of the newest attempt.
-func (c *scene) endAttempt() {
+// recorder is the attempt that sends a COMMIT, if the COMMIT records the result of the label.
+// Attempts cannot be counted on for that: another process can take the operation over
+// between two steps, and an attempt that makes a call again, which was begun before, sends a
+// COMMIT that records nothing before the call.
+func (c *scene) recorder(s *procedureStorm, label string) *attempt {
+	next := s.next(c.id, label)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := len(c.attempts); n > 0 {
-		c.attempts[n-1].end()
+	if c.newest == nil {
+		return nil
 	}
+	c.newest.commits++
+	if !next || isCall(label) && c.newest.commits == 1 {
+		return nil
+	}
+	return c.newest
 }
 
 func goroutineNumber() string {
