@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,68 +16,6 @@ import (
 	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
-
-// A doubt is a call whose COMMIT meets a broken connection.
-type doubt struct {
-	*bundle
-	proxy *pgproxy.Proxy
-	event atomic.Pointer[idempotency.Event] // of the first call that ended
-	runs  atomic.Int64
-
-	cancels bool
-}
-
-func setupDoubt(t *testing.T) *doubt {
-	t.Helper()
-	d := &doubt{bundle: setup(t, idempotency.Config{})}
-	cfg := idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { d.event.CompareAndSwap(nil, &e) }}
-	d.store, d.proxy = d.through(cfg)
-	return d
-}
-
-// once applies a verdict to the first message that matches. The request to
-// cancel, which pgx sends when it gives a connection up, is lost too, unless
-// cancels is set.
-func (d *doubt) once(matches func(pgproxy.Message) bool, verdict pgproxy.Verdict) (hit <-chan struct{}) {
-	reached := make(chan struct{})
-	var done atomic.Bool
-	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if m.Type == pgproxy.CancelRequest {
-			if !d.cancels {
-				return pgproxy.Drop
-			}
-			time.Sleep(time.Second) // until the server is in its COMMIT, also on a busy machine
-		}
-		if matches(m) && done.CompareAndSwap(false, true) {
-			close(reached)
-			return verdict
-		}
-		return pgproxy.Pass
-	})
-	return reached
-}
-
-// The moments of a COMMIT. It is bound last in its batch, before the Sync; in the
-// simple protocol, record and COMMIT are one message.
-func commitOnItsWay(m pgproxy.Message) bool {
-	return m.Type == 'B' && m.SQL == "commit" || commitQuery(m)
-}
-func commitQuery(m pgproxy.Message) bool    { return m.Type == 'Q' && sent("with recorded")(m) }
-func commitAnswered(m pgproxy.Message) bool { return m.FromServer && m.Tag == "COMMIT" }
-
-func commitComplete() func(pgproxy.Message) bool {
-	var bound atomic.Bool
-	return func(m pgproxy.Message) bool {
-		if commitOnItsWay(m) {
-			bound.Store(true)
-		}
-		return (m.Type == 'S' || commitQuery(m)) && !m.FromServer && bound.Load()
-	}
-}
-
-func (d *doubt) charge(ctx context.Context, tx pgx.Tx) (int, error) {
-	return charge(d.key.ID, int(d.runs.Add(1)))(ctx, tx)
-}
 
 func (d *doubt) expect(got outcome, want outcome, runs int64, inDoubt string) {
 	d.Helper()
@@ -416,4 +355,170 @@ func TestNegativeMaxIdleIsNoLimit(t *testing.T) {
 		return charge(b.key.ID, 1)(ctx, tx)
 	})
 	b.wantOutcome(outcome{got, replayed, err}, outcome{1, false, nil})
+}
+
+// opened returns a pool whose n connections are all there, and idle.
+func (b *bundle) opened(n int32, opts ...pgtest.Option) *pgxpool.Pool {
+	b.Helper()
+	pool := b.anotherPool(append(opts, pgtest.MaxConns(n), pgtest.Direct)...)
+	var conns []*pgxpool.Conn
+	for range n {
+		conn, err := pool.Acquire(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		conn.Release()
+	}
+	return pool
+}
+
+// demotable is an option of a pool whose sessions are read-only until it is turned off,
+// as those to a primary that has become a standby.
+func demotable() (option pgtest.Option, demoted *atomic.Bool) {
+	demoted = new(atomic.Bool)
+	demoted.Store(true)
+	return func(cfg *pgxpool.Config) {
+		cfg.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
+			value := "off"
+			if demoted.Load() {
+				value = "on"
+			}
+			cc.RuntimeParams["default_transaction_read_only"] = value
+			return nil
+		}
+	}, demoted
+}
+
+// operations are those of a Store on a connection of its own, each on a record.
+var operations = map[string]func(context.Context, *bundle) error{
+	"Do": func(ctx context.Context, b *bundle) error {
+		_, replayed, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 2))
+		if err == nil && !replayed {
+			err = errors.New("it was executed")
+		}
+		return err
+	},
+	"Get": func(ctx context.Context, b *bundle) error { _, err := b.store.Get(ctx, b.key); return err },
+	"All": func(ctx context.Context, b *bundle) error {
+		for _, err := range b.store.All(ctx, b.key.Scope) {
+			return err
+		}
+		return errors.New("no record")
+	},
+	"Delete": func(ctx context.Context, b *bundle) error { return b.store.Delete(ctx, b.key) },
+	"Purge": func(ctx context.Context, b *bundle) error {
+		b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+		n, err := b.store.Purge(ctx)
+		if err == nil && n != 1 {
+			err = fmt.Errorf("%d records were purged", n)
+		}
+		return err
+	},
+}
+
+func TestConnectionsLeftBehindByAFailoverAreReplaced(t *testing.T) {
+	t.Parallel()
+	for name, call := range operations {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.executes(1)
+			option, demoted := demotable()
+			b.store = b.storeOn(b.opened(12, option), idempotency.Config{})
+			demoted.Store(false)
+			if err := call(t.Context(), b); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestServerThatStaysReadOnlyIsRefusedAfterOneNewConnection(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"Do", "Delete", "Purge"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.executes(1)
+			option, _ := demotable()
+			pool := b.opened(1, option)
+			b.store = b.storeOn(pool, idempotency.Config{})
+			err := operations[name](t.Context(), b)
+			if sqlState(err) != "25006" || !strings.Contains(err.Error(), "connect to the primary") {
+				t.Errorf("got %v", err)
+			}
+			if n := pool.Stat().NewConnsCount(); n != 2 {
+				t.Errorf("%d connections were made, want 2", n)
+			}
+		})
+	}
+}
+
+func TestConnectionsThatDiedWhileIdleAreReplacedByEveryOperation(t *testing.T) {
+	t.Parallel()
+	for name, call := range operations {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.executes(1)
+			b.store = b.storeOn(b.opened(12, named("idle")), idempotency.Config{})
+			b.exec("select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'idle' and datname = current_database()")
+			if err := call(t.Context(), b); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// It can have taken effect: to delete once more could take what a later call has recorded.
+func TestDeleteThatLosesTheAnswerToItsCommitIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{})
+	var deletes atomic.Int64
+	asked, committed := bound("delete from idempotency_keys"), answered("COMMIT", 1)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if asked(m) {
+			deletes.Add(1)
+		}
+		if committed(m) {
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	if err := store.Delete(t.Context(), b.key); err == nil || errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	if n := deletes.Load(); n != 1 {
+		t.Errorf("%d deletes were sent", n)
+	}
+}
+
+// A deployment that alters a table while programs run: every connection has the plan of
+// before.
+func TestFunctionWhoseStatementHasAnOldPlanIsRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("create table account (id int)")
+	b.store = b.storeOn(b.opened(3), idempotency.Config{})
+	read := func(ctx context.Context, tx pgx.Tx) (int, error) {
+		rows, _ := tx.Query(ctx, "select * from account")
+		list, err := pgx.CollectRows(rows, pgx.RowToMap)
+		if err == nil {
+			_, err = charge(b.key.ID, 1)(ctx, tx)
+		}
+		return len(list), err
+	}
+	for i := range 4 {
+		b.key.ID = fmt.Sprint("key-", i)
+		if got := <-b.start(t.Context(), b.store, read); got.err != nil || got.replayed {
+			t.Errorf("call %d: %+v", i, got)
+		}
+		b.effects(1)
+		b.exec(fmt.Sprintf("alter table account add column c%d int", i))
+	}
 }

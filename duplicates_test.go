@@ -3,12 +3,17 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -91,23 +96,6 @@ func TestDuplicateWaitsForTheFirstAndReturnsItsResult(t *testing.T) {
 		b.wantOutcome(<-second, outcome{1, true, nil})
 		b.effects(1)
 	})
-}
-
-// stays checks that a call is still waiting after a while.
-func (b *bundle) stays(call <-chan outcome) {
-	b.Helper()
-	select {
-	case got := <-call:
-		b.Fatalf("the duplicate did not wait: %+v", got)
-	case <-time.After(60 * time.Millisecond):
-	}
-}
-
-func (b *bundle) wantOutcome(got, want outcome) {
-	b.Helper()
-	if got.value != want.value || got.replayed != want.replayed || !errors.Is(got.err, want.err) {
-		b.Errorf("got %+v, want %+v", got, want)
-	}
 }
 
 func TestWhenTheFirstFailsExactlyOneWaiterTakesOver(t *testing.T) {
@@ -211,13 +199,6 @@ func TestNegativeWaitIsNotTurnedAwayByReplays(t *testing.T) {
 		})
 	}
 	wg.Wait()
-}
-
-func (b *bundle) replaysQuietly(amount int) {
-	got, replayed, err := b.do(charge(b.key.ID, 99))
-	if got != amount || !replayed || err != nil {
-		b.Errorf("Do = %v, replayed %v, %v; want a replay of %v", got, replayed, err, amount)
-	}
 }
 
 func TestOtherFingerprintIsErrKeyReusedWhileInFlightAndAfter(t *testing.T) {
@@ -359,17 +340,6 @@ func TestContextOfAnEndedFunctionDoesNotHoldItsKey(t *testing.T) {
 	}
 }
 
-// locks takes the key's advisory lock in tx, as a call does.
-func (b *bundle) locks(tx pgx.Tx) {
-	b.Helper()
-	var taken bool
-	lock, args := b.store.LockOf(b.key)
-	err := tx.QueryRow(b.Context(), lock, args...).Scan(&taken)
-	if err != nil || !taken {
-		b.Fatalf("the advisory lock: %v, %v", taken, err)
-	}
-}
-
 // A replay holds the advisory lock for a moment. Who takes an expired key over
 // in that moment must not do so without the lock: duplicates would wait on the
 // index, with their connections and beyond Wait.
@@ -387,4 +357,723 @@ func TestExpiredKeyIsTakenOverOnlyWithItsAdvisoryLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.executes(2)
+}
+
+// follow starts n duplicates, and returns when they wait at the gate.
+func (b *bundle) follow(n int) (waiters []<-chan outcome) {
+	b.Helper()
+	before := b.store.Waiting(b.key)
+	for range n {
+		waiters = append(waiters, b.start(context.Background(), b.store, charge(b.key.ID, 99)))
+	}
+	b.joined(before + n)
+	return waiters
+}
+
+// soon is what a call returns that has no reason to wait.
+func (b *bundle) soon(call <-chan outcome) outcome {
+	b.Helper()
+	select {
+	case got := <-call:
+		return got
+	case <-time.After(20 * time.Second):
+		b.Fatal("the call waits")
+		return outcome{}
+	}
+}
+
+// claims counts those that a proxy sees, from now on, once the predicate holds.
+func claims(proxy *pgproxy.Proxy, from func(pgproxy.Message) bool) *atomic.Int64 {
+	var begun atomic.Bool
+	var n atomic.Int64
+	claim := bound(claimText)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if from(m) {
+			begun.Store(true)
+		}
+		if begun.Load() && claim(m) {
+			n.Add(1)
+		}
+		return pgproxy.Pass
+	})
+	return &n
+}
+
+// asksAgain waits for a claim that was begun later than now: the next one can be on
+// its way already.
+func (b *bundle) asksAgain(proxy *pgproxy.Proxy) {
+	b.Helper()
+	more := claims(proxy, func(pgproxy.Message) bool { return true })
+	b.eventually("the leader asks again", func() bool { return more.Load() >= 2 })
+}
+
+func TestWaitersOfAnExecutionGetItsResultWithoutAQuery(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{})
+	b.store = store
+	k := newBlocker()
+	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
+	<-k.begun
+	waiters := b.follow(10) // while the function runs
+	asked := claims(proxy, func(pgproxy.Message) bool { return true })
+	k.goOn <- nil
+	b.wantOutcome(<-first, outcome{1, false, nil})
+	b.want(waiters, outcome{1, true, nil})
+	if asked.Load() != 0 {
+		t.Errorf("%d more claims", asked.Load())
+	}
+	b.effects(1)
+}
+
+func TestWaitersOfACallElsewhereGetItsResultWithTheLeadersQuery(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{Wait: time.Minute})
+	b.store = store
+	k := newBlocker()
+	first := b.start(t.Context(), b.storeOn(b.pool, idempotency.Config{}), k.charge(b.key.ID, 1))
+	<-k.begun
+	leader := b.start(t.Context(), b.store, charge(b.key.ID, 2))
+	waiters := append(b.follow(10), leader)
+	b.asksAgain(proxy)
+	k.goOn <- nil
+	b.wantOutcome(<-first, outcome{1, false, nil})
+	asked := claims(proxy, func(pgproxy.Message) bool { return true })
+	b.want(waiters, outcome{1, true, nil})
+	if asked.Load() > 1 {
+		t.Errorf("%d claims of the leader and 10 waiters after the result was there", asked.Load())
+	}
+	b.effects(1)
+}
+
+// heldCommit makes the COMMIT of a charge wait, on the server, until release is
+// called.
+func (b *bundle) heldCommit() (release func()) {
+	b.Helper()
+	b.exec(`create function hold() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(1, 1); return null; end $$`)
+	b.exec(`create constraint trigger hold after insert on charges deferrable initially deferred for each row execute function hold()`)
+	holder := b.begin(pgx.TxOptions{})
+	if _, err := holder.Exec(context.Background(), "select pg_advisory_xact_lock(1, 1)"); err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		if err := holder.Rollback(context.Background()); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+// inDoubt starts a call that loses its connection in a COMMIT which the server
+// goes on with until release is called, and returns when the call asks what
+// became of it.
+func (d *doubt) inDoubt() (call <-chan outcome, release func()) {
+	d.Helper()
+	release = d.heldCommit()
+	asks := make(chan struct{})
+	var cut, asked atomic.Bool
+	commit, claim := commitComplete(), bound(claimText)
+	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case m.Type == pgproxy.CancelRequest:
+			return pgproxy.Drop
+		case cut.Load() && claim(m) && asked.CompareAndSwap(false, true):
+			close(asks)
+		case commit(m) && cut.CompareAndSwap(false, true):
+			return pgproxy.CutClient
+		}
+		return pgproxy.Pass
+	})
+	call = d.start(context.Background(), d.store, d.charge)
+	<-asks
+	return call, release
+}
+
+func TestWaitersOfACallInDoubtGetWhatItFindsWithoutAQuery(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	first, release := d.inDoubt()
+	waiters := d.follow(10)
+	d.asksAgain(d.proxy)
+	asked := claims(d.proxy, sent("pg_logical_emit_message")) // it has found the record
+	release()
+	d.wantOutcome(<-first, outcome{1, true, nil})
+	d.want(waiters, outcome{1, true, nil})
+	if asked.Load() != 0 {
+		t.Errorf("%d more claims", asked.Load())
+	}
+	d.effects(1)
+}
+
+func TestCallInDoubtTurnsAwayThoseThatDoNotWait(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.store, d.proxy = d.through(idempotency.Config{Wait: -1})
+	first, release := d.inDoubt()
+	duplicate := d.start(t.Context(), d.store, charge(d.key.ID, 2))
+	d.wantOutcome(d.soon(duplicate), outcome{err: idempotency.ErrInProgress})
+	release()
+	d.wantOutcome(<-first, outcome{1, true, nil})
+	d.effects(1)
+}
+
+// A call that leads compares fingerprints for the key while it owns the row: in
+// its second run, too, and not in between.
+func TestFingerprintIsComparedInTheSecondRunAndNotBeforeIt(t *testing.T) {
+	t.Parallel()
+	for name, lost := range map[string]bool{"after a lost connection": false, "after a commit in doubt": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := setupDoubt(t)
+			d.store, d.proxy = d.through(idempotency.Config{Wait: time.Minute})
+			held, asks, goOn := atomic.Bool{}, make(chan struct{}), make(chan struct{})
+			letGo := sync.OnceFunc(func() { close(goOn) })
+			defer letGo()
+			claim, cut := bound(claimText), bound("select 'cut here'")
+			if lost {
+				cut = commitOnItsWay
+			}
+			d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+				switch {
+				case cut(m) && d.runs.Load() == 1:
+					return pgproxy.Drop
+				case claim(m) && d.runs.Load() == 1 && held.CompareAndSwap(false, true):
+					close(asks)
+					<-goOn
+				}
+				return pgproxy.Pass
+			})
+			k := newBlocker()
+			first := d.start(t.Context(), d.store, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				n := int(d.runs.Add(1))
+				if n == 1 {
+					if _, err := tx.Exec(ctx, "select 'cut here'"); err != nil {
+						return 0, err
+					}
+					return charge(d.key.ID, n)(ctx, tx)
+				}
+				return k.charge(d.key.ID, n)(ctx, tx)
+			})
+			<-asks
+			wrong := *d.bundle
+			wrong.key.Fingerprint = idempotency.FingerprintOf([]byte("other"))
+			early := wrong.start(t.Context(), d.store, charge(d.key.ID, 9))
+			d.stays(early)
+			letGo()
+			<-k.begun
+			d.wantOutcome(d.soon(early), outcome{err: idempotency.ErrKeyReused})
+			late := wrong.start(t.Context(), d.store, charge(d.key.ID, 9))
+			d.wantOutcome(d.soon(late), outcome{err: idempotency.ErrKeyReused})
+			k.goOn <- nil
+			d.wantOutcome(<-first, outcome{2, false, nil})
+			d.effects(1)
+		})
+	}
+}
+
+// A replay that is on its way out holds the advisory lock, which does not prove
+// that a call is in flight. Those that do not want to wait ask again.
+func TestNegativeWaitOutlastsAReplayThatHoldsTheLockOfAnExpiredKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now()")
+	replay := b.begin(pgx.TxOptions{})
+	b.locks(replay)
+	store, proxy := b.through(idempotency.Config{Wait: -1})
+	b.store = store
+	b.onSecondClaim(proxy, func() {
+		if err := replay.Rollback(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	b.executes(2)
+}
+
+// onSecondClaim calls f before the second claim's transaction begins: the first one
+// has found the key taken.
+func (b *bundle) onSecondClaim(proxy *pgproxy.Proxy, f func()) {
+	var claims atomic.Int64
+	begin := bound("begin")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if begin(m) && claims.Add(1) == 2 {
+			f()
+		}
+		return pgproxy.Pass
+	})
+	b.Cleanup(func() {
+		if claims.Load() < 2 {
+			b.Error("the key was not asked for again")
+		}
+	})
+}
+
+// Once a call has returned a result, no call is in progress for the next one.
+func TestNegativeWaitRightAfterAReplayIsAReplay(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	k := newBlocker()
+	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
+	<-k.begun
+	store, proxy := b.through(idempotency.Config{Wait: -1})
+	b.store = store
+	goOn := make(chan struct{})
+	b.onSecondClaim(proxy, func() {
+		k.goOn <- nil
+		b.wantOutcome(<-first, outcome{1, false, nil})
+		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+			if m.Type == 'Q' && m.SQL == "rollback" {
+				<-goOn
+			}
+			return pgproxy.Pass
+		})
+	})
+	defer close(goOn)
+	b.replays(1) // its ROLLBACK hangs
+	b.unknown()
+	b.replays(1)
+}
+
+func TestNegativeWaitIsErrInProgressAtOnceBesideACallThatAsksAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	k := newBlocker()
+	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
+	<-k.begun
+	store, proxy := b.through(idempotency.Config{Wait: -1})
+	b.store = store
+	asks, goOn := make(chan struct{}), make(chan struct{})
+	b.onSecondClaim(proxy, func() { close(asks); <-goOn })
+	second := b.start(t.Context(), b.store, charge(b.key.ID, 2))
+	<-asks
+	got := b.start(t.Context(), b.store, charge(b.key.ID, 3))
+	select {
+	case got := <-got:
+		b.wantOutcome(got, outcome{err: idempotency.ErrInProgress})
+	case <-time.After(20 * time.Second):
+		t.Error("the call waits")
+	}
+	close(goOn)
+	b.wantOutcome(<-second, outcome{err: idempotency.ErrInProgress})
+	k.goOn <- nil
+	b.wantOutcome(<-first, outcome{1, false, nil})
+}
+
+// Replays of one key hold one connection at a time: the next call waits for the
+// ROLLBACK, for a moment.
+func TestReplaysOfOneKeyTakeTurnsWithTheirRollbacks(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	var waited atomic.Int64
+	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { waited.Store(int64(e.Waited)) }})
+	b.store = store
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if m.Type == 'Q' && m.SQL == "rollback" {
+			time.Sleep(200 * time.Millisecond)
+		}
+		return pgproxy.Pass
+	})
+	for range 50 { // a slow machine can be late for the moment
+		b.unknown()
+		b.replays(1)
+		b.unknown()
+		b.replays(1)
+		if time.Duration(waited.Load()) > 20*time.Millisecond {
+			return
+		}
+	}
+	t.Error("no call has waited for the ROLLBACK of a replay")
+}
+
+func TestHungRollbackOfAReplayDoesNotKeepTheNextCallWaiting(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{})
+	b.store = store
+	goOn := make(chan struct{})
+	var rollbacks, givenUp atomic.Int64
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case m.Type == pgproxy.CancelRequest: // after the bound of a ROLLBACK
+			givenUp.Add(1)
+		case m.Type == 'Q' && m.SQL == "rollback" && rollbacks.Add(1) == 1:
+			<-goOn
+		}
+		return pgproxy.Pass
+	})
+	defer close(goOn)
+	b.replays(1)
+	b.unknown()
+	b.replays(1)
+	if givenUp.Load() != 0 || rollbacks.Load() == 0 {
+		t.Error("the second call has waited until the ROLLBACK was given up")
+	}
+}
+
+func TestKeyIsKnownOnceItWasRecordedOrSeenRecordedAndNotWhenItWasTried(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: -1})
+	other := *b
+	other.store = b.storeOn(b.pool, idempotency.Config{})
+
+	failed := errors.New("declined")
+	_, _, err := b.do(func(context.Context, pgx.Tx) (int, error) { return 0, failed })
+	b.wantErr(err, failed)
+	b.wantKnown("after a function that failed", false)
+
+	k := newBlocker()
+	running := other.start(t.Context(), other.store, k.charge(b.key.ID, 1))
+	<-k.begun
+	_, _, err = b.do(charge(b.key.ID, 2))
+	b.wantErr(err, idempotency.ErrInProgress)
+	b.wantKnown("while a call elsewhere runs", false)
+	other.wantKnown("before its COMMIT", false)
+	k.goOn <- nil
+	b.wantOutcome(<-running, outcome{1, false, nil})
+	other.wantKnown("when it was recorded", true)
+	b.wantKnown("recorded elsewhere", false)
+
+	b.replays(1)
+	b.wantKnown("when it was seen recorded", true)
+	third := *b
+	third.store = b.storeOn(b.pool, idempotency.Config{})
+	third.wantKnown("by another Store", false) // it can be one of another table
+	neighbour := *b
+	neighbour.key.Scope = "customer-2"
+	neighbour.wantKnown("of another scope", false)
+	if err := b.store.Delete(t.Context(), b.key); err != nil {
+		t.Fatal(err)
+	}
+	b.wantKnown("after Delete", false)
+}
+
+// It is not the Store who commits, and the caller may not.
+func TestDoTxNeitherAsksNorFillsTheMemory(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 1)), outcome{1, false, nil})
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
+	b.commit(tx)
+	b.wantKnown("after DoTx", false)
+	b.replays(1)
+	tx = b.begin(pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), "delete from idempotency_keys"); err != nil {
+		t.Fatal(err)
+	}
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 3)), outcome{3, false, nil})
+	b.commit(tx)
+}
+
+func TestKnownKeyIsAnsweredByWhatTheTableSays(t *testing.T) {
+	t.Parallel()
+	for name, happens := range map[string]struct {
+		sql  string
+		want outcome // zero: the function runs
+	}{
+		"expired":                         {sql: "update idempotency_keys set expires_at = clock_timestamp()"},
+		"deleted":                         {sql: "delete from idempotency_keys"},
+		"renewed elsewhere":               {sql: "update idempotency_keys set result = '7'", want: outcome{7, true, nil}},
+		"committed without a result":      {sql: "update idempotency_keys set result = null, completed_at = null, expires_at = null", want: outcome{err: idempotency.ErrAbandoned}},
+		"recorded with other fingerprint": {sql: `update idempotency_keys set fingerprint = decode(repeat('ab', 32), 'hex')`, want: outcome{err: idempotency.ErrKeyReused}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			b.executes(1)
+			b.replays(1)
+			b.exec(happens.sql)
+			b.wantKnown("before the call", true)
+			want := happens.want
+			if want == (outcome{}) {
+				want = outcome{value: 2}
+			}
+			b.wantOutcome(<-b.start(t.Context(), b.store, charge(b.key.ID, 2)), want)
+			if want.err == nil && !want.replayed {
+				b.replays(2)
+			}
+		})
+	}
+}
+
+func TestKnownKeyWhoseRecordIsGoneIsForgotten(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("delete from idempotency_keys")
+	failed := errors.New("declined")
+	_, _, err := b.do(func(context.Context, pgx.Tx) (int, error) { return 0, failed })
+	b.wantErr(err, failed)
+	b.wantKnown("after a call that has not found it", false)
+}
+
+// The advisory lock of another replay, and the row lock of whoever looks at the record.
+func TestReplayOfAKnownKeyWaitsForNoLock(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: -1})
+	b.executes(1)
+	tx := b.begin(pgx.TxOptions{})
+	b.locks(tx)
+	if _, err := tx.Exec(t.Context(), "select from idempotency_keys for update"); err != nil {
+		t.Fatal(err)
+	}
+	b.replays(1)
+}
+
+// The first call's answer is too old for those that came after its question; the next
+// one's is for all of them.
+func TestCallsThatWaitForAKnownKeyDoNotEachAskForIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{})
+	b.store = store
+	b.replays(1)
+	read, reached, goOn := bound("select fingerprint"), make(chan struct{}), make(chan struct{})
+	var asked atomic.Int64
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if read(m) && asked.Add(1) == 1 {
+			close(reached)
+			<-goOn
+		}
+		return pgproxy.Pass
+	})
+	first := b.start(t.Context(), b.store, charge(b.key.ID, 2))
+	<-reached
+	waiters := b.follow(20)
+	close(goOn)
+	b.want(append(waiters, first), outcome{1, true, nil})
+	if n := asked.Load(); n != 2 {
+		t.Errorf("the key was asked for %d times, want 2", n)
+	}
+}
+
+func TestLostConnectionWhileAKnownKeyIsAskedForIsNoError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
+	b.store = store
+	b.replays(1)
+	b.replays(1)
+	cuts := 0
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if !m.FromServer && (m.Type == 'S' || m.Type == 'Q') && cuts == 0 {
+			cuts++
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	b.replays(1)
+	if cuts == 0 {
+		t.Error("the connection was not cut")
+	}
+}
+
+func TestContextEndsTheQuestionForAKnownKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	tx := b.begin(pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), "lock table idempotency_keys"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	got := <-b.start(ctx, b.store, charge(b.key.ID, 2))
+	b.wantErr(got.err, context.DeadlineExceeded)
+	b.commit(tx)
+	b.replays(1)
+}
+
+// A storm of duplicates waits in the process, without connections, while other
+// keys go on. Its times are logged and not judged: see the ratio beside them.
+func TestStormOnOneKeyExecutesOnceAndHoldsNoConnections(t *testing.T) {
+	for _, fn := range []time.Duration{0, 200 * time.Millisecond} {
+		t.Run(fmt.Sprint("function of ", fn), func(t *testing.T) {
+			b := setup(t, idempotency.Config{})
+			pool := b.anotherPool(pgtest.MaxConns(16))
+			b.store = b.storeOn(pool, idempotency.Config{Wait: time.Minute})
+			callers := long(2000, 10000)
+
+			distinct := b.distinctKeys(func() { time.Sleep(500 * time.Millisecond) })
+			goroutines := runtime.NumGoroutine()
+			var most atomic.Int32
+			during := b.distinctKeys(func() {
+				var wg sync.WaitGroup
+				for range callers {
+					wg.Go(func() {
+						got, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+							most.Store(max(most.Load(), pool.Stat().AcquiredConns()))
+							time.Sleep(fn)
+							most.Store(max(most.Load(), pool.Stat().AcquiredConns()))
+							return charge(b.key.ID, 1)(ctx, tx)
+						})
+						if got != 1 || err != nil {
+							t.Errorf("Do = %v, %v", got, err)
+						}
+					})
+				}
+				wg.Wait()
+			})
+			b.effects(1)
+			t.Logf("%d duplicates; distinct keys: p99 %v without the storm, %v beside it (%.1f times)",
+				callers, distinct, during, float64(during)/float64(distinct))
+			// The leader's, and one for each of the eight distinct callers.
+			if most.Load() > 9 {
+				t.Errorf("%d connections were in use while the duplicates waited, want 9 at most", most.Load())
+			}
+			b.eventually("the goroutines are gone", func() bool { return runtime.NumGoroutine() <= goroutines+5 })
+		})
+	}
+}
+
+// distinctKeys calls Do for distinct keys on 8 goroutines while work runs, and
+// returns the 99th percentile of their latencies.
+func (b *bundle) distinctKeys(work func()) time.Duration {
+	ctx, cancel := context.WithCancel(context.Background())
+	var mu sync.Mutex
+	var latencies []time.Duration
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				key := idempotency.Key{Scope: "distinct", ID: fmt.Sprint(distinctID.Add(1))}
+				start := time.Now()
+				if _, _, err := idempotency.Do(context.Background(), b.store, key, charge(key.ID, 2)); err != nil {
+					b.Error(err)
+				}
+				mu.Lock()
+				latencies = append(latencies, time.Since(start))
+				mu.Unlock()
+			}
+		})
+	}
+	work()
+	cancel()
+	wg.Wait()
+	slices.Sort(latencies)
+	return latencies[len(latencies)*99/100]
+}
+
+var distinctID atomic.Int64
+
+func TestManyHotKeysFromManyProcessesEachExecuteOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	keys := long(10, 50)
+	var processes []*process
+	for range 4 {
+		processes = append(processes, b.spawn(job{Amount: 1, Callers: 3, Keys: keys, Hang: "briefly"}))
+	}
+	executed := 0
+	for _, p := range processes {
+		for range 3 * keys {
+			r := p.report()
+			if r.Err != "" || r.Value != 1 {
+				t.Errorf("got %+v", r)
+			}
+			if !r.Replayed {
+				executed++
+			}
+		}
+	}
+	if executed != keys {
+		t.Errorf("%d executions of %d keys", executed, keys)
+	}
+	if n := query[int](b, "select count(*) from charges"); n != keys {
+		t.Errorf("%d charges of %d keys", n, keys)
+	}
+}
+
+// Under SERIALIZABLE, calls for distinct keys conflict no more than their
+// business writes do by themselves.
+func TestDistinctKeysDoNotConflictUnderSerializable(t *testing.T) {
+	onOneServer(t, "Citus has no SERIALIZABLE")
+	t.Parallel()
+	serializable := pgx.TxOptions{IsoLevel: pgx.Serializable}
+	b := setup(t, idempotency.Config{})
+	var runs, calls, bareFailed atomic.Int64
+	store := b.storeOn(b.pool, idempotency.Config{TxOptions: serializable, Observe: func(_ context.Context, e idempotency.Event) {
+		runs.Add(int64(e.Runs))
+		calls.Add(1)
+	}})
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range long(100, 300) {
+				key := idempotency.Key{Scope: "s", ID: fmt.Sprintf("%d-%d", w, i)}
+				if _, _, err := idempotency.Do(t.Context(), store, key, charge(key.ID, 1)); err != nil {
+					t.Error(err)
+				}
+				err := pgx.BeginTxFunc(t.Context(), b.pool, serializable, func(tx pgx.Tx) error {
+					_, err := charge(key.ID, 1)(t.Context(), tx)
+					return err
+				})
+				if err != nil {
+					bareFailed.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	again := runs.Load() - calls.Load()
+	t.Logf("%d calls: %d functions run again; %d of as many bare transactions failed", calls.Load(), again, bareFailed.Load())
+	if again > bareFailed.Load() {
+		t.Errorf("%d false conflicts", again)
+	}
+}
+
+// Conflicts of the business writes themselves are retried, to the end.
+func TestSerializationFailuresOfTheFunctionAreRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}})
+	b.exec("create table counter (n int)")
+	b.exec("insert into counter values (0)")
+	var wg sync.WaitGroup
+	var done atomic.Int64
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 10 {
+				key := idempotency.Key{Scope: "s", ID: fmt.Sprintf("%d-%d", w, i)}
+				_, _, err := idempotency.Do(t.Context(), b.store, key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+					var n int
+					if err := tx.QueryRow(ctx, "select n from counter").Scan(&n); err != nil {
+						return 0, err
+					}
+					_, err := tx.Exec(ctx, "update counter set n = $1", n+1)
+					return n + 1, err
+				})
+				switch {
+				case err == nil:
+					done.Add(1)
+				case sqlState(err) != "40001":
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := query[int64](b, "select n from counter"); n != done.Load() {
+		t.Errorf("counted %d of %d successful calls", n, done.Load())
+	}
+	t.Logf("%d of 40 calls on one hot row succeeded", done.Load())
+}
+
+func TestConflictThatNeverEndsIsGivenUpWithItsErrorAndNothingHeld(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	runs := 0
+	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		_, err := tx.Exec(ctx, "do $$ begin raise 'conflict' using errcode = '40001'; end $$")
+		return 0, err
+	})
+	if sqlState(err) != "40001" || runs != 10 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	b.effects(0)
+	b.executes(1)
 }

@@ -3,16 +3,21 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"net"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgproxy"
+	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
 func TestFailureLeavesNothingAndTheNextCallRuns(t *testing.T) {
@@ -462,5 +467,632 @@ func TestFunctionThatPostgreSQLEndsWithoutAWordIsNotRunAgain(t *testing.T) {
 			}
 			b.effects(0)
 		})
+	}
+}
+
+// Two functions lock the same two rows in opposite orders. PostgreSQL ends one
+// of them, and that call runs again.
+func TestDeadlockOfTwoFunctionsIsRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("create table accounts (id int primary key, balance int not null)")
+	b.exec("insert into accounts values (1, 0), (2, 0)")
+	var locked, calls sync.WaitGroup // each has the first of its rows
+	var deadlocks atomic.Int64
+	locked.Add(2)
+	for i, rows := range [][]int{{1, 2}, {2, 1}} {
+		key := idempotency.Key{Scope: "transfer", ID: b.key.ID + string(rune('a'+i))}
+		calls.Go(func() {
+			runs := 0
+			_, replayed, err := idempotency.Do(context.Background(), b.store, key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				runs++
+				for n, row := range rows {
+					if _, err := tx.Exec(ctx, "update accounts set balance = balance + 1 where id = $1", row); err != nil {
+						if sqlState(err) == "40P01" {
+							deadlocks.Add(1)
+						}
+						return 0, err
+					}
+					if n == 0 && runs == 1 {
+						locked.Done()
+						locked.Wait()
+					}
+				}
+				return runs, nil
+			})
+			if replayed || err != nil {
+				t.Errorf("%v: replayed %v, %v", rows, replayed, err)
+			}
+		})
+	}
+	calls.Wait()
+	if deadlocks.Load() == 0 {
+		t.Error("there was no deadlock, so this shows nothing")
+	}
+	if sum := query[int](b, "select sum(balance)::int from accounts"); sum != 4 {
+		t.Errorf("the balances add up to %d, want 4", sum)
+	}
+}
+
+// A new connection costs the server far more than the rest of an answer: clients
+// that cancel in a loop must not make it connect in a loop.
+func TestContextThatEndsBeforeTheAnswerOfAStatementOfOursKeepsTheConnection(t *testing.T) {
+	t.Parallel()
+	claim, read := claimText, "select fingerprint"
+	for name, c := range map[string]struct {
+		statement string
+		recorded  bool
+		call      func(context.Context, *bundle, pgx.Tx) error
+		want      error
+	}{
+		"Do of a new key": {claim, false, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, _, err := idempotency.Do(ctx, b.store, b.key, func(context.Context, pgx.Tx) (int, error) {
+				b.Error("the function was run")
+				return 1, nil
+			})
+			return err
+		}, context.Canceled},
+		"Do that replays": {claim, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			b.unknown()
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
+		"Do of a known key": {claimReadText, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
+		"Do that replays what this process has recorded": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
+		"DoTx of a new key": {claim, false, func(ctx context.Context, b *bundle, tx pgx.Tx) error {
+			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(context.Context, pgx.Tx) (int, error) {
+				b.Error("the function was run")
+				return 1, nil
+			})
+			return err
+		}, context.Canceled},
+		"DoTx that replays": {claim, true, func(ctx context.Context, b *bundle, tx pgx.Tx) error {
+			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, charge(b.key.ID, 1))
+			return err
+		}, nil},
+		"Get": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, err := b.store.Get(ctx, b.key)
+			return err
+		}, nil},
+		"All": {read, true, func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			for _, err := range b.store.All(ctx, b.key.Scope) {
+				return err
+			}
+			return idempotency.ErrNotFound
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			if c.recorded {
+				b.executes(1)
+			}
+			store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(2)) // one is DoTx's
+			b.store = store
+			tx, err := idempotency.PoolOf(store).Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(t.Context())
+			if err := idempotency.PoolOf(store).Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for range 10 {
+				proxy.SetRule(nil)
+				b.store = b.storeOn(idempotency.PoolOf(store), idempotency.Config{}) // which knows no key
+				if strings.Contains(name, "this process") {
+					b.replays(1)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				asked := bound(c.statement)
+				proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+					if asked(m) {
+						cancel()
+						time.Sleep(5 * time.Millisecond) // pgx has noticed
+					}
+					return pgproxy.Pass
+				})
+				err := c.call(ctx, b, tx)
+				if ctx.Err() == nil {
+					t.Fatal("the statement was not seen")
+				}
+				b.wantErr(err, c.want)
+			}
+			proxy.SetRule(nil)
+			time.Sleep(2 * idempotency.ClaimGrace) // the deadlines have passed
+			if _, err := tx.Exec(t.Context(), "select 1"); err != nil {
+				t.Errorf("the caller's transaction is not usable: %v", err)
+			}
+			if n := idempotency.PoolOf(store).Stat().NewConnsCount(); n != 2 {
+				t.Errorf("%d connections were made, want 2", n)
+			}
+			if !c.recorded {
+				b.effects(0)
+				b.executes(1)
+			}
+		})
+	}
+}
+
+// A lock on the table can last for hours.
+func TestContextThatEndsWhileAStatementOfOursHangsIsHonoured(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(context.Context, *bundle, pgx.Tx) error{
+		"Do": func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, _, err := idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+			return err
+		},
+		"DoTx": func(ctx context.Context, b *bundle, tx pgx.Tx) error {
+			_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, charge(b.key.ID, 1))
+			return err
+		},
+		"Get": func(ctx context.Context, b *bundle, _ pgx.Tx) error {
+			_, err := b.store.Get(ctx, b.key)
+			return err
+		},
+	} {
+		for _, want := range []error{context.Canceled, context.DeadlineExceeded} {
+			t.Run(name+", "+want.Error(), func(t *testing.T) {
+				t.Parallel()
+				b := setup(t, idempotency.Config{})
+				lock := b.begin(pgx.TxOptions{})
+				if _, err := lock.Exec(t.Context(), "lock table idempotency_keys"); err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				if want == context.DeadlineExceeded {
+					ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+				} else {
+					time.AfterFunc(50*time.Millisecond, cancel)
+				}
+				defer cancel()
+				ended := make(chan error, 1)
+				tx := b.begin(pgx.TxOptions{})
+				go func() { ended <- call(ctx, b, tx) }()
+				select {
+				case err := <-ended:
+					b.wantErr(err, want)
+				case <-time.After(10 * time.Second):
+					t.Error("the call still waits")
+				}
+				if err := lock.Rollback(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				b.effects(0)
+				b.executes(1)
+			})
+		}
+	}
+}
+
+// The end of the context can be noticed when the connection has gone to somebody else.
+func TestGraceThatBeginsTooLateLeavesTheConnectionAlone(t *testing.T) {
+	t.Parallel()
+	wire, far := net.Pipe()
+	idempotency.EndedGrace(wire)()
+	time.Sleep(2 * idempotency.ClaimGrace)
+	go far.Write([]byte("x"))
+	if _, err := wire.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Not parallel: it counts goroutines.
+func TestGraceLeavesNoGoroutineBehind(t *testing.T) {
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	before := runtime.NumGoroutine()
+	for i := range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		if i%2 == 0 {
+			cancel()
+		}
+		_, _, _ = idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+		cancel()
+	}
+	b.eventually("the goroutines are gone", func() bool { return runtime.NumGoroutine() <= before+2 })
+}
+
+// mistakes are statements of a trigger of somebody else's, by the SQLSTATE that they
+// raise.
+var mistakes = map[string]string{
+	"42703": "new.updated_at = now();",
+	"42P01": "perform * from tenants;",
+	"3F000": "create table nowhere.idempotency_keys ();",
+	"42P10": "insert into tags values ('x') on conflict (name) do nothing;",
+	"25006": "raise 'read only' using errcode = '25006';",
+	"0A000": "raise 'no such thing as idempotency_keys' using errcode = '0A000';",
+	"42501": "raise 'idempotency_keys is forbidden' using errcode = '42501';",
+	"22023": "raise 'invalid value for parameter' using errcode = '22023';",
+}
+
+// doTxAlone is the error of a DoTx in a transaction that is rolled back.
+func (b *bundle) doTxAlone(fn func(context.Context, pgx.Tx) (int, error)) error {
+	b.Helper()
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(context.Background())
+	return b.doTx(tx, fn).err
+}
+
+func TestNoRemedyForTheMistakeOfATrigger(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("create table tags (name text)")
+	for code, statement := range mistakes {
+		for _, event := range []string{"insert", "update", "delete"} {
+			b.trigger(event, statement)
+			runs := 0
+			_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+				runs++
+				return charge(b.key.ID, 1)(ctx, tx)
+			})
+			switch {
+			case event != "delete":
+				b.noRemedy(event+" of Do", err, code)
+				b.noRemedy(event+" of DoTx", b.doTxAlone(charge(b.key.ID, 1)), code)
+			case err != nil:
+				t.Errorf("%s: %v", code, err)
+			default:
+				b.noRemedy("Delete", b.store.Delete(t.Context(), b.key), code)
+				b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+				_, err := b.store.Purge(t.Context())
+				b.noRemedy("Purge", err, code)
+			}
+			if want := map[string]int{"insert": 0, "update": 1, "delete": 1}[event]; runs != want {
+				t.Errorf("%s at %s: %d runs, want %d", code, event, runs, want)
+			}
+			b.exec("drop trigger somebodys on idempotency_keys; truncate idempotency_keys, charges")
+		}
+	}
+}
+
+func TestNoRemedyForTheMistakeOfAHookOfThePool(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for code, statement := range map[string]string{
+		"42P01": "select from tenants",
+		"42703": "select tenant from idempotency_keys",
+		"25006": "do $$ begin raise 'read only' using errcode = '25006'; end $$",
+		"42501": "do $$ begin raise 'idempotency_keys' using errcode = '42501'; end $$",
+	} {
+		pool := b.anotherPool(func(cfg *pgxpool.Config) {
+			cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+				_, err := conn.Exec(ctx, statement)
+				return err
+			}
+		})
+		store := b.storeOn(pool, idempotency.Config{})
+		_, _, err := idempotency.Do(t.Context(), store, b.key, charge(b.key.ID, 1))
+		b.noRemedy("Do", err, code)
+		_, err = store.Get(t.Context(), b.key)
+		b.noRemedy("Get", err, code)
+		_, err = store.Purge(t.Context())
+		b.noRemedy("Purge", err, code)
+		b.noRemedy("Delete", store.Delete(t.Context(), b.key), code)
+	}
+	b.effects(0)
+}
+
+// The message names the table of the policy, and the server's context is empty.
+func TestNoRemedyForWhatAPolicyMayNotRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := b.plainRole()
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
+	b.exec("create table tenants (scope text)")
+	b.exec("alter table idempotency_keys enable row level security")
+	b.exec("create policy tenants on idempotency_keys using (scope in (select scope from tenants))")
+	store := b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{})
+	_, _, err := idempotency.Do(t.Context(), store, b.key, charge(b.key.ID, 1))
+	b.noRemedy("Do", err, "42501")
+	_, err = store.Get(t.Context(), b.key)
+	b.noRemedy("Get", err, "42501")
+}
+
+// The function is not run again to find out which role it has left.
+func TestNoRemedyForWhatATriggerMayNotRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := b.plainRole()
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
+	b.exec("create table tenants (scope text)")
+	b.trigger("update", "perform * from tenants;")
+	store, runs := b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{}), 0
+	_, _, err := idempotency.Do(t.Context(), store, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		return charge(b.key.ID, 1)(ctx, tx)
+	})
+	b.noRemedy("Do", err, "42501")
+	if runs != 1 {
+		t.Errorf("%d runs", runs)
+	}
+}
+
+func TestFunctionThatMakesItsTransactionReadOnlyIsToldSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	runs := 0
+	readOnly := func(ctx context.Context, tx pgx.Tx) (int, error) {
+		runs++
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		_, err := tx.Exec(ctx, "set transaction read only")
+		return 1, err
+	}
+	_, _, err := b.do(readOnly)
+	for _, err := range []error{err, b.doTxAlone(readOnly)} {
+		if sqlState(err) != "25006" || !strings.Contains(err.Error(), "the function has made its transaction read-only") || strings.Contains(err.Error(), "the primary") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if runs != 2 {
+		t.Errorf("%d runs", runs)
+	}
+	b.effects(0)
+}
+
+func TestRemedyIsGivenAlsoWhereTheServerShowsParameters(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := b.plainRole()
+	store := b.storeOn(b.anotherPool(param("role", role), param("log_parameter_max_length_on_error", "-1")), idempotency.Config{})
+	_, _, err := idempotency.Do(t.Context(), store, b.key, charge(b.key.ID, 1))
+	if err == nil || !strings.Contains(err.Error(), "the role needs") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPurgeEveryOutlivesTheMistakesOfOthers(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var failures atomic.Int64
+	store := b.storeOn(b.pool, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
+			failures.Add(1)
+		}
+	}})
+	b.exec("create table tags (name text)")
+	for _, code := range []string{"42P01", "3F000", "42703", "42501", "42P10"} {
+		b.expiredRows(1)
+		b.trigger("delete", mistakes[code])
+		failures.Store(0)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- store.PurgeEvery(ctx, time.Millisecond) }()
+		b.eventually("the loop goes on after "+code, func() bool {
+			select {
+			case err := <-ended:
+				t.Fatalf("%s ended the loop: %v", code, err)
+			default:
+			}
+			return failures.Load() >= 2
+		})
+		cancel()
+		b.wantErr(<-ended, context.Canceled)
+		b.exec("drop trigger somebodys on idempotency_keys; truncate idempotency_keys")
+	}
+	role := b.plainRole()
+	b.exec("grant select, insert on idempotency_keys to " + role)
+	store = b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{})
+	if err := store.PurgeEvery(t.Context(), time.Hour); err == nil || !strings.Contains(err.Error(), "the role needs") {
+		t.Errorf("without the grant: %v", err)
+	}
+}
+
+// A trigger that raises a code of contention by itself says nothing about the key.
+func TestTriggerThatRaisesACodeOfContentionIsNotTakenForAnotherCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, code := range []string{"40001", "40P01", "55P03"} {
+		b.trigger("insert", "raise 'busy' using errcode = '"+code+"';")
+		start := time.Now()
+		_, _, err := b.do(charge(b.key.ID, 1))
+		if sqlState(err) != code || errors.Is(err, idempotency.ErrInProgress) || time.Since(start) > 8*time.Second {
+			t.Errorf("%s: %v after %v", code, err, time.Since(start))
+		}
+		b.exec("drop trigger somebodys on idempotency_keys")
+	}
+	b.executes(1)
+}
+
+// refuses calls every operation and expects an error with each of the words,
+// and no execution.
+func (b *bundle) refuses(words ...string) {
+	b.Helper()
+	never := func(context.Context, pgx.Tx) (int, error) {
+		b.Error("the function was run")
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, _, doErr := idempotency.Do(ctx, b.store, b.key, never)
+	_, getErr := b.store.Get(ctx, b.key)
+	_, purgeErr := b.store.Purge(ctx)
+	for name, err := range map[string]error{"Do": doErr, "Get": getErr, "Purge": purgeErr} {
+		for _, word := range words {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				b.Errorf("%s: %v\ndoes not say %q", name, err, word)
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		b.Error("the refusal took more than 5 s")
+	}
+}
+
+func TestMissingTableIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("drop table idempotency_keys")
+	b.refuses("migrations.Up", `"idempotency migrate up"`)
+	tx := b.begin(pgx.TxOptions{})
+	got := b.doTx(tx, charge(b.key.ID, 1))
+	if got.err == nil || !strings.Contains(got.err.Error(), "migrations.Up") {
+		t.Errorf("DoTx: %v", got.err)
+	}
+	b.usable(tx)
+}
+
+func TestMissingSchemaIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.store = b.storeOn(b.pool, idempotency.Config{Schema: "nowhere"})
+	b.refuses("migrations.Up")
+}
+
+func TestTableOfAnotherVersionIsAnErrorThatSaysWhatToRun(t *testing.T) {
+	inOnePiece(t)
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("alter table idempotency_keys drop constraint idempotency_keys_pkey, drop column expires_at")
+	b.refuses("migrations.Up")
+}
+
+func TestSchemaOfAnyNameIsUsed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, schema := range []string{"plain", "My-Schema", `it's "odd"`} {
+		name := pgx.Identifier{schema}.Sanitize()
+		b.exec("create schema " + name)
+		b.exec("create table " + name + ".idempotency_keys (like idempotency_keys including all)")
+		b.store = b.storeOn(b.pool, idempotency.Config{Schema: schema})
+		b.executes(1)
+		b.replays(1)
+		if err := b.store.Delete(t.Context(), b.key); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestReadOnlyServerIsRefusedWithAClearError(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(param("default_transaction_read_only", "on")), idempotency.Config{})
+	_, _, err := b.do(charge(b.key.ID, 1))
+	if err == nil || !strings.Contains(err.Error(), "connect to the primary") {
+		t.Errorf("got %v", err)
+	}
+	b.effects(0)
+}
+
+// plainRole makes a role without any privilege, whose name needs no quotes.
+func (b *bundle) plainRole() (name string) {
+	b.Helper()
+	name = "role_" + b.pool.Config().ConnConfig.Database
+	b.exec("create role " + name)
+	b.Cleanup(func() { b.exec("drop owned by " + name + "; drop role " + name) })
+	return name
+}
+
+func TestMissingPrivilegeIsNamed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := b.plainRole()
+	b.store = b.storeOn(b.anotherPool(param("role", role)), idempotency.Config{})
+	_, _, err := b.do(charge(b.key.ID, 1))
+	if err == nil || !strings.Contains(err.Error(), "the role needs") {
+		t.Errorf("got %v", err)
+	}
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to " + role)
+	b.executes(1)
+	b.replays(1)
+	if err := b.store.Delete(t.Context(), b.key); err != nil {
+		t.Errorf("Delete: %v", err)
+	}
+}
+
+func TestUnreachableServerIsAnErrorAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.store = b.storeOn(b.anotherPool(address("127.0.0.1", 1)), idempotency.Config{})
+	b.refuses("127.0.0.1:1")
+	var connectErr *pgconn.ConnectError
+	if _, _, err := b.do(charge(b.key.ID, 1)); !errors.As(err, &connectErr) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestExhaustedPoolIsAnErrorAtTheCallersDeadline(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pool := b.anotherPool(pgtest.MaxConns(1))
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.store = b.storeOn(pool, idempotency.Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, _, err = idempotency.Do(ctx, b.store, b.key, charge(b.key.ID, 1))
+	b.wantErr(err, context.DeadlineExceeded)
+	if !strings.Contains(err.Error(), "acquire a connection: all connections of the pool are in use (MaxConns is 1)") {
+		t.Errorf("got %v", err)
+	}
+	conn.Release()
+	b.executes(1)
+}
+
+func TestFunctionThatWaitsForThePoolItHasUsedUpIsToldSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	pool := b.anotherPool(pgtest.MaxConns(1))
+	b.store = b.storeOn(pool, idempotency.Config{})
+	const says = "all connections of the pool are in use (MaxConns is 1)"
+	for name, c := range map[string]struct {
+		said bool
+		fn   func(context.Context, pgx.Tx) error
+	}{
+		"through the pool": {true, func(ctx context.Context, _ pgx.Tx) error {
+			_, err := pool.Exec(ctx, "select 1")
+			return err
+		}},
+		"through its tx": {false, func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "select pg_sleep(10)")
+			return err
+		}},
+	} {
+		_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+			ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+			defer cancel()
+			return 0, c.fn(ctx, tx)
+		})
+		b.wantErr(err, context.DeadlineExceeded)
+		if strings.Contains(err.Error(), says) != c.said {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b.store = b.storeOn(b.pool, idempotency.Config{}) // of eight, of which one is in use
+	_, _, err := b.do(func(ctx context.Context, _ pgx.Tx) (int, error) {
+		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		<-ctx.Done()
+		return 0, ctx.Err()
+	})
+	if err != context.DeadlineExceeded {
+		t.Errorf("a deadline of something else: %v", err)
+	}
+}
+
+func TestTableThatIsLockedAwayIsNamedBehindErrInProgress(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.store = b.storeOn(b.anotherPool(param("lock_timeout", "20ms")), idempotency.Config{Wait: 100 * time.Millisecond})
+	tx := b.begin(pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), "lock table idempotency_keys in access exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := b.do(charge(b.key.ID, 2))
+	b.wantErr(err, idempotency.ErrInProgress)
+	if sqlState(err) != "55P03" {
+		t.Errorf("got %v", err)
 	}
 }

@@ -4,236 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
-	"github.com/pgidem/idempotency/internal/pgtest"
 )
-
-func TestMain(m *testing.M) {
-	if os.Getenv(workerEnv) != "" {
-		os.Exit(work())
-	}
-	pgtest.TableKind = tableKind
-	pgtest.Main(m)
-	dropExamples()
-}
-
-// dropExamples removes what the examples leave in the database of DATABASE_URL.
-func dropExamples() {
-	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, os.Getenv("DATABASE_URL"))
-	if err != nil {
-		return // they have not run either
-	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, "drop schema if exists idempotency_examples cascade"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-}
-
-// A bundle is what a test starts with: a database of its own with the package's
-// table and one business table, a Store on it, and a key.
-type bundle struct {
-	testing.TB
-	pool  *pgxpool.Pool
-	store *idempotency.Store
-	key   idempotency.Key
-}
-
-// setup makes a bundle. The health of its connections is checked when the test
-// ends.
-func setup(t testing.TB, cfg idempotency.Config, opts ...pgtest.Option) *bundle {
-	t.Helper()
-	b := &bundle{TB: t, pool: pgtest.New(t, withIsolation(opts)...), key: idempotency.Key{Scope: "customer-1", ID: "key-1"}}
-	b.exec(`create table charges (id bigint generated always as identity, key text not null, amount int not null)`)
-	b.store = b.storeOn(b.pool, cfg)
-	return b
-}
-
-// anotherPool is one more on the test's database.
-func (b *bundle) anotherPool(opts ...pgtest.Option) *pgxpool.Pool {
-	b.Helper()
-	return pgtest.Pool(b, b.pool, withIsolation(opts)...)
-}
-
-// isolation is the default isolation level of all connections, so that the same
-// tests show the promise on each level: make test-isolation.
-var isolation = os.Getenv("IDEMPOTENCY_TEST_ISOLATION")
-
-func withIsolation(opts []pgtest.Option) []pgtest.Option {
-	if isolation == "" {
-		return opts
-	}
-	return append([]pgtest.Option{param("default_transaction_isolation", isolation)}, opts...)
-}
-
-// address makes a pool connect to another place than the server's, without
-// encryption.
-func address(host string, port uint16) pgtest.Option {
-	return func(cfg *pgxpool.Config) {
-		cfg.ConnConfig.Host, cfg.ConnConfig.Port = host, port
-		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = nil, nil
-	}
-}
-
-// param sets a parameter of the server for a pool's sessions.
-func param(name, value string) pgtest.Option {
-	return func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams[name] = value }
-}
-
-func (b *bundle) storeOn(pool *pgxpool.Pool, cfg idempotency.Config) *idempotency.Store {
-	b.Helper()
-	store, err := idempotency.NewWithConfig(pool, cfg)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return store
-}
-
-func (b *bundle) exec(sql string, args ...any) {
-	b.Helper()
-	for {
-		_, err := b.pool.Exec(context.Background(), sql, args...)
-		if err == nil {
-			return
-		}
-		if sqlState(err) != "40001" {
-			b.Fatalf("%s: %v", sql, err)
-		}
-	}
-}
-
-func sqlState(err error) string {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pgErr.Code
-	}
-	return ""
-}
-
-// long chooses between the size of a test in make test and in make test-long.
-func long[T any](short, long T) T {
-	if os.Getenv("IDEMPOTENCY_TEST_LONG") != "" {
-		return long
-	}
-	return short
-}
-
-func query[T any](b *bundle, sql string, args ...any) T {
-	b.Helper()
-	rows, err := b.pool.Query(context.Background(), sql, args...)
-	if err != nil {
-		b.Fatalf("%s: %v", sql, err)
-	}
-	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
-	if err != nil {
-		b.Fatalf("%s: %v", sql, err)
-	}
-	return value
-}
-
-// charge is the business function of most tests: one row, and its amount as the
-// result.
-func charge(id string, amount int) func(context.Context, pgx.Tx) (int, error) {
-	return func(ctx context.Context, tx pgx.Tx) (int, error) {
-		_, err := tx.Exec(ctx, "insert into charges (key, amount) values ($1, $2)", id, amount)
-		return amount, err
-	}
-}
-
-func (b *bundle) do(fn func(context.Context, pgx.Tx) (int, error)) (int, bool, error) {
-	return idempotency.Do(context.Background(), b.store, b.key, fn)
-}
-
-// executes calls Do and expects it to run the function.
-func (b *bundle) executes(amount int) {
-	b.Helper()
-	got, replayed, err := b.do(charge(b.key.ID, amount))
-	if got != amount || replayed || err != nil {
-		b.Fatalf("Do = %v, replayed %v, %v; want an execution with %v", got, replayed, err, amount)
-	}
-}
-
-// replays calls Do and expects the recorded amount.
-func (b *bundle) replays(amount int) {
-	b.Helper()
-	got, replayed, err := b.do(func(context.Context, pgx.Tx) (int, error) {
-		b.Error("the function of a replay was run")
-		return 0, nil
-	})
-	if got != amount || !replayed || err != nil {
-		b.Fatalf("Do = %v, replayed %v, %v; want a replay of %v", got, replayed, err, amount)
-	}
-}
-
-// effects checks that the charges of the key are n, and that there is a record
-// if and only if there is a charge.
-func (b *bundle) effects(n int) {
-	b.Helper()
-	if got := query[int](b, "select count(*) from charges where key = $1", b.key.ID); got != n {
-		b.Errorf("%d charges for the key, want %d", got, n)
-	}
-	if got := query[int](b, "select count(*) from idempotency_keys where id = $1 and scope = $2", b.key.ID, b.key.Scope); got != min(n, 1) {
-		b.Errorf("%d records for the key, want %d", got, min(n, 1))
-	}
-}
-
-func (b *bundle) wantErr(err, want error) {
-	b.Helper()
-	if !errors.Is(err, want) {
-		b.Fatalf("got error %v, want %v", err, want)
-	}
-}
-
-// eventually waits for a condition that the server reaches by itself.
-func (b *bundle) eventually(what string, condition func() bool) {
-	b.Helper()
-	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			b.Fatalf("not so after 20 s: %s", what)
-		}
-	}
-}
-
-// blocker is a function that says when it has begun and goes on when told.
-type blocker struct {
-	begun chan struct{}
-	goOn  chan error
-}
-
-func newBlocker() *blocker {
-	return &blocker{begun: make(chan struct{}, 100), goOn: make(chan error)}
-}
-
-func (k *blocker) charge(id string, amount int) func(context.Context, pgx.Tx) (int, error) {
-	return func(ctx context.Context, tx pgx.Tx) (int, error) {
-		got, err := charge(id, amount)(ctx, tx)
-		k.begun <- struct{}{}
-		return got, errors.Join(err, <-k.goOn)
-	}
-}
-
-type outcome struct {
-	value    int
-	replayed bool
-	err      error
-}
-
-// start calls Do on a goroutine.
-func (b *bundle) start(ctx context.Context, store *idempotency.Store, fn func(context.Context, pgx.Tx) (int, error)) <-chan outcome {
-	ended := make(chan outcome, 1)
-	go func() {
-		value, replayed, err := idempotency.Do(ctx, store, b.key, fn)
-		ended <- outcome{value, replayed, err}
-	}()
-	return ended
-}
 
 func TestCommittedIsReplayedFromAnyStoreAndPool(t *testing.T) {
 	t.Parallel()
@@ -384,4 +162,283 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	if _, err := idempotency.NewWithConfig(nil, idempotency.Config{}); err == nil {
 		t.Error("a nil pool was accepted")
 	}
+}
+
+func TestDoTxCompletesWhenTheCallerCommits(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	b.usable(tx)
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 1)), outcome{1, false, nil})
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil}) // in the same transaction
+	b.usable(tx)
+	b.effects(0)
+	b.commit(tx)
+	b.effects(1)
+	b.replays(1)
+
+	tx = b.begin(pgx.TxOptions{})
+	b.usable(tx)
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
+	b.usable(tx)
+	b.commit(tx)
+	b.effects(1)
+}
+
+func TestDoTxVanishesWhenTheCallerRollsBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 1)), outcome{1, false, nil})
+	tx.Rollback(t.Context())
+	b.effects(0)
+	b.executes(2)
+}
+
+func TestDoTxAfterAnErrorLeavesNothingAndTheTransactionUsable(t *testing.T) {
+	t.Parallel()
+	failure := errors.New("no")
+	for name, fail := range map[string]func(context.Context, pgx.Tx) (int, error){
+		"an error": func(context.Context, pgx.Tx) (int, error) { return 0, failure },
+		"a broken query": func(ctx context.Context, tx pgx.Tx) (int, error) {
+			_, err := tx.Exec(ctx, "select nothing")
+			return 0, err
+		},
+		"a swallowed one": func(ctx context.Context, tx pgx.Tx) (int, error) { tx.Exec(ctx, "select nothing"); return 1, nil },
+		"its row removed": func(ctx context.Context, tx pgx.Tx) (int, error) {
+			_, err := tx.Exec(ctx, "delete from idempotency_keys")
+			return 1, err
+		},
+		"savepoints of nearly the same name": func(ctx context.Context, tx pgx.Tx) (int, error) {
+			_, err := tx.Exec(ctx, "savepoint idempotency_claim; savepoint idempotency_claim_")
+			return 0, errors.Join(failure, err)
+		},
+		"a panic":          func(context.Context, pgx.Tx) (int, error) { panic("boom") },
+		"a runtime.Goexit": func(context.Context, pgx.Tx) (int, error) { runtime.Goexit(); return 0, nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, idempotency.Config{})
+			tx := b.begin(pgx.TxOptions{})
+			b.usable(tx)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				defer func() { recover() }()
+				got := b.doTx(tx, func(ctx context.Context, tx pgx.Tx) (int, error) {
+					if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+						return 0, err
+					}
+					return fail(ctx, tx)
+				})
+				if got.err == nil {
+					t.Error("no error")
+				}
+			}()
+			<-ended
+			b.usable(tx)
+			b.commit(tx) // the caller ignores our error
+			b.effects(0)
+			b.executes(2)
+		})
+	}
+}
+
+func TestDoTxErrorsOfOtherCallsLeaveTheTransactionUsable(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: 50 * time.Millisecond})
+	b.executes(1)
+	tx := b.begin(pgx.TxOptions{})
+	wrong := *b
+	wrong.key.Fingerprint = idempotency.FingerprintOf([]byte("other"))
+	b.wantOutcome(wrong.doTx(tx, charge(b.key.ID, 2)), outcome{err: idempotency.ErrKeyReused})
+	b.usable(tx)
+
+	b.key.ID = "key-2"
+	k := newBlocker()
+	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
+	<-k.begun
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{err: idempotency.ErrInProgress})
+	b.usable(tx)
+	k.goOn <- nil
+	<-first
+	b.commit(tx)
+	b.effects(1)
+}
+
+func TestOtherCallsWaitForTheTransactionOfDoTx(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: time.Minute})
+	tx := b.begin(pgx.TxOptions{})
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 1)), outcome{1, false, nil})
+	second := b.start(t.Context(), b.store, charge(b.key.ID, 2))
+	third := make(chan outcome, 1)
+	tx3 := b.begin(pgx.TxOptions{})
+	go func() { third <- b.doTx(tx3, charge(b.key.ID, 3)) }()
+	b.stays(second)
+	b.stays(third)
+	b.commit(tx)
+	b.wantOutcome(<-second, outcome{1, true, nil})
+	got := <-third
+	switch isolation {
+	case "repeatable read", "serializable": // its snapshot is older than the record
+		if sqlState(got.err) != "40001" {
+			t.Errorf("got %+v", got)
+		}
+	default:
+		b.wantOutcome(got, outcome{1, true, nil})
+	}
+	b.effects(1)
+}
+
+func TestDoTxTakesOverAnExpiredKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now()")
+	tx := b.begin(pgx.TxOptions{})
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{2, false, nil})
+	b.commit(tx)
+	b.replays(2)
+}
+
+func TestDoTxHands40001ToTheCallersRetryLoop(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	b.usable(tx) // the snapshot is taken
+	b.executes(1)
+	got := b.doTx(tx, charge(b.key.ID, 2))
+	if sqlState(got.err) != "40001" {
+		t.Errorf("got %+v", got)
+	}
+	tx.Rollback(t.Context())
+	b.effects(1)
+}
+
+func TestDoTxRefusesCommitAndRollbackAndAllowsNestedTransactions(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	got := b.doTx(tx, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		defer tx.Rollback(ctx)
+		if tx.Commit(ctx) == nil {
+			t.Error("Commit was not refused")
+		}
+		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+			_, err := charge(b.key.ID, 1)(ctx, tx)
+			return err
+		})
+		return 1, err
+	})
+	b.wantOutcome(got, outcome{1, false, nil})
+	b.commit(tx)
+	b.effects(1)
+}
+
+func TestDoTxInABrokenTransactionRunsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	tx.Exec(t.Context(), "select nothing")
+	got := b.doTx(tx, func(context.Context, pgx.Tx) (int, error) {
+		t.Error("the function was run")
+		return 0, nil
+	})
+	if got.err == nil || !strings.Contains(got.err.Error(), "25P02") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// The rollback to the savepoint fails while a query is open: then nothing of the
+// transaction may be committed.
+func TestDoTxThatCannotUndoClosesTheConnection(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	var rows pgx.Rows
+	got := b.doTx(tx, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		var err error
+		rows, err = tx.Query(ctx, "select generate_series(1, 10)")
+		return 1, errors.Join(err, errors.New("no"))
+	})
+	if got.err == nil {
+		t.Error("no error")
+	}
+	rows.Close()
+	if err := tx.Commit(t.Context()); err == nil {
+		t.Error("the transaction was committed")
+	}
+	b.executes(2)
+	b.effects(1)
+}
+
+func TestDoTxRecordsANilErrorWhateverTheContextSays(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	value, replayed, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		defer cancel()
+		return charge(b.key.ID, 1)(ctx, tx)
+	})
+	b.wantOutcome(outcome{value, replayed, err}, outcome{1, false, nil})
+	b.usable(tx)
+	b.commit(tx)
+	b.effects(1)
+	b.replays(1)
+}
+
+func TestDoTxWithAnEndedContextStillRollsBackToItsSavepoint(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	_, _, err := idempotency.DoTx(ctx, b.store, tx, b.key, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		cancel()
+		return 0, ctx.Err()
+	})
+	b.wantErr(err, context.Canceled)
+	b.usable(tx)
+	b.commit(tx)
+	b.effects(0)
+	b.executes(2)
+}
+
+// A foreign context, or another Store, hides that the call comes from inside the
+// function. Its row has no result yet, but nobody has abandoned it.
+func TestKeyOfTheSameTransactionIsInProgressAndNotAbandoned(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	other := b.storeOn(b.pool, idempotency.Config{})
+	fn := func(ctx context.Context, tx pgx.Tx) (int, error) {
+		_, _, err := idempotency.DoTx(context.Background(), b.store, tx, b.key, charge(b.key.ID, 2))
+		b.wantErr(err, idempotency.ErrInProgress)
+		_, _, err = idempotency.DoTx(ctx, other, tx, b.key, charge(b.key.ID, 2))
+		b.wantErr(err, idempotency.ErrInProgress)
+		return charge(b.key.ID, 1)(ctx, tx)
+	}
+	if got, _, err := b.do(fn); got != 1 || err != nil {
+		t.Errorf("Do = %v, %v", got, err)
+	}
+	b.effects(1)
+	if err := b.store.Delete(t.Context(), b.key); err != nil {
+		t.Fatal(err)
+	}
+	b.exec("delete from charges")
+	tx := b.begin(pgx.TxOptions{})
+	b.wantOutcome(b.doTx(tx, fn), outcome{1, false, nil})
+	b.commit(tx)
+	b.effects(1)
+
+	// What was abandoned stays so for DoTx.
+	b.exec("update idempotency_keys set completed_at = null, expires_at = null, result = null")
+	tx = b.begin(pgx.TxOptions{})
+	b.wantErr(b.doTx(tx, fn).err, idempotency.ErrAbandoned)
 }

@@ -1,15 +1,11 @@
 package idempotency_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
+	"math"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,240 +14,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
-
-type fare struct {
-	Rider    string
-	Amount   int
-	Provider string // its URL
-}
-
-type receipt struct {
-	Ride    int
-	Charge  string
-	Refused bool
-}
-
-// takeRide is a step, a call and a step.
-var takeRide = idempotency.Procedure[fare, receipt]{
-	Name: "take ride",
-	Run: func(ctx context.Context, op *idempotency.Op, in fare) (receipt, error) {
-		ride, err := idempotency.Step(ctx, op, "create", func(ctx context.Context, tx pgx.Tx) (id int, err error) {
-			err = tx.QueryRow(ctx, "insert into rides (rider, amount) values ($1, $2) returning id", in.Rider, in.Amount).Scan(&id)
-			return id, err
-		})
-		if err != nil {
-			return receipt{}, err
-		}
-		charge, err := idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (payment, error) {
-			return pay(ctx, in.Provider, key, payment{Rider: in.Rider, Amount: in.Amount})
-		})
-		if err != nil {
-			return receipt{}, err
-		}
-		return idempotency.Step(ctx, op, "confirm", func(ctx context.Context, tx pgx.Tx) (receipt, error) {
-			if charge.Declined {
-				_, err := tx.Exec(ctx, "update rides set state = 'refused' where id = $1", ride)
-				return receipt{Ride: ride, Refused: true}, err
-			}
-			_, err := tx.Exec(ctx, "update rides set state = 'paid', charge = $2 where id = $1", ride, charge.ID)
-			return receipt{Ride: ride, Charge: charge.ID}, err
-		})
-	},
-}
-
-// A provider is somebody else's service, which keeps idempotency keys.
-type provider struct {
-	*httptest.Server
-	mu       sync.Mutex
-	charges  map[string]int // by rider: how many took effect
-	answers  map[string]payment
-	inFlight map[string]int
-	requests atomic.Int64
-	overlaps atomic.Int64                  // requests with a key that was in progress
-	delay    atomic.Int64                  // a time.Duration
-	lose     atomic.Int64                  // how many answers of a hundred are lost
-	hooks    map[string]func(stage string) // by rider: "received", "charged"
-}
-
-type payment struct {
-	ID       string
-	Rider    string
-	Amount   int
-	Declined bool
-}
-
-func newProvider(t testing.TB) *provider {
-	p := &provider{charges: map[string]int{}, answers: map[string]payment{}, inFlight: map[string]int{}, hooks: map[string]func(string){}}
-	p.Server = httptest.NewServer(p)
-	t.Cleanup(func() { p.CloseClientConnections(); p.Close() })
-	return p
-}
-
-func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	key := r.Header.Get("Idempotency-Key")
-	var asked payment
-	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || len(key) != 36 {
-		http.Error(w, "bad request", http.StatusBadRequest)
-		return
-	}
-	hook, ok := p.arrives(key, asked.Rider)
-	defer p.leaves(key)
-	if !ok {
-		http.Error(w, "in progress", http.StatusConflict)
-		return
-	}
-	hook("received")
-	time.Sleep(time.Duration(p.delay.Load()))
-	answer, ok := p.charge(key, asked)
-	if !ok {
-		http.Error(w, "another request", http.StatusUnprocessableEntity)
-		return
-	}
-	hook("charged")
-	if rand.Int64N(100) < p.lose.Load() {
-		panic(http.ErrAbortHandler)
-	}
-	_ = json.NewEncoder(w).Encode(answer)
-}
-
-// onStage has hook called at the stages of a rider's requests.
-func (p *provider) onStage(rider string, hook func(stage string)) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.hooks[rider] = hook
-}
-
-func (p *provider) arrives(key, rider string) (hook func(string), ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.requests.Add(1)
-	p.inFlight[key]++
-	if hook = p.hooks[rider]; hook == nil {
-		hook = func(string) {}
-	}
-	if p.inFlight[key] > 1 {
-		p.overlaps.Add(1)
-		return hook, false
-	}
-	return hook, true
-}
-
-func (p *provider) leaves(key string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.inFlight[key]--
-}
-
-func (p *provider) charge(key string, asked payment) (answer payment, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	answer, known := p.answers[key]
-	if known {
-		return answer, answer.Rider == asked.Rider && answer.Amount == asked.Amount
-	}
-	asked.ID = fmt.Sprintf("ch_%d", p.requests.Load())
-	if asked.Declined = asked.Amount > 1000; !asked.Declined {
-		p.charges[asked.Rider]++
-	}
-	p.answers[key] = asked
-	return asked, true
-}
-
-// pay asks the provider.
-func pay(ctx context.Context, url, key string, asked payment) (answer payment, err error) {
-	body, _ := json.Marshal(asked)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		return answer, err
-	}
-	req.Header.Set("Idempotency-Key", key)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return answer, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(resp.Body)
-		return answer, errors.New("provider: " + resp.Status + ": " + strings.TrimSpace(string(text)))
-	}
-	return answer, json.NewDecoder(resp.Body).Decode(&answer)
-}
-
-// A journey is a bundle with rides and their provider.
-type journey struct {
-	*bundle
-	p *provider
-}
-
-const ridesSQL = `create table rides (id int generated always as identity primary key, rider text not null, amount int not null, state text not null default 'new', charge text)`
-
-func setupRides(t testing.TB, cfg idempotency.Config, opts ...pgtest.Option) *journey {
-	t.Helper()
-	j := &journey{setup(t, cfg, opts...), newProvider(t)}
-	j.exec(ridesSQL)
-	return j
-}
-
-// in is j in a subtest.
-func (j *journey) in(t testing.TB) *journey {
-	b := *j.bundle
-	b.TB = t
-	return &journey{&b, j.p}
-}
-
-func rideKey(id string) idempotency.Key {
-	return idempotency.Key{Scope: "rides", ID: id, Fingerprint: idempotency.FingerprintOf([]byte(id))}
-}
-
-func (j *journey) ride(id string) (receipt, bool, error) { return j.rideOn(j.store, id, 20) }
-
-func (j *journey) rideOn(store *idempotency.Store, id string, amount int) (receipt, bool, error) {
-	return takeRide.Do(context.Background(), store, rideKey(id), fare{Rider: id, Amount: amount, Provider: j.p.URL})
-}
-
-// once checks that each ride was made, charged and confirmed once.
-func (j *journey) once(rides int) {
-	j.Helper()
-	for what, sql := range map[string]string{
-		"rides":   "select count(*) from rides",
-		"paid":    "select count(*) from rides where state = 'paid' and charge is not null",
-		"results": "select count(*) from idempotency_keys where result is not null and expires_at is not null",
-		"keys":    "select count(*) from idempotency_keys",
-	} {
-		if n := query[int](j.bundle, sql); n != rides {
-			j.Errorf("%d %s, want %d", n, what, rides)
-		}
-	}
-	if n := query[int](j.bundle, "select count(*) from idempotency_operations"); n != 0 {
-		j.Errorf("%d operations have not ended", n)
-	}
-	j.p.mu.Lock()
-	defer j.p.mu.Unlock()
-	if len(j.p.charges) != rides {
-		j.Errorf("%d riders were charged, want %d", len(j.p.charges), rides)
-	}
-	for rider, n := range j.p.charges {
-		if n != 1 {
-			j.Errorf("rider %s was charged %d times", rider, n)
-		}
-	}
-}
-
-// next calls again until there is an answer.
-func (j *journey) next(id string) receipt {
-	j.Helper()
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		got, _, err := j.ride(id)
-		if err == nil {
-			return got
-		}
-		if time.Since(start) > 30*time.Second {
-			j.Fatal("no answer: ", err)
-		}
-	}
-}
 
 func TestProcedureRunsOnceAndReplays(t *testing.T) {
 	t.Parallel()
@@ -305,5 +70,819 @@ func TestProcedureGoesOnAfterTheLastRecordedStep(t *testing.T) {
 	j.once(1)
 	if j.p.requests.Load() != 3 {
 		t.Errorf("%d requests", j.p.requests.Load())
+	}
+}
+
+func TestChangedStepsAreRefusedAndNothingIsExecuted(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for name, parts := range map[string][]part{
+		"renamed":                {ok("A"), ok("b"), fails("c")},
+		"reordered":              {ok("b"), ok("a"), fails("c")},
+		"removed":                {ok("b"), fails("c")},
+		"inserted":               {ok("x"), ok("a"), ok("b"), fails("c")},
+		"ended early":            {ok("a")},
+		"begun call renamed":     {ok("a"), ok("b"), fails("C")},
+		"begun call left out":    {ok("a"), ok("b")},
+		"begun call became step": {ok("a"), ok("b"), ok("c")},
+		"step became call":       {fails("a"), ok("b"), fails("c")},
+	} {
+		b.key.ID = name
+		before := query[int](b, "select count(*) from charges")
+		b.wantErr(b.proceed(ok("a"), ok("b"), fails("c")), errNoAnswer)
+		b.wantErr(b.proceed(parts...), idempotency.ErrStepsChanged)
+		b.wantErr(b.proceed(ok("a"), ok("b"), fails("c")), errNoAnswer)
+		if n := query[int](b, "select count(*) from charges"); n != before+2 {
+			t.Errorf("%s: %d effects, want 2", name, n-before)
+		}
+	}
+	b.key.ID = "other procedure"
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	other := procedureOf(ok("a"), fails("c"))
+	other.Name = "q"
+	_, _, err := other.Do(t.Context(), b.store, b.key, 7)
+	b.wantErr(err, idempotency.ErrStepsChanged)
+	b.key.ID = "appended"
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("d"), ok("e")), nil)
+}
+
+func TestCommitSentInAnyStepIsNeverRunAgain(t *testing.T) {
+	t.Parallel()
+	commits := func(name, sql string, effects int) part {
+		return func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, name, func(ctx context.Context, tx pgx.Tx) (int, error) {
+				if _, err := charge("key-1", 1)(ctx, tx); err != nil {
+					return 0, err
+				}
+				for _, sql := range strings.Split(sql, ";") {
+					if _, err := tx.Exec(ctx, sql); err != nil {
+						return 0, err
+					}
+				}
+				return 1, nil
+			})
+			return err
+		}
+	}
+	b := setup(t, idempotency.Config{})
+	var calls atomic.Int64
+	for _, sql := range []string{"commit", "commit;begin", "commit;begin isolation level serializable;select 1"} {
+		for name, c := range map[string]struct {
+			parts   []part
+			effects int
+		}{
+			"first":                 {[]part{commits("a", sql, 1)}, 1},
+			"first of several":      {[]part{commits("a", sql, 1), ok("b")}, 1},
+			"second":                {[]part{ok("a"), commits("b", sql, 1)}, 2},
+			"between":               {[]part{ok("a"), commits("b", sql, 1), ok("c")}, 2},
+			"behind a call":         {[]part{ok("a"), answers("b", &calls), commits("c", sql, 1)}, 2},
+			"the first of this run": {[]part{ok("a"), answers("b", &calls), commits("c", sql, 1), ok("d")}, 2},
+		} {
+			b.key.ID = name + sql
+			b.exec("delete from charges")
+			if name == "the first of this run" {
+				b.wantErr(b.proceed(ok("a"), answers("b", &calls), fails("z")), errNoAnswer)
+				b.exec("update idempotency_operations set labels = array['step a', 'call b'] where id = $1", b.key.ID)
+			}
+			if err := b.proceed(c.parts...); !errors.Is(err, idempotency.ErrOutcomeUnknown) && !strings.Contains(fmt.Sprint(err), "commit") {
+				t.Errorf("%s, %s: %v", name, sql, err)
+			}
+			for range 2 {
+				b.wantErr(b.proceed(c.parts...), idempotency.ErrAbandoned)
+			}
+			b.charged(c.effects)
+			if t.Failed() {
+				t.Fatalf("%s, %s", name, sql)
+			}
+		}
+	}
+}
+
+func TestRollbackSentInAStepKeepsNothingOfIt(t *testing.T) {
+	t.Parallel()
+	for _, sql := range []string{"rollback", "rollback;begin"} {
+		b := setup(t, idempotency.Config{})
+		sent := true
+		rolls := func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				if _, err := charge("key-1", 1)(ctx, tx); err != nil || !sent {
+					return 1, err
+				}
+				for _, sql := range strings.Split(sql, ";") {
+					if _, err := tx.Exec(ctx, sql); err != nil {
+						return 0, err
+					}
+				}
+				return 1, nil
+			})
+			return err
+		}
+		if err := b.proceed(ok("a"), rolls, ok("c")); err == nil {
+			t.Errorf("%s: no error", sql)
+		}
+		b.charged(1)
+		sent = false
+		b.wantErr(b.proceed(ok("a"), rolls, ok("c")), nil)
+		b.charged(3)
+	}
+}
+
+func TestUnfinishedKeyIsRefusedByEverythingElse(t *testing.T) {
+	t.Parallel()
+	var outcome string
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { outcome = e.Outcome }})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	for name, do := range map[string]func() error{
+		"Do": func() error { return second(b.do(charge("key-1", 1))) },
+		"QueryRow": func() error {
+			return second(idempotency.QueryRow[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount"))
+		},
+		"Query": func() error {
+			return second(idempotency.Query[int](t.Context(), b.store, b.key, "insert into charges (key, amount) values ('key-1', 1) returning amount"))
+		},
+		"Get":    func() error { _, err := b.store.Get(t.Context(), b.key); return err },
+		"Delete": func() error { return b.store.Delete(t.Context(), b.key) },
+	} {
+		if err := do(); !errors.Is(err, idempotency.ErrUnfinished) || outcome != "unfinished" {
+			t.Errorf("%s: %s, %v", name, outcome, err)
+		}
+	}
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	if _, _, err := idempotency.DoTx(t.Context(), b.store, tx, b.key, charge("key-1", 1)); !errors.Is(err, idempotency.ErrUnfinished) {
+		t.Error(err)
+	}
+	b.usable(tx)
+	b.exec("update idempotency_keys set purge_after = now() - interval '1 day'")
+	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
+		t.Error(n, err)
+	}
+	b.charged(1)
+	other := b.key
+	other.Fingerprint = idempotency.FingerprintOf([]byte("other"))
+	_, _, err := procedureOf(ok("a"), fails("c")).Do(t.Context(), b.store, other, 7)
+	b.wantErr(err, idempotency.ErrKeyReused)
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), answers("c", &calls)), nil)
+	b.charged(1)
+}
+
+func second[T any](_ T, _ bool, err error) error { return err }
+
+func TestWithoutTheTableOfProceduresAllElseWorks(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.exec("drop table idempotency_operations")
+	b.executes(1)
+	b.replays(1)
+	b.exec("insert into idempotency_keys (id, scope, purge_after) values ('key-2', 'customer-1', now())")
+	b.key.ID = "key-2"
+	b.wantErr(second(b.do(charge("key-1", 1))), idempotency.ErrAbandoned)
+	_, err := b.store.Get(t.Context(), b.key)
+	b.wantErr(err, idempotency.ErrAbandoned)
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	_, _, err = idempotency.DoTx(t.Context(), b.store, tx, b.key, charge("key-1", 1))
+	b.wantErr(err, idempotency.ErrAbandoned)
+	b.usable(tx)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.wantErr(b.store.Delete(t.Context(), b.key), nil)
+	if err := b.proceed(ok("a"), fails("c")); err == nil || !strings.Contains(err.Error(), "idempotency_operations") || !strings.Contains(err.Error(), "migrations.Up") {
+		t.Error(err)
+	}
+	b.charged(1)
+}
+
+func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
+	t.Parallel()
+	j := setupRides(t, idempotency.Config{})
+	j.p.lose.Store(100)
+	if _, _, err := j.ride("a"); err == nil {
+		t.Fatal("no error")
+	}
+	if err := j.store.Settle(t.Context(), rideKey("a"), "other", payment{}); err == nil || !strings.Contains(err.Error(), "does not wait for the outcome of call other") {
+		t.Error(err)
+	}
+	j.wantErr(j.store.Settle(t.Context(), rideKey("b"), "charge", payment{}), idempotency.ErrNotFound)
+	j.exec("update idempotency_operations set progressed_at = progressed_at - interval '23 hours 1 minute'")
+	for range 2 {
+		_, _, err := j.ride("a")
+		j.wantErr(err, idempotency.ErrCallExpired)
+	}
+	if j.p.requests.Load() != 1 {
+		t.Errorf("%d requests", j.p.requests.Load())
+	}
+	_, err := j.store.Complete(t.Context(), 0, takeRide)
+	j.wantErr(err, idempotency.ErrCallExpired)
+	waits := j.unfinished()[0]
+	j.p.mu.Lock()
+	_, asked := j.p.answers[waits.CallKey]
+	j.p.mu.Unlock()
+	if !asked || waits.Attempts != 1 {
+		t.Errorf("the provider has not been asked with the key of %+v", waits)
+	}
+	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), waits.Begun, payment{ID: "seen there"}), nil)
+	if u := j.unfinished()[0]; u.Attempts != 0 || u.Error != "" || u.Begun != "" || u.CallKey != "" {
+		t.Errorf("what was settled still waits: %+v", u)
+	}
+	got, replayed, err := j.ride("a")
+	if err != nil || replayed || got.Charge != "seen there" || j.p.requests.Load() != 1 {
+		t.Error(got, replayed, err, j.p.requests.Load())
+	}
+	j.once(1)
+	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), "charge", payment{}), idempotency.ErrNotFound)
+}
+
+func TestCallIsSettledByItsNameOrByItsLabel(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for name, by := range map[string][]string{"c": {"c", "call c"}, "call c": {"call c", "call call c"}, "step c": {"step c", "call step c"}} {
+		for _, by := range by {
+			b.key.ID = name + " by " + by
+			b.wantErr(b.proceed(ok("a"), fails(name)), errNoAnswer)
+			for _, other := range []string{"a", "step a", "call a", "call call call c"} {
+				if err := b.store.Settle(t.Context(), b.key, other, 1); err == nil {
+					t.Errorf("call %q was settled by %q", name, other)
+				}
+			}
+			b.wantErr(b.store.Settle(t.Context(), b.key, by, 1), nil)
+		}
+	}
+	b.key.ID = "a step"
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.exec("update idempotency_operations set labels[2] = 'step c' where id = 'a step'") // it has sent COMMIT
+	for _, by := range []string{"c", "step c", "call c"} {
+		if err := b.store.Settle(t.Context(), b.key, by, 1); err == nil {
+			t.Errorf("a step was settled by %q", by)
+		}
+	}
+}
+
+func TestWindowOfOneCallIsItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	calls := 0
+	within := func(window time.Duration) part {
+		return func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op.Within(window), "c", func(context.Context, string) (int, error) { calls++; return 0, errNoAnswer })
+			return err
+		}
+	}
+	b.wantErr(b.proceed(within(time.Hour)), errNoAnswer)
+	b.exec("update idempotency_operations set progressed_at = progressed_at - interval '31 minutes'")
+	b.wantErr(b.proceed(within(30*time.Minute)), idempotency.ErrCallExpired)
+	b.wantErr(b.proceed(within(time.Hour)), errNoAnswer)
+	b.wantErr(b.proceed(within(30*time.Minute)), idempotency.ErrCallExpired) // it was begun when it was begun
+	b.wantErr(b.proceed(within(0)), errNoAnswer)                             // Config.CallWindow
+	if err := b.proceed(within(-time.Second)); err == nil || !strings.Contains(err.Error(), "has to be positive") {
+		t.Error(err)
+	}
+	if calls != 3 {
+		t.Errorf("%d calls", calls)
+	}
+}
+
+func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
+	t.Parallel()
+	var waited atomic.Int64 // the longest
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		waited.Store(max(waited.Load(), int64(e.Waited)))
+	}}, pgtest.MaxConns(2)) // one place
+	var calls atomic.Int64
+	asking := make(chan struct{}, 3)
+	asks := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		asking <- struct{}{}
+		_, err := idempotency.Call(ctx, op.Within(time.Minute), "c", func(context.Context, string) (int, error) {
+			calls.Add(1)
+			return 0, errNoAnswer
+		})
+		return err
+	})
+	_, _, err := asks.Do(t.Context(), b.store, b.key, 1)
+	b.wantErr(err, errNoAnswer)
+	<-asking
+	inside, leave := make(chan struct{}), make(chan struct{})
+	holds := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
+		return err
+	})
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := holds.Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
+		first <- err
+	}()
+	<-inside
+	go func() {
+		_, _, err := asks.Do(context.Background(), b.store, b.key, 1)
+		second <- err
+	}()
+	<-asking
+	b.eventually("it waits without a connection", func() bool { return b.pool.Stat().AcquiredConns() == 1 })
+	select {
+	case err := <-second:
+		t.Fatal("it has not waited: ", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	b.exec("update idempotency_operations set progressed_at = progressed_at - interval '2 minutes' where id = $1", b.key.ID)
+	close(leave)
+	b.wantErr(<-first, nil)
+	b.wantErr(<-second, idempotency.ErrCallExpired)
+	if calls.Load() != 1 {
+		t.Errorf("%d calls", calls.Load())
+	}
+	if waited.Load() < int64(50*time.Millisecond) {
+		t.Errorf("Observe was told that it waited for %v", time.Duration(waited.Load()))
+	}
+}
+
+func TestDiscardedOperationBeginsAnew(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.store.Discard(t.Context(), b.key), idempotency.ErrNotFound)
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	b.wantErr(b.store.Discard(t.Context(), b.key), nil)
+	b.wantErr(b.proceed(ok("b")), nil)
+	b.charged(2)
+	b.wantErr(b.store.Discard(t.Context(), b.key), idempotency.ErrNotFound)
+	_, err := b.store.Get(t.Context(), b.key)
+	b.wantErr(err, nil)
+}
+
+// After an error of a step, the function cannot go another way.
+func TestErrorOfAStepIsTheErrorOfAllLaterOnes(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		_ = fails("charge")(ctx, op)
+		b.wantErr(ok("cancel")(ctx, op), errNoAnswer)
+		return 1, nil // swallowed
+	}}
+	for range 2 {
+		_, _, err := p.Do(t.Context(), b.store, b.key, 1)
+		b.wantErr(err, errNoAnswer)
+	}
+	b.charged(0)
+}
+
+func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxResult: 1000})
+	var kept *idempotency.Op
+	for name, c := range map[string]struct {
+		parts   []part
+		says    string
+		effects int
+	}{
+		"two of one name":    {[]part{ok("a"), ok("a")}, `two steps have the name "a"`, 1},
+		"no name":            {[]part{ok("a"), ok("")}, "the name of a step is empty", 1},
+		"a long name":        {[]part{ok("a"), fails(strings.Repeat("x", 256))}, "the name of a call has 256 bytes", 1},
+		"a name with NUL":    {[]part{ok("a"), ok("x\x00")}, "NUL", 1},
+		"a name not of text": {[]part{ok("a"), ok("\xff")}, "UTF-8", 1},
+		"nested": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) { return 1, ok("c")(ctx, op) })
+			return err
+		}}, "not nested", 1},
+		"nested in a call": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "b", func(ctx context.Context, key string) (int, error) { return 1, ok("c")(ctx, op) })
+			return err
+		}}, "not nested", 1},
+		"result too large": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (string, error) { return strings.Repeat("x", 2000), nil })
+			return err
+		}}, "result too large", 1},
+		"result that JSON does not have": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (float64, error) { return math.Inf(1), nil })
+			return err
+		}}, `the value of step "b" cannot be recorded`, 1},
+		"result that JSON loses": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "b", func(context.Context, string) (struct{ x int }, error) { return struct{ x int }{1}, nil })
+			return err
+		}}, `the value of call "b" cannot be recorded`, 1},
+		"panic": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			defer func() { recover() }()
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) { panic("x") })
+			return err
+		}, ok("c")}, "panicked", 1},
+		"kept": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error { kept = op; return errNoAnswer }}, "no answer", 1},
+	} {
+		b.key.ID = name
+		before := query[int](b, "select count(*) from charges")
+		for range 2 {
+			if err := b.proceed(c.parts...); err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v", name, err)
+			}
+			b.charged(before + c.effects)
+		}
+	}
+	if err := ok("late")(t.Context(), kept); err == nil || !strings.Contains(err.Error(), "has returned") {
+		t.Error(err)
+	}
+	b.key.ID = "input"
+	long := idempotency.Procedure[string, int]{Name: "p"}
+	if _, _, err := long.Do(t.Context(), b.store, b.key, strings.Repeat("x", 2000)); !errors.Is(err, idempotency.ErrTooLarge) || !strings.Contains(err.Error(), "input") {
+		t.Error(err)
+	}
+	lost := idempotency.Procedure[any, int]{Name: "p"}
+	if _, _, err := lost.Do(t.Context(), b.store, b.key, func() {}); !errors.Is(err, idempotency.ErrUndecodable) || !strings.Contains(err.Error(), "input") {
+		t.Error(err)
+	}
+	nameless := procedureOf()
+	nameless.Name = ""
+	if _, _, err := nameless.Do(t.Context(), b.store, b.key, 1); err == nil || !strings.Contains(err.Error(), "Procedure.Name") {
+		t.Error(err)
+	}
+}
+
+func TestParallelStepsAreRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	inside, leave := make(chan struct{}), make(chan struct{})
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				close(inside)
+				<-leave
+				return charge("key-1", 1)(ctx, tx)
+			})
+			ended <- err
+		}()
+		<-inside
+		err := ok("b")(ctx, op)
+		if err == nil || !strings.Contains(err.Error(), "not parallel") {
+			t.Error(err)
+		}
+		close(leave)
+		return in, <-ended
+	}}
+	_, _, err := p.Do(t.Context(), b.store, b.key, 1)
+	if err == nil || !strings.Contains(err.Error(), "not parallel") { // it was swallowed
+		t.Error(err)
+	}
+	b.charged(1)
+}
+
+func TestProcedureThatReturnsWhileAStepRunsWaitsForItAndIsNoSuccess(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		inside := make(chan struct{})
+		go func() {
+			_, _ = idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				close(inside)
+				time.Sleep(50 * time.Millisecond)
+				return charge("key-1", 1)(context.WithoutCancel(ctx), tx)
+			})
+		}()
+		<-inside
+		return in, nil
+	}}
+	if _, _, err := p.Do(t.Context(), b.store, b.key, 1); err == nil || !strings.Contains(err.Error(), "while one of its steps ran") {
+		t.Error(err)
+	}
+	b.charged(1) // it ended, and is recorded
+	b.wantErr(b.proceed(ok("a")), nil)
+	b.charged(1)
+}
+
+func TestClientThatGoesAwayDoesNotCancelACall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	calls := 0
+	call := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, key string) (int, error) {
+			calls++
+			cancel()
+			time.Sleep(20 * time.Millisecond)
+			return 1, ctx.Err()
+		})
+		return err
+	}
+	_, _, err := procedureOf(call, ok("a")).Do(ctx, b.store, b.key, 7)
+	b.wantErr(err, context.Canceled)
+	b.charged(0)
+	b.wantErr(b.proceed(call, ok("a")), nil)
+	if calls != 1 {
+		t.Errorf("%d calls", calls)
+	}
+	b.charged(1)
+}
+
+func TestCallEndsByItsOwnDeadlineAndBeforeItsTransaction(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 500 * time.Millisecond})
+	for _, own := range []time.Duration{50 * time.Millisecond, time.Hour} {
+		start := time.Now()
+		err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+			ctx, cancel := context.WithTimeout(ctx, own)
+			defer cancel()
+			_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, key string) (int, error) {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			})
+			return err
+		})
+		b.wantErr(err, context.DeadlineExceeded)
+		if took := time.Since(start); took < min(own, 400*time.Millisecond) || took > 5*time.Second {
+			t.Errorf("after %v", took)
+		}
+	}
+}
+
+// Its transaction was ended meanwhile, and nobody has gone on with the operation.
+func TestCallThatIgnoresItsContextIsRecordedAllTheSame(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	calls := 0
+	b.wantErr(b.proceed(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, key string) (int, error) {
+			calls++
+			time.Sleep(600 * time.Millisecond)
+			return 1, nil
+		})
+		return err
+	}, ok("b")), nil)
+	if calls != 1 {
+		t.Errorf("%d calls", calls)
+	}
+	b.charged(2)
+}
+
+func TestGoexitInAStepGivesTheConnectionBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for _, p := range []part{
+		func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(context.Context, pgx.Tx) (int, error) { runtime.Goexit(); return 0, nil })
+			return err
+		},
+		func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "b", func(context.Context, string) (int, error) { runtime.Goexit(); return 0, nil })
+			return err
+		},
+	} {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = b.proceed(ok("a"), p)
+		}()
+		<-ended
+		b.charged(1)
+		if n := b.pool.Stat().AcquiredConns(); n != 0 {
+			t.Errorf("%d connections are in use", n)
+		}
+		b.wantErr(b.store.Discard(t.Context(), b.key), nil)
+		b.exec("delete from charges")
+	}
+}
+
+func TestKeyOfACallIsTheSameForEver(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	for namespace, want := range map[string]string{
+		"":        "c4a28943-720b-86cc-b696-51d2b5da2bed",
+		"billing": "200c2e3e-34b3-8239-83df-e9b92dd384ee",
+	} {
+		store := b.storeOn(b.pool, idempotency.Config{CallNamespace: namespace})
+		var got []string
+		p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+			return idempotency.Call(ctx, op, "charge", func(ctx context.Context, key string) (int, error) {
+				if got = append(got, key); len(got) == 1 {
+					return 0, errNoAnswer
+				}
+				return 1, nil
+			})
+		}}
+		_, _, _ = p.Do(t.Context(), store, b.key, 1)
+		_, _, err := p.Do(t.Context(), store, b.key, 1)
+		b.wantErr(err, nil)
+		if len(got) != 2 || got[0] != want || got[1] != want {
+			t.Errorf("%v, want %s", got, want)
+		}
+		b.wantErr(b.store.Delete(t.Context(), b.key), nil)
+	}
+}
+
+func TestInputIsThatOfTheFirstCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	fail := true
+	p := idempotency.Procedure[string, string]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in string) (string, error) {
+		return idempotency.Call(ctx, op, "c", func(context.Context, string) (string, error) {
+			if fail {
+				return "", errNoAnswer
+			}
+			return in, nil
+		})
+	}}
+	_, _, err := p.Do(t.Context(), b.store, b.key, "first")
+	b.wantErr(err, errNoAnswer)
+	fail = false
+	got, replayed, err := p.Do(t.Context(), b.store, b.key, "second")
+	if got != "first" || replayed || err != nil {
+		t.Error(got, replayed, err)
+	}
+}
+
+func TestExpiredKeyOfAProcedureRunsAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var calls atomic.Int64
+	for i := range 2 {
+		b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("b")), nil)
+		b.charged(2 * (i + 1))
+		b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+		b.unknown()
+	}
+	if calls.Load() != 2 {
+		t.Errorf("%d calls", calls.Load())
+	}
+}
+
+func TestProceduresUseTheirOwnPoolWhereThereIsOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	own := b.anotherPool(pgtest.MaxConns(2))
+	store := b.storeOn(b.pool, idempotency.Config{CallPool: own})
+	before := b.pool.Stat().AcquireCount()
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			if own.Stat().AcquiredConns() != 1 || b.pool.Stat().AcquireCount() != before {
+				t.Errorf("%d connections of its own, %d of the store's", own.Stat().AcquiredConns(), b.pool.Stat().AcquireCount()-before)
+			}
+			return 1, nil
+		})
+		return err
+	})
+	_, _, err := p.Do(t.Context(), store, b.key, 1)
+	b.wantErr(err, nil)
+}
+
+func TestRoleWithoutGrantsOnOperationsIsToldOfThem(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	r := b.asRole(idempotency.Config{})
+	b.exec("grant select, insert, update, delete on idempotency_keys, charges to public; revoke all on idempotency_operations from public")
+	tx := r.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	for name, err := range map[string]error{
+		"procedure": r.proceed(ok("a"), fails("c")),
+		"Do":        second(r.do(charge("key-1", 1))),
+		"DoTx":      second(idempotency.DoTx(t.Context(), r.store, tx, b.key, charge("key-1", 1))),
+		"Get":       func() error { _, err := r.store.Get(t.Context(), b.key); return err }(),
+		"Delete":    r.store.Delete(t.Context(), b.key),
+		"Pending": func() error {
+			for _, err := range r.store.Pending(t.Context(), 0) {
+				return err
+			}
+			return nil
+		}(),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "needs select, insert, update and delete") || !strings.HasPrefix(err.Error(), "idempotency: ") || strings.Count(err.Error(), "the role needs") != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	r.usable(tx)
+	r.key.ID = "key-2"
+	b.wantErr(second(r.do(charge("key-2", 1))), nil)
+	b.charged(2)
+}
+
+func TestPanicBetweenStepsKeepsWhatWasDone(t *testing.T) {
+	t.Parallel()
+	for name, ends := range map[string]func(){"panic": func() { panic("x") }, "Goexit": runtime.Goexit} {
+		b := setup(t, idempotency.Config{})
+		var calls atomic.Int64
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			defer func() { _ = recover() }()
+			_ = b.proceed(ok("a"), answers("c", &calls), func(context.Context, *idempotency.Op) error { ends(); return nil })
+		}()
+		<-ended
+		b.charged(1)
+		b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("b")), nil)
+		if calls.Load() != 1 {
+			t.Errorf("%s: %d calls", name, calls.Load())
+		}
+		b.charged(2)
+	}
+}
+
+func TestStepThatOutlastsMaxIdleIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	runs := 0
+	err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "a", func(context.Context, pgx.Tx) (int, error) {
+			runs++
+			time.Sleep(600 * time.Millisecond)
+			return 1, nil
+		})
+		return err
+	}, ok("b"))
+	if err == nil || runs != 1 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	b.charged(0)
+}
+
+func TestCallThatEndsForMaxIdleSaysSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: 200 * time.Millisecond})
+	err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, _ string) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+		return err
+	})
+	b.wantErr(err, context.DeadlineExceeded)
+	if !strings.Contains(fmt.Sprint(err), "Config.MaxIdle are over, which is 200ms") {
+		t.Error(err)
+	}
+}
+
+// The leader waits for a place, without a connection, and is at work all the same.
+func TestWhoDoesNotWaitIsTurnedAwayByACallThatWaitsForItsPlace(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: -1}, pgtest.MaxConns(2)) // one place
+	inside, leave := make(chan struct{}), make(chan struct{})
+	holds := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
+		return err
+	}
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := procedureOf(holds).Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
+		first <- err
+	}()
+	<-inside
+	var calls atomic.Int64
+	waits := procedureOf(ok("a"), answers("c", &calls))
+	go func() {
+		_, _, err := waits.Do(context.Background(), b.store, b.key, 1)
+		second <- err
+	}()
+	b.eventually("its step is recorded", func() bool { return len(b.unfinished()) == 2 })
+	b.eventually("a duplicate is turned away", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		_, _, err := waits.Do(ctx, b.store, b.key, 1)
+		if !errors.Is(err, idempotency.ErrInProgress) {
+			t.Error(err)
+		}
+		return true
+	})
+	b.completes(0, waits) // nor does Complete wait, or count a failure
+	for _, u := range b.unfinished() {
+		if u.Attempts != 0 {
+			t.Errorf("%+v", u)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, _, err := waits.Do(ctx, b.store, idempotency.Key{Scope: "s", ID: "third"}, 1)
+	b.wantErr(err, context.DeadlineExceeded)
+	if !strings.Contains(fmt.Sprint(err), "(1 at a time)") {
+		t.Error(err)
+	}
+	close(leave)
+	b.wantErr(<-first, nil)
+	b.wantErr(<-second, nil)
+	b.completes(1, waits)
+}
+
+func TestProcedureInDoubtBesideDuplicatesFindsOut(t *testing.T) {
+	t.Parallel()
+	for nth := int64(1); nth <= 3; nth++ {
+		j := setupRides(t, idempotency.Config{})
+		j.p.delay.Store(int64(20 * time.Millisecond))
+		var others sync.WaitGroup
+		store, proxy := j.through(idempotency.Config{})
+		lost := answered("COMMIT", nth)
+		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+			if !lost(m) {
+				return pgproxy.Pass
+			}
+			for range 4 {
+				other := j.storeOn(j.anotherPool(), idempotency.Config{})
+				others.Go(func() {
+					if _, _, err := j.rideOn(other, "a", 20); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			time.Sleep(50 * time.Millisecond)
+			return pgproxy.Drop
+		})
+		if _, _, err := j.rideOn(store, "a", 20); err != nil {
+			t.Errorf("without the answer to COMMIT %d: %v", nth, err)
+		}
+		others.Wait()
+		j.once(1)
 	}
 }
