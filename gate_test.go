@@ -23,7 +23,7 @@ func (g *gateTest) enter(key Key, patience time.Duration) (*lead, *answer, error
 
 func (g *gateTest) lead() *lead {
 	g.Helper()
-	l, rec, err := g.enter(theKey, time.Hour)
+	l, rec, err := g.enter(theKey, 0) // else it waits for a lead that is lost
 	if l == nil {
 		g.Fatalf("not the leader: %v, %v", rec, err)
 	}
@@ -257,6 +257,37 @@ func TestGateNeverLosesTheLead(t *testing.T) {
 			<-done
 		}
 		g.empty()
+	}
+}
+
+// A lateContext is one that ends while its waiter looks at it: on is called then.
+type lateContext struct {
+	context.Context
+	done chan struct{}
+	on   func()
+}
+
+func (c *lateContext) Done() <-chan struct{} {
+	c.on()
+	return c.done
+}
+
+func (c *lateContext) Err() error { return context.Canceled }
+
+func TestGateTakesTheLeadBackFromAWaiterWhoseContextHasEnded(t *testing.T) {
+	t.Parallel()
+	g := &gateTest{T: t}
+	ended := make(chan struct{})
+	close(ended)
+	for range 64 { // which of two channels is taken is left to chance
+		for _, done := range []chan struct{}{nil, ended} {
+			leader := g.lead()
+			ctx := &lateContext{t.Context(), done, leader.leave}
+			if l, a, err := g.gate.enter(ctx, theKey, time.Hour); l != nil || a != nil || !errors.Is(err, context.Canceled) {
+				t.Fatalf("got %v, %v, %v", l, a, err)
+			}
+			g.empty()
+		}
 	}
 }
 
