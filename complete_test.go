@@ -455,7 +455,7 @@ func TestFailureOfAnAttemptDoesNotEndTheCompleter(t *testing.T) {
 		return all[0].Attempts == 1 && all[1].Attempts == 1
 	})
 	cancel()
-	b.wantErr(<-ended, context.Canceled)
+	b.wantErr(receive(b, ended), context.Canceled)
 }
 
 // remedied is err as an error of a Store on another schema, where no migration has run.
@@ -757,7 +757,7 @@ func TestStepThatAnotherAttemptHasMadeMeanwhileIsNotMadeAgain(t *testing.T) {
 			b.wantErr(b.proceed(ok("a"), part(&calls), fails("c")), errNoAnswer)
 			close(release)
 		}
-		b.wantErr(<-first, errNoAnswer)
+		b.wantErr(receive(b, first), errNoAnswer)
 		if n := int(calls.Load()) + query[int](b, "select count(*) from charges"); n != 2 {
 			t.Errorf("%s: %d effects, want 2", name, n)
 		}

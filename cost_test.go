@@ -351,7 +351,7 @@ func TestCallHoldsNoSnapshotAndNoTransactionId(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, which := range []string{"first", "repeated"} {
-			if got := <-held; got != "idle in transaction xid= xmin=" {
+			if got := receive(j, held); got != "idle in transaction xid= xmin=" {
 				t.Errorf("%s, the %s call: %s", level, which, got)
 			}
 		}
@@ -391,7 +391,7 @@ func TestDuplicatesOfAProcedureInAProcessCostNothing(t *testing.T) {
 		}
 		var all sync.WaitGroup
 		all.Go(do)
-		<-inside
+		receive(b, inside)
 		for range duplicates {
 			all.Go(do)
 		}
@@ -730,7 +730,7 @@ func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) 
 	k := newBlocker()
 	b.key.Scope = "scope-0"
 	taking := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
-	<-k.begun
+	receive(b, k.begun)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	n, err := b.store.Purge(ctx)
@@ -740,7 +740,7 @@ func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) 
 	b.key.Scope = "scope-1" // nor does the purge keep another key from its callers
 	b.executes(3)
 	k.goOn <- nil
-	b.wantOutcome(<-taking, outcome{2, false, nil})
+	b.wantOutcome(receive(b, taking), outcome{2, false, nil})
 	b.key.Scope = "scope-0"
 	b.replays(2)
 }
@@ -844,7 +844,7 @@ func BenchmarkDoDuplicates(b *testing.B) {
 			ends = append(ends, storm.start(b.Context(), storm.store, charge(storm.key.ID, i)))
 		}
 		for _, end := range ends {
-			if got := <-end; got.err != nil || got.value != i {
+			if got := receive(b, end); got.err != nil || got.value != i {
 				b.Fatalf("got %+v", got)
 			}
 		}

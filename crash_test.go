@@ -715,16 +715,16 @@ func TestLimitClientLostInTheMiddleOfABatchHoldsItsKey(t *testing.T) {
 	defer cancel()
 	call := d.start(ctx, d.store, charge(d.key.ID, 1))
 	if simple := d.pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol; simple {
-		d.wantOutcome(<-call, outcome{1, false, nil}) // it has no batches of several messages
+		d.wantOutcome(receive(d, call), outcome{1, false, nil}) // it has no batches of several messages
 		return
 	}
-	<-cut
+	receive(d, cut)
 	time.Sleep(1500 * time.Millisecond)
 	b := *d.bundle
 	b.store = b.storeOn(b.pool, idempotency.Config{Wait: 200 * time.Millisecond})
 	_, _, err := b.do(charge(b.key.ID, 2))
 	b.wantErr(err, idempotency.ErrInProgress)
 	d.proxy.CutAll() // now the server sees that the client is gone
-	d.wantOutcome(<-call, outcome{1, false, nil})
+	d.wantOutcome(receive(d, call), outcome{1, false, nil})
 	d.effects(1)
 }

@@ -53,17 +53,17 @@ func TestLostCommitAnswerReachesTheWaitersToo(t *testing.T) {
 	hit := d.once(commitAnswered, pgproxy.Drop)
 	k := newBlocker()
 	first := d.start(t.Context(), d.store, k.charge(d.key.ID, 1))
-	<-k.begun
+	receive(d, k.begun)
 	var waiters []<-chan outcome
 	for range 10 {
 		waiters = append(waiters, d.start(t.Context(), d.store, k.charge(d.key.ID, 2)))
 	}
 	d.stays(waiters[9])
 	k.goOn <- nil
-	<-hit
-	d.wantOutcome(<-first, outcome{1, true, nil})
+	receive(d, hit)
+	d.wantOutcome(receive(d, first), outcome{1, true, nil})
 	for _, w := range waiters {
-		d.wantOutcome(<-w, outcome{1, true, nil})
+		d.wantOutcome(receive(d, w), outcome{1, true, nil})
 	}
 	d.effects(1)
 }
@@ -81,11 +81,11 @@ func TestLookUpIsFooledByACommitUnderWayAndDoIsNot(t *testing.T) {
 	d.slowCommit(0.4, "return null;")
 	hit := d.once(commitComplete(), pgproxy.CutClient)
 	call := d.start(t.Context(), d.store, d.charge)
-	<-hit
+	receive(d, hit)
 	if _, err := d.storeOn(d.pool, idempotency.Config{}).Get(t.Context(), d.key); !errors.Is(err, idempotency.ErrNotFound) {
 		t.Errorf("the look-up was not fooled, so this test shows nothing: %v", err)
 	}
-	d.expect(<-call, outcome{1, true, nil}, 1, "committed")
+	d.expect(receive(d, call), outcome{1, true, nil}, 1, "committed")
 	d.effects(1)
 }
 
@@ -107,9 +107,9 @@ func TestCallersCancelledContextDoesNotPutACommitInDoubt(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	hit := d.once(commitComplete(), pgproxy.Pass)
 	call := d.start(ctx, d.store, d.charge)
-	<-hit
+	receive(d, hit)
 	cancel()
-	d.expect(<-call, outcome{1, false, nil}, 1, "")
+	d.expect(receive(d, call), outcome{1, false, nil}, 1, "")
 	d.effects(1)
 }
 
@@ -120,9 +120,9 @@ func TestCancelledCallerInDoubtStillGetsTheRecordedResult(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	hit := d.once(commitComplete(), pgproxy.CutClient)
 	call := d.start(ctx, d.store, d.charge)
-	<-hit
+	receive(d, hit)
 	cancel()
-	d.expect(<-call, outcome{1, true, nil}, 1, "committed")
+	d.expect(receive(d, call), outcome{1, true, nil}, 1, "committed")
 	d.effects(1)
 }
 
@@ -137,7 +137,7 @@ func TestCancelledCallerIsNotRunAgainAfterAProvenAbort(t *testing.T) {
 		}
 		return false
 	}, pgproxy.Drop)
-	got := <-d.start(ctx, d.store, d.charge)
+	got := receive(d, d.start(ctx, d.store, d.charge))
 	if got.err == nil || errors.Is(got.err, idempotency.ErrOutcomeUnknown) {
 		t.Errorf("got %+v, want the error of the lost connection", got)
 	}
@@ -265,7 +265,7 @@ func TestWaitBeginsAnewAfterALostConnection(t *testing.T) {
 	d.store, d.proxy = d.through(idempotency.Config{Wait: 2 * time.Second})
 	hit := d.once(func(m pgproxy.Message) bool { return m.Type == 'Q' && m.SQL == "select pg_sleep(0.5)" }, pgproxy.CutClient)
 	go func() {
-		<-hit
+		receive(d, hit)
 		time.Sleep(700 * time.Millisecond)
 		d.proxy.CutAll() // now the server notices
 	}()
@@ -334,7 +334,7 @@ func TestPoolOfSixteenDeadConnectionsServesTheNextCall(t *testing.T) {
 		other := *b
 		other.key.ID = fmt.Sprint("warm-", i)
 		calls = append(calls, other.start(t.Context(), store, k.charge(other.key.ID, 1)))
-		<-k.begun
+		receive(b, k.begun)
 	}
 	for range conns {
 		k.goOn <- nil
@@ -515,7 +515,7 @@ func TestFunctionWhoseStatementHasAnOldPlanIsRunAgain(t *testing.T) {
 	}
 	for i := range 4 {
 		b.key.ID = fmt.Sprint("key-", i)
-		if got := <-b.start(t.Context(), b.store, read); got.err != nil || got.replayed {
+		if got := receive(b, b.start(t.Context(), b.store, read)); got.err != nil || got.replayed {
 			t.Errorf("call %d: %+v", i, got)
 		}
 		b.effects(1)

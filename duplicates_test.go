@@ -88,12 +88,12 @@ func TestDuplicateWaitsForTheFirstAndReturnsItsResult(t *testing.T) {
 	stores(t, idempotency.Config{Wait: time.Minute}, func(b *bundle, other *idempotency.Store) {
 		k := newBlocker()
 		first := b.start(b.Context(), b.store, k.charge(b.key.ID, 1))
-		<-k.begun
+		receive(b, k.begun)
 		second := b.start(b.Context(), other, charge(b.key.ID, 2))
 		b.stays(second)
 		k.goOn <- nil
-		b.wantOutcome(<-first, outcome{1, false, nil})
-		b.wantOutcome(<-second, outcome{1, true, nil})
+		b.wantOutcome(receive(b, first), outcome{1, false, nil})
+		b.wantOutcome(receive(b, second), outcome{1, true, nil})
 		b.effects(1)
 	})
 }
@@ -103,7 +103,7 @@ func TestWhenTheFirstFailsExactlyOneWaiterTakesOver(t *testing.T) {
 	stores(t, idempotency.Config{Wait: time.Minute}, func(b *bundle, other *idempotency.Store) {
 		k := newBlocker()
 		first := b.start(b.Context(), b.store, k.charge(b.key.ID, 1))
-		<-k.begun
+		receive(b, k.begun)
 		var waiters []<-chan outcome
 		for range 5 {
 			waiters = append(waiters, b.start(b.Context(), other, k.charge(b.key.ID, 2)))
@@ -111,8 +111,8 @@ func TestWhenTheFirstFailsExactlyOneWaiterTakesOver(t *testing.T) {
 		b.stays(waiters[0])
 		failure := errors.New("no")
 		k.goOn <- failure
-		b.wantOutcome(<-first, outcome{err: failure})
-		<-k.begun
+		b.wantOutcome(receive(b, first), outcome{err: failure})
+		receive(b, k.begun)
 		select {
 		case <-k.begun:
 			b.Error("a second waiter took over")
@@ -121,7 +121,7 @@ func TestWhenTheFirstFailsExactlyOneWaiterTakesOver(t *testing.T) {
 		k.goOn <- nil
 		executed := 0
 		for _, w := range waiters {
-			got := <-w
+			got := receive(b, w)
 			if got.err != nil || got.value != 2 {
 				b.Errorf("waiter got %+v", got)
 			}
@@ -141,14 +141,14 @@ func TestWaiterLeavesAtOnceWhenItsContextEnds(t *testing.T) {
 	stores(t, idempotency.Config{Wait: time.Hour}, func(b *bundle, other *idempotency.Store) {
 		k := newBlocker()
 		first := b.start(b.Context(), b.store, k.charge(b.key.ID, 1))
-		<-k.begun
+		receive(b, k.begun)
 		ctx, cancel := context.WithCancel(b.Context())
 		second := b.start(ctx, other, charge(b.key.ID, 2))
 		b.stays(second)
 		cancel()
-		b.wantOutcome(<-second, outcome{err: context.Canceled})
+		b.wantOutcome(receive(b, second), outcome{err: context.Canceled})
 		k.goOn <- nil
-		b.wantOutcome(<-first, outcome{1, false, nil})
+		b.wantOutcome(receive(b, first), outcome{1, false, nil})
 		b.effects(1)
 	})
 }
@@ -158,12 +158,12 @@ func TestAtTheBoundOfWaitErrInProgressAndTheFirstIsUntouched(t *testing.T) {
 	stores(t, idempotency.Config{Wait: 100 * time.Millisecond}, func(b *bundle, other *idempotency.Store) {
 		k := newBlocker()
 		first := b.start(b.Context(), b.store, k.charge(b.key.ID, 1))
-		<-k.begun
+		receive(b, k.begun)
 		second := b.start(b.Context(), other, charge(b.key.ID, 2))
 		b.stays(second)
-		b.wantOutcome(<-second, outcome{err: idempotency.ErrInProgress})
+		b.wantOutcome(receive(b, second), outcome{err: idempotency.ErrInProgress})
 		k.goOn <- nil
-		b.wantOutcome(<-first, outcome{1, false, nil})
+		b.wantOutcome(receive(b, first), outcome{1, false, nil})
 		b.replays(1)
 		b.effects(1)
 	})
@@ -174,10 +174,10 @@ func TestNegativeWaitIsErrInProgressAtOnce(t *testing.T) {
 	stores(t, idempotency.Config{Wait: -1}, func(b *bundle, other *idempotency.Store) {
 		k := newBlocker()
 		first := b.start(b.Context(), b.store, k.charge(b.key.ID, 1))
-		<-k.begun
-		b.wantOutcome(<-b.start(b.Context(), other, charge(b.key.ID, 2)), outcome{err: idempotency.ErrInProgress})
+		receive(b, k.begun)
+		b.wantOutcome(receive(b, b.start(b.Context(), other, charge(b.key.ID, 2))), outcome{err: idempotency.ErrInProgress})
 		k.goOn <- nil
-		b.wantOutcome(<-first, outcome{1, false, nil})
+		b.wantOutcome(receive(b, first), outcome{1, false, nil})
 		b.replays(1)
 	})
 }
@@ -210,7 +210,7 @@ func TestOtherFingerprintIsErrKeyReusedWhileInFlightAndAfter(t *testing.T) {
 
 	k := newBlocker()
 	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	for range 3 {
 		_, _, err := wrong.do(charge(b.key.ID, 2))
 		b.wantErr(err, idempotency.ErrKeyReused)
@@ -218,8 +218,8 @@ func TestOtherFingerprintIsErrKeyReusedWhileInFlightAndAfter(t *testing.T) {
 	elsewhere := wrong.start(t.Context(), b.storeOn(b.pool, idempotency.Config{}), charge(b.key.ID, 2))
 	b.stays(elsewhere)
 	k.goOn <- nil
-	b.wantOutcome(<-first, outcome{1, false, nil})
-	b.wantOutcome(<-elsewhere, outcome{err: idempotency.ErrKeyReused})
+	b.wantOutcome(receive(b, first), outcome{1, false, nil})
+	b.wantOutcome(receive(b, elsewhere), outcome{err: idempotency.ErrKeyReused})
 	for range 3 {
 		_, _, err := wrong.do(charge(b.key.ID, 2))
 		b.wantErr(err, idempotency.ErrKeyReused)
@@ -278,7 +278,7 @@ func TestExpiredRunsAgainInExactlyOneOfTwentyCallers(t *testing.T) {
 	}
 	executed := 0
 	for _, call := range calls {
-		got := <-call
+		got := receive(b, call)
 		if got.err != nil || got.value != 2 {
 			t.Errorf("got %+v", got)
 		}
@@ -370,18 +370,6 @@ func (b *bundle) follow(n int) (waiters []<-chan outcome) {
 	return waiters
 }
 
-// soon is what a call returns that has no reason to wait.
-func (b *bundle) soon(call <-chan outcome) outcome {
-	b.Helper()
-	select {
-	case got := <-call:
-		return got
-	case <-time.After(20 * time.Second):
-		b.Fatal("the call waits")
-		return outcome{}
-	}
-}
-
 // claims counts those that a proxy sees, from now on, once the predicate holds.
 func claims(proxy *pgproxy.Proxy, from func(pgproxy.Message) bool) *atomic.Int64 {
 	var begun atomic.Bool
@@ -414,11 +402,11 @@ func TestWaitersOfAnExecutionGetItsResultWithoutAQuery(t *testing.T) {
 	b.store = store
 	k := newBlocker()
 	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	waiters := b.follow(10) // while the function runs
 	asked := claims(proxy, func(pgproxy.Message) bool { return true })
 	k.goOn <- nil
-	b.wantOutcome(<-first, outcome{1, false, nil})
+	b.wantOutcome(receive(b, first), outcome{1, false, nil})
 	b.want(waiters, outcome{1, true, nil})
 	if asked.Load() != 0 {
 		t.Errorf("%d more claims", asked.Load())
@@ -433,12 +421,12 @@ func TestWaitersOfACallElsewhereGetItsResultWithTheLeadersQuery(t *testing.T) {
 	b.store = store
 	k := newBlocker()
 	first := b.start(t.Context(), b.storeOn(b.pool, idempotency.Config{}), k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	leader := b.start(t.Context(), b.store, charge(b.key.ID, 2))
 	waiters := append(b.follow(10), leader)
 	b.asksAgain(proxy)
 	k.goOn <- nil
-	b.wantOutcome(<-first, outcome{1, false, nil})
+	b.wantOutcome(receive(b, first), outcome{1, false, nil})
 	asked := claims(proxy, func(pgproxy.Message) bool { return true })
 	b.want(waiters, outcome{1, true, nil})
 	if asked.Load() > 1 {
@@ -485,7 +473,7 @@ func (d *doubt) inDoubt() (call <-chan outcome, release func()) {
 		return pgproxy.Pass
 	})
 	call = d.start(context.Background(), d.store, d.charge)
-	<-asks
+	receive(d, asks)
 	return call, release
 }
 
@@ -497,7 +485,7 @@ func TestWaitersOfACallInDoubtGetWhatItFindsWithoutAQuery(t *testing.T) {
 	d.asksAgain(d.proxy)
 	asked := claims(d.proxy, sent("pg_logical_emit_message")) // it has found the record
 	release()
-	d.wantOutcome(<-first, outcome{1, true, nil})
+	d.wantOutcome(receive(d, first), outcome{1, true, nil})
 	d.want(waiters, outcome{1, true, nil})
 	if asked.Load() != 0 {
 		t.Errorf("%d more claims", asked.Load())
@@ -511,9 +499,9 @@ func TestCallInDoubtTurnsAwayThoseThatDoNotWait(t *testing.T) {
 	d.store, d.proxy = d.through(idempotency.Config{Wait: -1})
 	first, release := d.inDoubt()
 	duplicate := d.start(t.Context(), d.store, charge(d.key.ID, 2))
-	d.wantOutcome(d.soon(duplicate), outcome{err: idempotency.ErrInProgress})
+	d.wantOutcome(receive(d, duplicate), outcome{err: idempotency.ErrInProgress})
 	release()
-	d.wantOutcome(<-first, outcome{1, true, nil})
+	d.wantOutcome(receive(d, first), outcome{1, true, nil})
 	d.effects(1)
 }
 
@@ -554,18 +542,18 @@ func TestFingerprintIsComparedInTheSecondRunAndNotBeforeIt(t *testing.T) {
 				}
 				return k.charge(d.key.ID, n)(ctx, tx)
 			})
-			<-asks
+			receive(d, asks)
 			wrong := *d.bundle
 			wrong.key.Fingerprint = idempotency.FingerprintOf([]byte("other"))
 			early := wrong.start(t.Context(), d.store, charge(d.key.ID, 9))
 			d.stays(early)
 			letGo()
-			<-k.begun
-			d.wantOutcome(d.soon(early), outcome{err: idempotency.ErrKeyReused})
+			receive(d, k.begun)
+			d.wantOutcome(receive(d, early), outcome{err: idempotency.ErrKeyReused})
 			late := wrong.start(t.Context(), d.store, charge(d.key.ID, 9))
-			d.wantOutcome(d.soon(late), outcome{err: idempotency.ErrKeyReused})
+			d.wantOutcome(receive(d, late), outcome{err: idempotency.ErrKeyReused})
 			k.goOn <- nil
-			d.wantOutcome(<-first, outcome{2, false, nil})
+			d.wantOutcome(receive(d, first), outcome{2, false, nil})
 			d.effects(1)
 		})
 	}
@@ -614,13 +602,13 @@ func TestNegativeWaitRightAfterAReplayIsAReplay(t *testing.T) {
 	b := setup(t, idempotency.Config{})
 	k := newBlocker()
 	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	store, proxy := b.through(idempotency.Config{Wait: -1})
 	b.store = store
 	goOn := make(chan struct{})
 	b.onSecondClaim(proxy, func() {
 		k.goOn <- nil
-		b.wantOutcome(<-first, outcome{1, false, nil})
+		b.wantOutcome(receive(b, first), outcome{1, false, nil})
 		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 			if m.Type == 'Q' && m.SQL == "rollback" {
 				<-goOn
@@ -639,13 +627,13 @@ func TestNegativeWaitIsErrInProgressAtOnceBesideACallThatAsksAgain(t *testing.T)
 	b := setup(t, idempotency.Config{})
 	k := newBlocker()
 	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	store, proxy := b.through(idempotency.Config{Wait: -1})
 	b.store = store
 	asks, goOn := make(chan struct{}), make(chan struct{})
 	b.onSecondClaim(proxy, func() { close(asks); <-goOn })
 	second := b.start(t.Context(), b.store, charge(b.key.ID, 2))
-	<-asks
+	receive(b, asks)
 	got := b.start(t.Context(), b.store, charge(b.key.ID, 3))
 	select {
 	case got := <-got:
@@ -654,9 +642,9 @@ func TestNegativeWaitIsErrInProgressAtOnceBesideACallThatAsksAgain(t *testing.T)
 		t.Error("the call waits")
 	}
 	close(goOn)
-	b.wantOutcome(<-second, outcome{err: idempotency.ErrInProgress})
+	b.wantOutcome(receive(b, second), outcome{err: idempotency.ErrInProgress})
 	k.goOn <- nil
-	b.wantOutcome(<-first, outcome{1, false, nil})
+	b.wantOutcome(receive(b, first), outcome{1, false, nil})
 }
 
 // Replays of one key hold one connection at a time: the next call waits for the
@@ -725,13 +713,13 @@ func TestKeyIsKnownOnceItWasRecordedOrSeenRecordedAndNotWhenItWasTried(t *testin
 
 	k := newBlocker()
 	running := other.start(t.Context(), other.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	_, _, err = b.do(charge(b.key.ID, 2))
 	b.wantErr(err, idempotency.ErrInProgress)
 	b.wantKnown("while a call elsewhere runs", false)
 	other.wantKnown("before its COMMIT", false)
 	k.goOn <- nil
-	b.wantOutcome(<-running, outcome{1, false, nil})
+	b.wantOutcome(receive(b, running), outcome{1, false, nil})
 	other.wantKnown("when it was recorded", true)
 	b.wantKnown("recorded elsewhere", false)
 
@@ -790,7 +778,7 @@ func TestKnownKeyIsAnsweredByWhatTheTableSays(t *testing.T) {
 			if want == (outcome{}) {
 				want = outcome{value: 2}
 			}
-			b.wantOutcome(<-b.start(t.Context(), b.store, charge(b.key.ID, 2)), want)
+			b.wantOutcome(receive(b, b.start(t.Context(), b.store, charge(b.key.ID, 2))), want)
 			if want.err == nil && !want.replayed {
 				b.replays(2)
 			}
@@ -841,7 +829,7 @@ func TestCallsThatWaitForAKnownKeyDoNotEachAskForIt(t *testing.T) {
 		return pgproxy.Pass
 	})
 	first := b.start(t.Context(), b.store, charge(b.key.ID, 2))
-	<-reached
+	receive(b, reached)
 	waiters := b.follow(20)
 	close(goOn)
 	b.want(append(waiters, first), outcome{1, true, nil})
@@ -882,7 +870,7 @@ func TestContextEndsTheQuestionForAKnownKey(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	got := <-b.start(ctx, b.store, charge(b.key.ID, 2))
+	got := receive(b, b.start(ctx, b.store, charge(b.key.ID, 2)))
 	b.wantErr(got.err, context.DeadlineExceeded)
 	b.commit(tx)
 	b.replays(1)

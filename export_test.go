@@ -131,3 +131,20 @@ func RememberedTexts(n int) (kept, after int64) {
 
 // PauseAfter is the pause before Complete tries an operation again.
 func PauseAfter(attempts int) time.Duration { return pauseAfter(attempts) }
+
+// Says are the names of the predicates on errors that hold for err.
+func Says(err error) (names []string) {
+	for _, p := range []struct {
+		name  string
+		holds func(error) bool
+	}{
+		{"conflicted", conflicted}, {"lostClaim", lostClaim}, {"provesAbort", provesAbort}, {"stalePlan", stalePlan},
+		{"endedForItsTime", endedForItsTime}, {"lostConnection", lostConnection}, {"refusedByPolicy", refusedByPolicy},
+		{"misconfigured", misconfigured}, {"missingOperations", missingOperations}, {"saysElsewhere", saysElsewhere},
+	} {
+		if p.holds(err) {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}

@@ -3,6 +3,8 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -111,7 +113,7 @@ func TestGoexitLeavesNothingAndTheNextCallRuns(t *testing.T) {
 			return 0, nil
 		})
 	}()
-	<-gone
+	receive(b, gone)
 	b.effects(0)
 	b.executes(7)
 }
@@ -876,7 +878,7 @@ func TestPurgeEveryOutlivesTheMistakesOfOthers(t *testing.T) {
 			return failures.Load() >= 2
 		})
 		cancel()
-		b.wantErr(<-ended, context.Canceled)
+		b.wantErr(receive(b, ended), context.Canceled)
 		b.exec("drop trigger somebodys on idempotency_keys; truncate idempotency_keys")
 	}
 	role := b.plainRole()
@@ -1094,5 +1096,71 @@ func TestTableThatIsLockedAwayIsNamedBehindErrInProgress(t *testing.T) {
 	b.wantErr(err, idempotency.ErrInProgress)
 	if sqlState(err) != "55P03" {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What a call does after an error hangs on these predicates. One that holds for too much runs
+// an operation twice, or answers for one that did not happen.
+func TestErrorsMeanNoMoreThanTheyProve(t *testing.T) {
+	t.Parallel()
+	state := func(code string, also ...func(*pgconn.PgError)) error {
+		e := &pgconn.PgError{Code: code, SeverityUnlocalized: "ERROR"}
+		for _, f := range also {
+			f(e)
+		}
+		return fmt.Errorf("a step: %w", e)
+	}
+	severity := func(s string) func(*pgconn.PgError) {
+		return func(e *pgconn.PgError) { e.SeverityUnlocalized = s }
+	}
+	from := func(routine string) func(*pgconn.PgError) {
+		return func(e *pgconn.PgError) { e.Routine = routine }
+	}
+	within := func(e *pgconn.PgError) { e.Where = `PL/pgSQL function f() line 1 at SQL statement` }
+	network := &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{errors.New("the function's own"), ""},
+		{state("40001"), "conflicted lostClaim provesAbort"},
+		{state("40P01"), "conflicted lostClaim provesAbort"},
+		{state("40001", from("exec_stmt_raise")), "conflicted provesAbort"}, // a trigger's own words say nothing of the key
+		{state("40000"), ""},
+		{state("40002"), ""}, // of class 40, and not proof of an abort by another transaction
+		{state("40003"), ""}, // statement completion unknown
+		{state("55P03"), ""}, // "nowait"
+		{state("55P03", from("ProcessInterrupts")), "lostClaim"},
+		{state("55P03", from("exec_stmt_raise")), ""},
+		{state("57014", from("ProcessInterrupts")), ""}, // a statement_timeout would end the next claim, too
+		{state("23505"), "provesAbort"},
+		{state("23503"), "provesAbort"},
+		{state("22P02"), ""},
+		{state("57P01", severity("FATAL")), "lostConnection"}, // it can follow a COMMIT that took effect
+		{state("57P01"), ""},
+		{state("XX000", severity("PANIC")), "lostConnection"},
+		{state("57P02", severity("WARNING")), ""},
+		{state("25P03", severity("FATAL")), "endedForItsTime"},
+		{state("25P04", severity("FATAL")), "endedForItsTime"},
+		{state("25P02"), ""},
+		{state("0A000", from("RevalidateCachedQuery")), "stalePlan"},
+		{state("0A000", from("RevalidateCachedQuery"), within), ""}, // of a statement in a trigger: it would fail again
+		{state("0A000", from("transformStmt")), ""},
+		{state("42501", from("ExecWithCheckOptions")), "refusedByPolicy"},
+		{state("42501", from("aclcheck_error")), ""},
+		{pgx.ErrTxCommitRollback, "provesAbort"},
+		{network, "lostConnection"},
+		{fmt.Errorf("read: %w", io.EOF), "lostConnection"},
+		{fmt.Errorf("read: %w", io.ErrUnexpectedEOF), "lostConnection"},
+		{pgconn.ErrConnClosed, "lostConnection"},
+		{context.Canceled, ""},
+		{context.DeadlineExceeded, ""},
+		{errors.Join(network, context.Canceled), ""}, // pgx closes a connection whose context ends
+		{errors.Join(network, context.DeadlineExceeded), ""},
+		{errors.New("ERROR: idempotency: the operation has gone on elsewhere"), "saysElsewhere"},
+	} {
+		if got := strings.Join(idempotency.Says(c.err), " "); got != c.want {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
+		}
 	}
 }

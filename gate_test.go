@@ -62,6 +62,18 @@ func (g *gateTest) waits(ended <-chan reply) {
 	}
 }
 
+// gets is the reply to a waiter, which has to come soon.
+func (g *gateTest) gets(ended <-chan reply) reply {
+	g.Helper()
+	select {
+	case r := <-ended:
+		return r
+	case <-time.After(time.Minute):
+		g.Fatal("the waiter has no reply after a minute")
+		panic("unreachable")
+	}
+}
+
 func (g *gateTest) empty() {
 	g.Helper()
 	g.gate.mu.Lock()
@@ -75,17 +87,17 @@ func TestGateSharesOnlyWithThoseThatCameBeforeTheSeal(t *testing.T) {
 	t.Parallel()
 	g := &gateTest{T: t}
 	leader := g.lead()
-	early := g.follow(theKey, time.Hour)
+	early := g.follow(theKey, time.Minute)
 	leader.seal()
-	late := g.follow(theKey, time.Hour)
+	late := g.follow(theKey, time.Minute)
 	rec := &answer{}
 	leader.share(rec)
-	if v := <-early; v.answer != rec {
+	if v := g.gets(early); v.answer != rec {
 		t.Errorf("the early one got %+v", v)
 	}
 	g.waits(late)
 	leader.leave()
-	v := <-late
+	v := g.gets(late)
 	if v.lead == nil {
 		t.Fatalf("the late one got %+v, not the lead", v)
 	}
@@ -99,11 +111,11 @@ func TestGateHandsTheLeadToTheOneThatWaitedLongest(t *testing.T) {
 	leader := g.lead()
 	var queue []<-chan reply
 	for range 5 {
-		queue = append(queue, g.follow(theKey, time.Hour))
+		queue = append(queue, g.follow(theKey, time.Minute))
 	}
 	for i, next := range queue {
 		leader.leave()
-		v := <-next
+		v := g.gets(next)
 		if v.lead == nil {
 			t.Fatalf("waiter %d got %+v", i, v)
 		}
@@ -133,7 +145,7 @@ func TestGateGivesTheAnswerToAllThatStayHoweverManyLeave(t *testing.T) {
 				if i%3 == 0 {
 					ctx = t.Context() // stays
 				}
-				lead, rec, err := g.gate.enter(ctx, theKey, time.Hour)
+				lead, rec, err := g.gate.enter(ctx, theKey, time.Minute)
 				switch {
 				case rec != nil:
 					answers.Add(1)
@@ -174,26 +186,26 @@ func TestGateComparesFingerprintsOnlyWithAnOwner(t *testing.T) {
 	other := theKey
 	other.Fingerprint[0] = 1
 	leader := g.lead()
-	waiter := g.follow(other, time.Hour)
+	waiter := g.follow(other, time.Minute)
 	leader.know(elsewhere)
 	g.waits(waiter)
 	leader.know(owning)
-	if v := <-waiter; !errors.Is(v.err, ErrKeyReused) {
+	if v := g.gets(waiter); !errors.Is(v.err, ErrKeyReused) {
 		t.Errorf("got %+v", v)
 	}
-	if _, _, err := g.enter(other, time.Hour); !errors.Is(err, ErrKeyReused) {
+	if _, _, err := g.enter(other, time.Minute); !errors.Is(err, ErrKeyReused) {
 		t.Errorf("got %v", err)
 	}
 	leader.know(asking) // its attempt has failed
-	waiter = g.follow(other, time.Hour)
+	waiter = g.follow(other, time.Minute)
 	g.waits(waiter)
 	leader.leave()
-	v := <-waiter
+	v := g.gets(waiter)
 	if v.lead == nil {
 		t.Fatalf("got %+v", v)
 	}
 	v.lead.know(owning)
-	if _, _, err := g.enter(theKey, time.Hour); !errors.Is(err, ErrKeyReused) {
+	if _, _, err := g.enter(theKey, time.Minute); !errors.Is(err, ErrKeyReused) {
 		t.Errorf("compared with the former leader: %v", err)
 	}
 	v.lead.leave()
@@ -208,7 +220,7 @@ func TestGateTurnsTheImpatientAwayOnceTheKeyIsKnownToBeHeld(t *testing.T) {
 		waiter := g.follow(theKey, -1)
 		g.waits(waiter)
 		leader.know(s)
-		if v := <-waiter; !errors.Is(v.err, ErrInProgress) {
+		if v := g.gets(waiter); !errors.Is(v.err, ErrInProgress) {
 			t.Errorf("got %+v", v)
 		}
 		if _, _, err := g.enter(theKey, -1); !errors.Is(err, ErrInProgress) {
@@ -223,12 +235,12 @@ func TestGateWaiterLeavesAtItsBoundAndWithItsContext(t *testing.T) {
 	t.Parallel()
 	g := &gateTest{T: t}
 	leader := g.lead()
-	if v := <-g.follow(theKey, time.Millisecond); !errors.Is(v.err, ErrInProgress) {
+	if v := g.gets(g.follow(theKey, time.Millisecond)); !errors.Is(v.err, ErrInProgress) {
 		t.Errorf("got %+v", v)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := g.gate.enter(ctx, theKey, time.Hour); !errors.Is(err, context.Canceled) {
+	if _, _, err := g.gate.enter(ctx, theKey, time.Minute); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	leader.leave()
@@ -246,7 +258,7 @@ func TestGateNeverLosesTheLead(t *testing.T) {
 		for range 3 {
 			go func() {
 				defer func() { done <- struct{}{} }()
-				if l, _, _ := g.gate.enter(ctx, theKey, time.Hour); l != nil {
+				if l, _, _ := g.gate.enter(ctx, theKey, time.Minute); l != nil {
 					l.leave()
 				}
 			}()
@@ -283,7 +295,7 @@ func TestGateTakesTheLeadBackFromAWaiterWhoseContextHasEnded(t *testing.T) {
 		for _, done := range []chan struct{}{nil, ended} {
 			leader := g.lead()
 			ctx := &lateContext{t.Context(), done, leader.leave}
-			if l, a, err := g.gate.enter(ctx, theKey, time.Hour); l != nil || a != nil || !errors.Is(err, context.Canceled) {
+			if l, a, err := g.gate.enter(ctx, theKey, time.Minute); l != nil || a != nil || !errors.Is(err, context.Canceled) {
 				t.Fatalf("got %v, %v, %v", l, a, err)
 			}
 			g.empty()
@@ -315,14 +327,14 @@ func TestGateForgetsTheStandingOfTheLeaderThatLeaves(t *testing.T) {
 	for _, s := range []knowledge{owning, elsewhere} {
 		g := &gateTest{T: t}
 		leader := g.lead()
-		next := g.follow(theKey, time.Hour)
+		next := g.follow(theKey, time.Minute)
 		leader.know(s)
 		leader.leave()
-		v := <-next
-		for _, waiter := range []<-chan reply{g.follow(other, time.Hour), g.follow(theKey, -1)} {
+		v := g.gets(next)
+		for _, waiter := range []<-chan reply{g.follow(other, time.Minute), g.follow(theKey, -1)} {
 			g.waits(waiter)
 			v.lead.leave()
-			v = <-waiter
+			v = g.gets(waiter)
 			if v.lead == nil {
 				t.Fatalf("got %+v, not the lead", v)
 			}
@@ -344,23 +356,23 @@ func TestGateTurnsAwayAtOnceWhereTooManyWait(t *testing.T) {
 		leader.flight.join(w)
 		others = append(others, w)
 	}
-	following := g.follow(theKey, time.Hour)
+	following := g.follow(theKey, time.Minute)
 	g.waits(following)
-	if _, _, err := g.enter(theKey, time.Hour); !errors.Is(err, ErrInProgress) {
+	if _, _, err := g.enter(theKey, time.Minute); !errors.Is(err, ErrInProgress) {
 		t.Errorf("got %v", err)
 	}
 	other := theKey
 	other.Fingerprint[0] = 1
-	if _, _, err := g.enter(other, time.Hour); !errors.Is(err, ErrKeyReused) {
+	if _, _, err := g.enter(other, time.Minute); !errors.Is(err, ErrKeyReused) {
 		t.Errorf("got %v", err)
 	}
-	if l, _, err := g.enter(Key{Scope: "s", ID: "2"}, time.Hour); l == nil {
+	if l, _, err := g.enter(Key{Scope: "s", ID: "2"}, time.Minute); l == nil {
 		t.Errorf("another key: %v", err)
 	} else {
 		l.leave()
 	}
 	g.gate.leaveQueue(leader.flight, others[0])
-	next := g.follow(theKey, time.Hour)
+	next := g.follow(theKey, time.Minute)
 	g.waits(next)
 	for _, w := range others[1:] {
 		g.gate.leaveQueue(leader.flight, w)
@@ -368,10 +380,10 @@ func TestGateTurnsAwayAtOnceWhereTooManyWait(t *testing.T) {
 	leader.seal()
 	leader.share(new(answer))
 	leader.leave()
-	if v := <-following; v.answer == nil {
+	if v := g.gets(following); v.answer == nil {
 		t.Errorf("got %+v", v)
 	}
-	if v := <-next; v.answer == nil {
+	if v := g.gets(next); v.answer == nil {
 		t.Errorf("got %+v", v)
 	}
 	g.empty()

@@ -235,7 +235,7 @@ func TestDoTxAfterAnErrorLeavesNothingAndTheTransactionUsable(t *testing.T) {
 					t.Error("no error")
 				}
 			}()
-			<-ended
+			receive(b, ended)
 			b.usable(tx)
 			b.commit(tx) // the caller ignores our error
 			b.effects(0)
@@ -257,11 +257,11 @@ func TestDoTxErrorsOfOtherCallsLeaveTheTransactionUsable(t *testing.T) {
 	b.key.ID = "key-2"
 	k := newBlocker()
 	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{err: idempotency.ErrInProgress})
 	b.usable(tx)
 	k.goOn <- nil
-	<-first
+	receive(b, first)
 	b.commit(tx)
 	b.effects(1)
 }
@@ -278,8 +278,8 @@ func TestOtherCallsWaitForTheTransactionOfDoTx(t *testing.T) {
 	b.stays(second)
 	b.stays(third)
 	b.commit(tx)
-	b.wantOutcome(<-second, outcome{1, true, nil})
-	got := <-third
+	b.wantOutcome(receive(b, second), outcome{1, true, nil})
+	got := receive(b, third)
 	switch isolation {
 	case "repeatable read", "serializable": // its snapshot is older than the record
 		if sqlState(got.err) != "40001" {

@@ -404,13 +404,13 @@ func TestKeyWithTheLockNumberOfAnotherWaitsAndIsNotConfusedWithIt(t *testing.T) 
 			}
 			k := newBlocker()
 			first := one.start(t.Context(), one.store, k.charge(one.key.ID, 1))
-			<-k.begun
+			receive(t, k.begun)
 			second := two.start(t.Context(), two.store, charge(two.key.ID, 2))
 			one.stays(second)
 			one.wantErr(two.store.Delete(t.Context(), two.key), idempotency.ErrInProgress)
 			k.goOn <- nil
-			one.wantOutcome(<-first, outcome{1, false, nil})
-			two.wantOutcome(<-second, outcome{2, false, nil})
+			one.wantOutcome(receive(one, first), outcome{1, false, nil})
+			two.wantOutcome(receive(two, second), outcome{2, false, nil})
 			one.effects(1)
 			two.effects(1)
 			one.replays(1)
@@ -500,7 +500,7 @@ func TestCallsOfAFormerReleaseWithOtherLockNumbersStayOneEffect(t *testing.T) {
 			call := b.start(t.Context(), b.store, charge(b.key.ID, 2))
 			b.stays(call)
 			b.formerRecord(former, 1)
-			b.wantOutcome(<-call, outcome{1, true, nil})
+			b.wantOutcome(receive(b, call), outcome{1, true, nil})
 			b.effects(1)
 		})
 		t.Run(name+", the former one rolls back", func(t *testing.T) {
@@ -511,14 +511,14 @@ func TestCallsOfAFormerReleaseWithOtherLockNumbersStayOneEffect(t *testing.T) {
 			if err := former.Rollback(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			b.wantOutcome(<-call, outcome{2, false, nil})
+			b.wantOutcome(receive(b, call), outcome{2, false, nil})
 			b.effects(1)
 		})
 		t.Run(name+", the former one comes second", func(t *testing.T) {
 			b := begin(t)
 			k := newBlocker()
 			call := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
-			<-k.begun
+			receive(b, k.begun)
 			former := b.begin(pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 			var free bool
 			if err := former.QueryRow(t.Context(), formerLockSQL, formerLock(b.key)).Scan(&free); err != nil || !free {
@@ -540,7 +540,7 @@ func TestCallsOfAFormerReleaseWithOtherLockNumbersStayOneEffect(t *testing.T) {
 				}
 			}
 			k.goOn <- nil
-			b.wantOutcome(<-call, outcome{2, false, nil})
+			b.wantOutcome(receive(b, call), outcome{2, false, nil})
 			if n := <-claimed; n != 0 {
 				t.Errorf("it has claimed %d rows", n)
 			}

@@ -364,7 +364,7 @@ func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 	})
 	_, _, err := asks.Do(t.Context(), b.store, b.key, 1)
 	b.wantErr(err, errNoAnswer)
-	<-asking
+	receive(b, asking)
 	inside, leave := make(chan struct{}), make(chan struct{})
 	holds := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
 		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
@@ -375,12 +375,12 @@ func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 		_, _, err := holds.Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
 		first <- err
 	}()
-	<-inside
+	receive(b, inside)
 	go func() {
 		_, _, err := asks.Do(context.Background(), b.store, b.key, 1)
 		second <- err
 	}()
-	<-asking
+	receive(b, asking)
 	b.eventually("it waits without a connection", func() bool { return b.pool.Stat().AcquiredConns() == 1 })
 	select {
 	case err := <-second:
@@ -389,8 +389,8 @@ func TestCallThatGetsTooOldWhileItWaitsForItsPlaceIsNotMade(t *testing.T) {
 	}
 	b.exec("update idempotency_operations set progressed_at = progressed_at - interval '2 minutes' where id = $1", b.key.ID)
 	close(leave)
-	b.wantErr(<-first, nil)
-	b.wantErr(<-second, idempotency.ErrCallExpired)
+	b.wantErr(receive(b, first), nil)
+	b.wantErr(receive(b, second), idempotency.ErrCallExpired)
 	if calls.Load() != 1 {
 		t.Errorf("%d calls", calls.Load())
 	}
@@ -511,7 +511,7 @@ func TestParallelStepsAreRefused(t *testing.T) {
 			})
 			ended <- err
 		}()
-		<-inside
+		receive(b, inside)
 		err := ok("b")(ctx, op)
 		if err == nil || !strings.Contains(err.Error(), "not parallel") {
 			t.Error(err)
@@ -538,7 +538,7 @@ func TestProcedureThatReturnsWhileAStepRunsWaitsForItAndIsNoSuccess(t *testing.T
 				return charge("key-1", 1)(context.WithoutCancel(ctx), tx)
 			})
 		}()
-		<-inside
+		receive(b, inside)
 		return in, nil
 	}}
 	if _, _, err := p.Do(t.Context(), b.store, b.key, 1); err == nil || !strings.Contains(err.Error(), "while one of its steps ran") {
@@ -631,7 +631,7 @@ func TestGoexitInAStepGivesTheConnectionBack(t *testing.T) {
 			defer close(ended)
 			_ = b.proceed(ok("a"), p)
 		}()
-		<-ended
+		receive(b, ended)
 		b.charged(1)
 		if n := b.pool.Stat().AcquiredConns(); n != 0 {
 			t.Errorf("%d connections are in use", n)
@@ -765,7 +765,7 @@ func TestPanicBetweenStepsKeepsWhatWasDone(t *testing.T) {
 			defer func() { _ = recover() }()
 			_ = b.proceed(ok("a"), answers("c", &calls), func(context.Context, *idempotency.Op) error { ends(); return nil })
 		}()
-		<-ended
+		receive(b, ended)
 		b.charged(1)
 		b.wantErr(b.proceed(ok("a"), answers("c", &calls), ok("b")), nil)
 		if calls.Load() != 1 {
@@ -820,7 +820,7 @@ func TestWhoDoesNotWaitIsTurnedAwayByACallThatWaitsForItsPlace(t *testing.T) {
 		_, _, err := procedureOf(holds).Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
 		first <- err
 	}()
-	<-inside
+	receive(b, inside)
 	var calls atomic.Int64
 	waits := procedureOf(ok("a"), answers("c", &calls))
 	go func() {
@@ -851,8 +851,8 @@ func TestWhoDoesNotWaitIsTurnedAwayByACallThatWaitsForItsPlace(t *testing.T) {
 		t.Error(err)
 	}
 	close(leave)
-	b.wantErr(<-first, nil)
-	b.wantErr(<-second, nil)
+	b.wantErr(receive(b, first), nil)
+	b.wantErr(receive(b, second), nil)
 	b.completes(1, waits)
 }
 

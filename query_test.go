@@ -980,7 +980,7 @@ func TestStatementWaitsForACallInProgressAndGetsItsResult(t *testing.T) {
 			return ride{ID: 5, Key: b.key.ID, Amount: 7}, nil
 		})
 	}()
-	<-entered
+	receive(b, entered)
 	time.AfterFunc(100*time.Millisecond, func() { close(release) })
 	if got := b.books(7, true); got.ID != 5 {
 		t.Errorf("got %v", got)
@@ -1019,7 +1019,7 @@ func TestStatementThatFailsAtItsCommitAnswersNobody(t *testing.T) {
 		b.joined(cap(calls) - 1) // before the first one sends anything, so that they may have its answer
 		conn.Release()
 		for range cap(calls) {
-			if got := <-calls; sqlState(got.err) != "23514" {
+			if got := receive(b, calls); sqlState(got.err) != "23514" {
 				t.Errorf("%s: %+v", name, got)
 			}
 		}
@@ -1424,9 +1424,9 @@ func TestWaitersOfAStatementGetItsAnswerWithoutAQuery(t *testing.T) {
 			b.joined(10)
 			before := proxy.RoundTrips()
 			held.Release()
-			first := <-answers
+			first := receive(b, answers)
 			for range 10 {
-				if got := <-answers; got != first {
+				if got := receive(b, answers); got != first {
 					t.Errorf("%+v and %+v", got, first)
 				}
 			}

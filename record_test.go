@@ -27,11 +27,11 @@ func TestGetReturnsTheRecord(t *testing.T) {
 	b.key.Fingerprint = idempotency.FingerprintOf([]byte("10 euros"))
 	k := newBlocker()
 	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 7))
-	<-k.begun
+	receive(b, k.begun)
 	_, err = b.store.Get(t.Context(), b.key)
 	b.wantErr(err, idempotency.ErrNotFound)
 	k.goOn <- nil
-	<-first
+	receive(b, first)
 
 	rec, err := b.store.Get(t.Context(), idempotency.Key{Scope: b.key.Scope, ID: b.key.ID})
 	if err != nil {
@@ -104,7 +104,7 @@ func TestDeleteIsErrInProgressWhileACallHoldsTheKey(t *testing.T) {
 	for _, name := range []string{"a new key", "an expired one"} {
 		k := newBlocker()
 		call := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
-		<-k.begun
+		receive(b, k.begun)
 		if err := b.store.Delete(t.Context(), b.key); !errors.Is(err, idempotency.ErrInProgress) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -114,7 +114,7 @@ func TestDeleteIsErrInProgressWhileACallHoldsTheKey(t *testing.T) {
 		}
 		cancel()
 		k.goOn <- nil
-		b.wantOutcome(<-call, outcome{1, false, nil})
+		b.wantOutcome(receive(b, call), outcome{1, false, nil})
 		b.exec("update idempotency_keys set expires_at = now()")
 	}
 }
@@ -171,7 +171,7 @@ func (b *bundle) freezes(statement string, call func(context.Context, *idempoten
 			b.Error("the thawed one has succeeded")
 		}
 	})
-	<-frozen
+	receive(b, frozen)
 }
 
 // A process can freeze between the statements of a Delete or a Purge, as with
@@ -208,7 +208,7 @@ func TestFrozenPurgerGivesUpItsTurnAfterMaxIdle(t *testing.T) {
 	go func() { ended <- b.store.PurgeEvery(ctx, 20*time.Millisecond) }()
 	b.eventually("another one has purged", func() bool { return query[int](b, "select count(*) from idempotency_keys") == 0 })
 	cancel()
-	<-ended
+	receive(b, ended)
 }
 
 func TestPurgeDeletesWhatHasExpiredAndReturnsTheCount(t *testing.T) {
@@ -372,7 +372,7 @@ func TestPurgeThatLosesItsTurnHasDoneWhatItHasDeleted(t *testing.T) {
 		return pgproxy.Pass
 	})
 	stop := b.purging(store)
-	<-turn
+	receive(b, turn)
 	if e := <-events; e.Outcome != "done" || e.Deleted != 1000 || e.Err != nil {
 		t.Errorf("event %+v", e)
 	}
@@ -458,12 +458,12 @@ func TestPurgePassesOverAKeyThatIsBeingTakenOver(t *testing.T) {
 	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
 	k := newBlocker()
 	call := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
-	<-k.begun
+	receive(b, k.begun)
 	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
 		t.Errorf("Purge = %d, %v", n, err)
 	}
 	k.goOn <- nil
-	b.wantOutcome(<-call, outcome{2, false, nil})
+	b.wantOutcome(receive(b, call), outcome{2, false, nil})
 	if n, err := b.store.Purge(t.Context()); n != 0 || err != nil {
 		t.Errorf("Purge = %d, %v", n, err)
 	}
@@ -623,14 +623,14 @@ func TestWaiterIsGivenTheOriginOfTheCallItWaitedFor(t *testing.T) {
 	})
 	k := newBlocker()
 	first := b.start(context.WithValue(t.Context(), tracedKey{}, "first"), b.store, k.charge(b.key.ID, 1))
-	<-k.begun
+	receive(b, k.begun)
 	second := b.start(context.WithValue(t.Context(), tracedKey{}, "second"), b.store, k.charge(b.key.ID, 2))
 	b.stays(second)
 	k.goOn <- nil
-	b.wantOutcome(<-first, outcome{1, false, nil})
-	b.wantOutcome(<-second, outcome{1, true, nil})
+	b.wantOutcome(receive(b, first), outcome{1, false, nil})
+	b.wantOutcome(receive(b, second), outcome{1, true, nil})
 	for range 2 {
-		if got := <-origins; got != "first" {
+		if got := receive(b, origins); got != "first" {
 			t.Errorf("origin %q", got)
 		}
 	}

@@ -213,6 +213,19 @@ func (b *bundle) eventually(what string, condition func() bool) {
 	}
 }
 
+// receive waits for what another goroutine sends, or closes. It waits for a minute at most:
+// what does not come then is a failure with a line, and not a test binary that hangs.
+func receive[T any](t testing.TB, from <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-from:
+		return v
+	case <-time.After(time.Minute):
+		t.Fatal("what is waited for here has not come within a minute")
+		panic("unreachable")
+	}
+}
+
 // blocker is a function that says when it has begun and goes on when told.
 type blocker struct {
 	begun chan struct{}
@@ -354,7 +367,7 @@ func (b *bundle) joined(n int) {
 func (b *bundle) want(calls []<-chan outcome, want outcome) {
 	b.Helper()
 	for _, call := range calls {
-		b.wantOutcome(<-call, want)
+		b.wantOutcome(receive(b, call), want)
 	}
 }
 
