@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -247,14 +249,71 @@ func TestFunctionsOwnNetworkErrorIsNotRetried(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	_, dialErr := pgconn.Connect(t.Context(), "postgres://127.0.0.1:1/none")
-	runs := 0
-	_, _, err := b.do(func(context.Context, pgx.Tx) (int, error) {
-		runs++
-		return 0, dialErr
-	})
-	if err != dialErr || runs != 1 {
-		t.Errorf("%d runs, %v", runs, err)
+	for _, own := range []error{dialErr, io.EOF, io.ErrUnexpectedEOF, pgconn.ErrConnClosed, &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}} {
+		runs := 0
+		_, _, err := b.do(func(context.Context, pgx.Tx) (int, error) {
+			runs++
+			return 0, own
+		})
+		if err != own || runs != 1 {
+			t.Errorf("%v: %d runs, %v", own, runs, err)
+		}
 	}
+}
+
+func TestRollbackThatHangsIsGivenUpAndTheErrorOfTheFunctionReturned(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{})
+	goOn := make(chan struct{})
+	defer close(goOn)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if m.Type == 'Q' && m.SQL == "rollback" {
+			<-goOn
+		}
+		return pgproxy.Pass
+	})
+	failure := errors.New("no")
+	call := b.start(t.Context(), store, func(context.Context, pgx.Tx) (int, error) { return 0, failure })
+	b.wantOutcome(receive(b, call), outcome{err: failure})
+}
+
+// A deadline that is left on a connection ends a later call, of anybody.
+func TestCallLeavesNoDeadlineOnItsConnection(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var deadline atomic.Pointer[time.Time]
+	pool := b.anotherPool(pgtest.MaxConns(1), func(cfg *pgxpool.Config) {
+		dial := cfg.ConnConfig.DialFunc
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			return watchedConn{conn, &deadline}, err
+		}
+	})
+	b.store = b.storeOn(pool, idempotency.Config{})
+	for name, call := range map[string]func(){
+		"Do": func() { b.executes(1) },
+		"QueryRow": func() {
+			_, _, err := idempotency.QueryRow[int](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "1"}, "insert into charges (key, amount) values ('1', 1) returning amount")
+			b.wantErr(err, nil)
+		},
+	} {
+		call()
+		if at := deadline.Load(); at == nil || !at.IsZero() {
+			t.Errorf("%s: the deadline is %v", name, at)
+		}
+	}
+}
+
+// A watchedConn keeps the deadline that it was given last.
+type watchedConn struct {
+	net.Conn
+	deadline *atomic.Pointer[time.Time]
+}
+
+func (c watchedConn) SetDeadline(t time.Time) error {
+	c.deadline.Store(&t)
+	return c.Conn.SetDeadline(t)
 }
 
 // The backend of a lost connection holds the key until it notices. A call that

@@ -578,6 +578,37 @@ func TestNegativeWaitOutlastsAReplayThatHoldsTheLockOfAnExpiredKey(t *testing.T)
 	b.executes(2)
 }
 
+// The moment for which it asks again begins when the key is known to be held, and not with
+// the call, which can have waited for a connection before.
+func TestNegativeWaitOutlastsAReplayAlsoAfterAWaitForAConnection(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now()")
+	replay := b.begin(pgx.TxOptions{})
+	b.locks(replay)
+	store, proxy := b.through(idempotency.Config{Wait: -1}, pgtest.MaxConns(1))
+	b.store = store
+	pool := idempotency.PoolOf(store)
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.onSecondClaim(proxy, func() {
+		if err := replay.Rollback(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	waits := pool.Stat().EmptyAcquireCount()
+	call := b.start(t.Context(), store, charge(b.key.ID, 2))
+	time.Sleep(3 * idempotency.ImpatientBound) // the call waits meanwhile, or has not begun
+	conn.Release()
+	b.wantOutcome(receive(b, call), outcome{2, false, nil})
+	if pool.Stat().EmptyAcquireCount() == waits {
+		t.Log("the call did not wait for the connection")
+	}
+}
+
 // onSecondClaim calls f before the second claim's transaction begins: the first one
 // has found the key taken.
 func (b *bundle) onSecondClaim(proxy *pgproxy.Proxy, f func()) {

@@ -148,3 +148,12 @@ func Says(err error) (names []string) {
 	}
 	return names
 }
+
+// RollbackToSavepoint fails where no DoTx is at work in the transaction.
+var RollbackToSavepoint = rollbackToSQL
+
+// RestAfter is the pause of a purge after a batch.
+func RestAfter(batch time.Duration) time.Duration { return restAfter(batch) }
+
+// ImpatientBound is how long a call with a negative Config.Wait asks again.
+const ImpatientBound = impatientBound

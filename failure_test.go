@@ -67,6 +67,22 @@ func TestFailureLeavesNothingAndTheNextCallRuns(t *testing.T) {
 	}
 }
 
+// Each new one costs round trips, and a process of the server.
+func TestConnectionOutlivesAStatementThatFails(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b = b.inPool(t, idempotency.Config{}, pgtest.MaxConns(1))
+	const pid = "select pg_backend_pid()"
+	before := query[int](b, pid)
+	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		_, err := tx.Exec(ctx, "select nothing")
+		return 0, err
+	})
+	if after := query[int](b, pid); sqlState(err) != "42703" || after != before {
+		t.Errorf("process %d, and before %d; %v", after, before, err)
+	}
+}
+
 func sleepPast(ctx context.Context, tx pgx.Tx) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
 	defer cancel()

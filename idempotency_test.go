@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/pgproxy"
 )
 
 func TestCommittedIsReplayedFromAnyStoreAndPool(t *testing.T) {
@@ -39,6 +40,25 @@ func TestFirstCallReturnsWhatTheReplayWillReturn(t *testing.T) {
 	})
 	if err != nil || first.secret != "" || first.Amount != 1 {
 		t.Errorf("first call: %+v, %v; want the value as JSON keeps it", first, err)
+	}
+}
+
+func TestNothingOfAnEarlierRunShowsThroughInTheValue(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.once(commitOnItsWay, pgproxy.Drop) // of the first run
+	type parts struct {
+		First, Second []int `json:",omitempty"`
+	}
+	runs := 0
+	got, replayed, err := idempotency.Do(t.Context(), d.store, d.key, func(context.Context, pgx.Tx) (parts, error) {
+		if runs++; runs == 1 {
+			return parts{First: []int{1}}, nil
+		}
+		return parts{Second: []int{2}}, nil
+	})
+	if runs != 2 || replayed || err != nil || got.First != nil || len(got.Second) != 1 {
+		t.Errorf("%+v after %d runs, replayed %v, %v", got, runs, replayed, err)
 	}
 }
 
@@ -289,6 +309,61 @@ func TestOtherCallsWaitForTheTransactionOfDoTx(t *testing.T) {
 		b.wantOutcome(got, outcome{1, true, nil})
 	}
 	b.effects(1)
+}
+
+// Its savepoint has the name of the one inside, which must be gone before it is gone back to.
+func TestDoTxThatFailsLeavesNothingAlsoWhereOneInsideHasFailedBefore(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	failure := errors.New("no")
+	tx := b.begin(pgx.TxOptions{})
+	got := b.doTx(tx, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if _, err := charge(b.key.ID, 1)(ctx, tx); err != nil {
+			return 0, err
+		}
+		_, _, err := idempotency.DoTx(ctx, b.store, tx, idempotency.Key{Scope: "inner", ID: "1"}, func(context.Context, pgx.Tx) (int, error) { return 0, failure })
+		b.wantErr(err, failure)
+		return 0, failure
+	})
+	b.wantErr(got.err, failure)
+	b.commit(tx)
+	b.effects(0)
+	if n := query[int](b, "select count(*) from idempotency_keys"); n != 0 {
+		t.Errorf("%d keys are left", n)
+	}
+}
+
+// What a replay has set or locked would stay for as long as the caller's transaction.
+func TestDoTxThatReplaysLeavesNoLockAndNoSavepoint(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	tx := b.begin(pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), "savepoint before"); err != nil {
+		t.Fatal(err)
+	}
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
+	var locks int
+	if err := tx.QueryRow(t.Context(), "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()").Scan(&locks); err != nil || locks != 0 {
+		t.Errorf("%d locks, %v", locks, err)
+	}
+	_, err := tx.Exec(t.Context(), idempotency.RollbackToSavepoint)
+	if sqlState(err) != "3B001" { // no such savepoint
+		t.Errorf("got %v", err)
+	}
+	tx.Rollback(t.Context())
+}
+
+// now() of an old transaction is before the expiry.
+func TestDoTxTakesOverWhatHasExpiredSinceItsTransactionBegan(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	tx := b.begin(pgx.TxOptions{})
+	b.exec("update idempotency_keys set expires_at = clock_timestamp()")
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{2, false, nil})
+	b.commit(tx)
+	b.replays(2)
 }
 
 func TestDoTxTakesOverAnExpiredKey(t *testing.T) {

@@ -94,13 +94,15 @@ func (s *Store) purge(ctx context.Context, step purgeStep) (deleted int64, err e
 			case last.deleted < purgeBatch:
 				return nil
 			}
-			// On a server that is slow now, no more than half of the time.
-			took := time.Since(start) - pause
-			pause = max(purgePace-took, took)
+			pause = restAfter(time.Since(start) - pause)
 		}
 	})
 	return deleted, err
 }
+
+// restAfter is the pause after a batch. On a server that is slow now, a purge is at work for
+// no more than half of the time.
+func restAfter(batch time.Duration) time.Duration { return max(purgePace-batch, batch) }
 
 func (s *Store) purgeBatch(ctx context.Context, pause time.Duration, from *int64) (batch, error) {
 	if err := sleep(ctx, pause); err != nil {

@@ -268,6 +268,22 @@ func TestPurgeLeavesWhatHasNotExpiredAmongWhatHas(t *testing.T) {
 }
 
 // A batch begins where the one before it ended, which is no number for these.
+func TestPurgeRestsForATenthOfASecondAndAsLongAsASlowBatchHasTaken(t *testing.T) {
+	t.Parallel()
+	for batch, want := range map[time.Duration]time.Duration{
+		0:                      100 * time.Millisecond,
+		30 * time.Millisecond:  70 * time.Millisecond,
+		50 * time.Millisecond:  50 * time.Millisecond,
+		51 * time.Millisecond:  51 * time.Millisecond,
+		100 * time.Millisecond: 100 * time.Millisecond,
+		3 * time.Second:        3 * time.Second,
+	} {
+		if got := idempotency.RestAfter(batch); got != want {
+			t.Errorf("%v after a batch of %v, want %v", got, batch, want)
+		}
+	}
+}
+
 func TestPurgeDeletesMoreThanABatchOfRowsOfTheBeginningOfTime(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})

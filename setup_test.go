@@ -706,8 +706,8 @@ func ways() []way {
 	}
 	expired := func(w way) way {
 		return way{w.name + ", expired", func(b *bundle, fn func(context.Context, pgx.Tx) (int, error)) outcome {
-			b.exec(`insert into public.idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
-				values ($1, $2, now(), '0', now() - interval '1 hour', now())`, b.key.ID, b.key.Scope)
+			b.exec(`insert into public.idempotency_keys (id, scope, purge_after, fingerprint, result, origin, completed_at, expires_at)
+				values ($1, $2, now(), 'of before', '0', 'of before', now() - interval '1 hour', now())`, b.key.ID, b.key.Scope)
 			return w.call(b, fn)
 		}}
 	}

@@ -50,6 +50,10 @@ func TestFunctionThatEndsItsTransactionNeverLeadsToASecondExecution(t *testing.T
 			kept := 0
 			if strings.HasPrefix(end, "commit") || strings.HasPrefix(end, "end") {
 				kept = 1
+				if n := query[int](b, `select count(*) from idempotency_keys where purge_after > now() + interval '23 hours'
+					and num_nulls(fingerprint, result, origin, completed_at, expires_at) = 5`); n != 1 {
+					b.Error("the row is not as a claim leaves it")
+				}
 				for range 3 {
 					_, _, err := b.do(charge(b.key.ID, 2))
 					b.wantErr(err, idempotency.ErrAbandoned)
@@ -746,6 +750,8 @@ func TestAnotherSettingThatIsRefusedIsAnError(t *testing.T) {
 	b.effects(0)
 }
 
+const timeoutSettings = `select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name in ('idle_in_transaction_session_timeout', 'client_connection_check_interval')`
+
 const plannerSettings = `select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name like 'enable\_%'`
 
 func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T) {
@@ -758,7 +764,7 @@ func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T
 			}
 			t.Run(modeName+", "+seqscan, func(t *testing.T) {
 				b := shared.inPool(t, idempotency.Config{}, pgtest.MaxConns(1), execMode(mode), param("enable_seqscan", seqscan))
-				want := query[string](b, plannerSettings)
+				want, timeouts := query[string](b, plannerSettings), query[string](b, timeoutSettings)
 				if !strings.Contains(want, "enable_seqscan="+seqscan) {
 					b.Fatal(want)
 				}
@@ -768,6 +774,12 @@ func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T
 					var got string
 					if err := q.QueryRow(context.Background(), plannerSettings).Scan(&got); err != nil || got != want {
 						b.Errorf("%s: %v\n%s\nwant\n%s", when, err, got, want)
+					}
+					if q != b.pool { // a function of Do runs with the timeouts of the call
+						return
+					}
+					if err := q.QueryRow(context.Background(), timeoutSettings).Scan(&got); err != nil || got != timeouts {
+						b.Errorf("%s: %v\n%s\nwant\n%s", when, err, got, timeouts)
 					}
 				}
 				for i := range 7 { // pgx's and PostgreSQL's caches have settled by then
