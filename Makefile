@@ -96,7 +96,7 @@ bench-scale: ## measure a table that has grown: ROWS=20000000 (40 minutes)
 	$(TESTDB) -C bench -- go run . scale -rows $(ROWS) -kept=$(if $(DATABASE_URL),true,false) $(BENCH)
 
 # BENCH is flags of bench/variants: make bench-variants BENCH='-sections statements'
-bench-variants: ## measure other tables and statements beside ours: docs/design.md (minutes)
+bench-variants: ## measure other tables and statements beside ours: docs/benchmarks/variants.md (minutes)
 	$(TESTDB) -C bench -- go run ./variants $(BENCH)
 
 bench-report: ## renew docs/benchmarks.md and its charts from the newest runs

@@ -11,7 +11,7 @@
 // stretch of their text exchanged, and has a schema of its own. The variants of a
 // table are measured in turns, so that whatever else the machine does meets all.
 //
-// What is settled is not measured any more: docs/design.md has its tables, with the
+// What is settled is not measured any more: docs/benchmarks/variants.md has its tables, with the
 // day on which they were printed, and the history of this folder what printed them.
 package main
 
@@ -60,7 +60,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	flags.IntVar(&l.rows, "rows", 100_000, "of the tables that the section keys fills first")
 	flags.IntVar(&l.scopes, "scopes", 50_000, "that the filled tables have")
 	flags.IntVar(&l.rounds, "rounds", 15, "turns of each variant where time is measured")
-	flags.StringVar(&l.into, "into", "", "a `document` whose tables are renewed, such as ../docs/design.md")
+	flags.StringVar(&l.into, "into", "", "a `document` whose tables are renewed, such as ../docs/benchmarks/variants.md")
 	flags.BoolVar(&l.brief, "brief", false, "one short turn of everything: shows that it runs, not what it costs")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -42,18 +42,18 @@ func TestDocumentIsRenewedBetweenItsMarks(t *testing.T) {
 	}
 }
 
-func TestDesignHasThePlaceOfEverySection(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/design.md")
+func TestPageOfVariantsHasThePlaceOfEverySection(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/benchmarks/variants.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range sections {
 		if !strings.Contains(string(doc), "<!-- variants: "+s.name+" -->\n") {
-			t.Errorf("docs/design.md has no tables of %s", s.name)
+			t.Errorf("docs/benchmarks/variants.md has no tables of %s", s.name)
 		}
 	}
 	// What no section renews is frozen, and says from when it is.
 	if marks := strings.Count(string(doc), "<!-- variants: "); marks != len(sections)+1 {
-		t.Errorf("docs/design.md has %d places, and there are %d sections and the conditions", marks, len(sections))
+		t.Errorf("docs/benchmarks/variants.md has %d places, and there are %d sections and the conditions", marks, len(sections))
 	}
 }
