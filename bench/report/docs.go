@@ -25,18 +25,24 @@ func write(canvas vg.CanvasWriterTo, path string) error {
 	return os.WriteFile(path, []byte(svg), 0o644)
 }
 
-// Docs writes benchmarks.md and its charts into a folder. A nil run of steps, a nil scale,
-// or a run without a section, leaves its part out.
+// Docs writes benchmarks.md, which one decides by, with its charts and all tables, into a
+// folder. A nil run of steps, a nil scale, or a run without a section, leaves its part out.
 func Docs(folder string, run results.Run, steps *results.Run, scale *results.Scale) error {
-	charts := filepath.Join(folder, "benchmarks")
-	if err := os.MkdirAll(charts, 0o755); err != nil {
+	inside := filepath.Join(folder, "benchmarks")
+	if err := os.MkdirAll(inside, 0o755); err != nil {
 		return err
 	}
+	if err := page(folder, inside, run, steps, scale); err != nil {
+		return err
+	}
+	return tables(inside, run, steps, scale)
+}
+
+// page writes benchmarks.md.
+func page(folder, charts string, run results.Run, steps *results.Run, scale *results.Scale) error {
 	var b bytes.Buffer
-	fmt.Fprint(&b, intro)
-	fmt.Fprintf(&b, "## Conditions of the run\n\n`%s`: ", Typed(run.Command))
-	Conditions(&b, run.Conditions, run.Started, run.Took)
-	b.WriteByte('\n')
+	c := run.Conditions
+	fmt.Fprintf(&b, intro, Typed(run.Command), run.Started.Format("2006-01-02"), c.PostgreSQL, c.Go, c.Cores, c.CPU)
 	Summary(&b, run, scale)
 	for _, chart := range []struct {
 		file, alt string
@@ -45,10 +51,20 @@ func Docs(folder string, run results.Run, steps *results.Run, scale *results.Sca
 		{"latency.svg", "First call: latency against concurrency", func(path string) error { return latency(run, path) }},
 		{"storm.svg", "Distinct keys beside a storm of duplicates", func(path string) error { return storm(run, path) }},
 	} {
-		if err := drawn(&b, charts, chart.file, chart.alt, chart.draw); err != nil {
+		if err := drawn(&b, charts, "benchmarks/", chart.file, chart.alt, chart.draw); err != nil {
 			return err
 		}
 	}
+	compared(&b, run, steps)
+	return save(&b, filepath.Join(folder, "benchmarks.md"))
+}
+
+// tables writes benchmarks/tables.md: everything that was measured.
+func tables(folder string, run results.Run, steps *results.Run, scale *results.Scale) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# Tables of the benchmarks\n\nEverything that was measured for [benchmarks.md](../benchmarks.md). `make bench-report` makes this page too.\n\n## Conditions of the run\n\n`%s`: ", Typed(run.Command))
+	Conditions(&b, run.Conditions, run.Started, run.Took)
+	b.WriteByte('\n')
 	Run(&b, run)
 	if steps != nil {
 		Steps(&b, *steps)
@@ -56,7 +72,7 @@ func Docs(folder string, run results.Run, steps *results.Run, scale *results.Sca
 	}
 	if scale != nil {
 		fmt.Fprint(&b, "## A table that has grown\n\n")
-		err := drawn(&b, charts, "growth.svg", "Cost of a call against the size of the table", func(path string) error { return growth(*scale, path) })
+		err := drawn(&b, folder, "", "growth.svg", "Cost of a call against the size of the table", func(path string) error { return growth(*scale, path) })
 		if err != nil {
 			return err
 		}
@@ -68,17 +84,20 @@ func Docs(folder string, run results.Run, steps *results.Run, scale *results.Sca
 		all = slices.Concat(all, steps.Peers)
 	}
 	about(&b, all)
-	text := strings.TrimRight(b.String(), "\n") + "\n"
-	return os.WriteFile(filepath.Join(folder, "benchmarks.md"), []byte(text), 0o644)
+	return save(&b, filepath.Join(folder, "tables.md"))
+}
+
+func save(b *bytes.Buffer, path string) error {
+	return os.WriteFile(path, []byte(strings.TrimRight(b.String(), "\n")+"\n"), 0o644)
 }
 
 const intro = "# Benchmarks\n\n" +
-	"This page is made by `make bench-report`, from the files in [benchmarks/](benchmarks) that `make bench` and `make bench-scale` have written; nothing in it is written by hand. " +
-	"All peers run against the same server with the same business write, interleaved in slices of a moment, and each is compared with the bare business transaction of the same round: such ratios are stable where times are not. " +
-	"Identical things differ by some percent from run to run. What stands behind the figures that are not as good as one could wish is in [design.md](design.md#what-limits-it).\n\n"
+	"What this package costs, and what it prevents, beside the bare transaction and other ways. `make bench-report` makes this page from the newest results; no figure is written by hand. " +
+	"[benchmarks/tables.md](benchmarks/tables.md) has all tables, conditions and peers. [design.md](design.md#what-limits-it) explains the weaker figures.\n\n" +
+	"All peers make the same business write on the same server, in turns. Each is compared with the bare transaction of the same round. Identical things differ by some percent. `%s`, %s: PostgreSQL %s, %s, %d cores (%s).\n\n"
 
 // drawn draws a chart and links it, if there was something to draw.
-func drawn(w io.Writer, folder, file, alt string, draw func(path string) error) error {
+func drawn(w io.Writer, folder, link, file, alt string, draw func(path string) error) error {
 	path := filepath.Join(folder, file)
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return err
@@ -87,7 +106,7 @@ func drawn(w io.Writer, folder, file, alt string, draw func(path string) error) 
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	if _, err := os.Stat(path); err == nil {
-		fmt.Fprintf(w, "![%s](benchmarks/%s)\n\n", alt, file)
+		fmt.Fprintf(w, "![%s](%s%s)\n\n", alt, link, file)
 	}
 	return nil
 }

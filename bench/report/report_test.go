@@ -40,7 +40,7 @@ func TestDocsAreMadeFromTheirResultsAndByNobodysHand(t *testing.T) {
 	if err := report.Docs(folder, run, steps, scale); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"benchmarks.md", "benchmarks/latency.svg", "benchmarks/storm.svg", "benchmarks/growth.svg"} {
+	for _, file := range []string{"benchmarks.md", "benchmarks/tables.md", "benchmarks/latency.svg", "benchmarks/storm.svg", "benchmarks/growth.svg"} {
 		want, err := os.ReadFile(filepath.Join(folder, file))
 		if err != nil {
 			t.Fatal(err)
@@ -123,11 +123,16 @@ func TestReportOfSomeSectionsLeavesTheOthersOut(t *testing.T) {
 	if err := report.Docs(folder, run, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join(folder, "benchmarks.md"))
-	if err != nil {
-		t.Fatal(err)
+	var text []byte
+	for _, file := range []string{"benchmarks.md", "benchmarks/tables.md"} {
+		part, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, part...)
 	}
 	for _, want := range []string{
+		"| other | - | - | - | - | **1 to 3** | - | - |", // what one decides by
 		"| bare transaction | 1 | 2 of 2 | 1.00 ms | - | - | - | 0 |",
 		"| other | - | - | - | **1 to 3** | 1 of 2 | 0.00 ms | 0 |",
 		"`no answer`",

@@ -51,7 +51,7 @@ func counts(w io.Writer, run results.Run) {
 	}
 	fmt.Fprintf(w, `## What a call costs, counted
 
-Means over many calls on warm connections, the least of three tries. Round trips are counted on the wire, to PostgreSQL and to Redis; those that the caller waits for are told by the time behind a link of 20 ms. Write-ahead log, transaction ids and fsyncs are what the whole server counted meanwhile, a good while after a checkpoint and with pages that were read before. Allocations are those of the client's process. Held are PostgreSQL connections that are not idle while 64 duplicates in one process wait for one call, less what the call itself needs.
+Each figure is the mean over many calls on warm connections; of three measurements, the lowest. Round trips are counted on the wire, to PostgreSQL and to Redis. The time behind a link of 20 ms tells for which of them the caller waits. Write-ahead log, transaction ids and fsyncs are what the whole server counted, long after a checkpoint and with pages in memory. Allocations are those of the client's process. The last column counts PostgreSQL connections in use while 64 duplicates in one process wait for one call, not counting that call's own.
 
 %s
 `, &t)
@@ -227,15 +227,8 @@ func storms(w io.Writer, run results.Run) {
 	}
 	t := table{head: []string{"", "duplicates", "link", "p99 of distinct keys", "p99 in ms: calm, storm", "longest in ms", "calls/s of distinct keys", "executions per key", "last answer after", "unanswered"}}
 	for _, s := range run.Storms {
-		executions := count(float64(s.Executions) / float64(max(s.Storms, 1)))
-		switch {
-		case s.Peer == results.Standing:
-			executions = ""
-		case s.Executions != s.Storms:
-			executions = "**" + executions + "**"
-		}
 		t.add(name(s.Peer), grouped(int64(s.Duplicates)), linkName(run, s.Link),
-			times(s.P99Ratio), ms(s.Calm.P99)+", "+ms(s.Wild.P99), ms(s.Calm.Longest)+", "+ms(s.Wild.Longest), times(s.RateRatio), executions, ms(s.Took)+" ms", grouped(int64(s.Unanswered)))
+			times(s.P99Ratio), ms(s.Calm.P99)+", "+ms(s.Wild.P99), ms(s.Calm.Longest)+", "+ms(s.Wild.Longest), times(s.RateRatio), executions(s), ms(s.Took)+" ms", grouped(int64(s.Unanswered)))
 	}
 	fmt.Fprintf(w, `## Storm
 
@@ -249,6 +242,18 @@ Duplicates of one key arrive at once, whose function takes %s, beside 8 workers 
 				s.Peer, grouped(int64(s.Duplicates)), linkName(run, s.Link), s.Unanswered, s.Failed, oneLine(s.Error))
 		}
 	}
+}
+
+// executions of one storm's key should be one.
+func executions(s results.Storm) string {
+	text := count(float64(s.Executions) / float64(max(s.Storms, 1)))
+	switch {
+	case s.Peer == results.Standing:
+		return ""
+	case s.Executions != s.Storms:
+		return "**" + text + "**"
+	}
+	return text
 }
 
 // Conditions writes what the figures depend on.

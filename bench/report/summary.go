@@ -35,18 +35,12 @@ func Summary(w io.Writer, run results.Run, scale *results.Scale) {
 		}
 	}
 	if bare, ours := counted(run, peers.Bare), counted(run, peers.Ours); bare != nil && ours != nil {
-		add("round trips that a first call / a replay waits for", fmt.Sprint(ours.First.Waited), fmt.Sprint(ours.Replay.Waited))
-		add("write-ahead log of a first call, its result of 320 bytes included, in bytes; of the bare transaction alone", count(ours.First.WAL), count(bare.First.WAL))
+		add("write-ahead log of a first call, with a result of 320 bytes; of the bare transaction, in bytes", count(ours.First.WAL), count(bare.First.WAL))
 		add("write-ahead log, transaction ids, fsyncs of a replay", count(ours.Replay.WAL), count(ours.Replay.XIDs), count(ours.Replay.Fsyncs))
-	}
-	for _, kind := range []string{results.Killed, results.LostResponse} {
-		if f := fault(run, peers.Ours, kind); f != nil {
-			add("effects per key after: "+kind, effects(f))
-		}
 	}
 	for _, s := range run.Storms {
 		if s.Peer == peers.Ours {
-			add(fmt.Sprintf("storm of %s, %s: p99 / calls per second of distinct keys, calm = 1; executions per key", grouped(int64(s.Duplicates)), linkName(run, s.Link)),
+			add(fmt.Sprintf("other keys beside %s duplicates, %s: p99 / calls per second; calm = 1; executions", grouped(int64(s.Duplicates)), linkName(run, s.Link)),
 				times(s.P99Ratio), times(s.RateRatio), count(float64(s.Executions)/float64(max(s.Storms, 1))))
 		}
 	}
