@@ -43,6 +43,8 @@ func page(folder, charts string, run results.Run, steps *results.Run, scale *res
 	var b bytes.Buffer
 	c := run.Conditions
 	fmt.Fprintf(&b, intro, Typed(run.Command), run.Started.Format("2006-01-02"), c.PostgreSQL, c.Go, c.Cores, c.CPU)
+	busy(&b, c)
+	b.WriteByte('\n')
 	Summary(&b, run, scale)
 	for _, chart := range []struct {
 		file, alt string
@@ -94,7 +96,7 @@ func save(b *bytes.Buffer, path string) error {
 const intro = "# Benchmarks\n\n" +
 	"What this package costs, and what it prevents, beside the bare transaction and other ways. `make bench-report` makes this page from the newest results; no figure is written by hand. " +
 	"[benchmarks/tables.md](benchmarks/tables.md) has all tables, conditions and peers. [design.md](design.md#what-limits-it) explains the weaker figures.\n\n" +
-	"All peers make the same business write on the same server, in turns. Each is compared with the bare transaction of the same round. Identical things differ by some percent. `%s`, %s: PostgreSQL %s, %s, %d cores (%s).\n\n"
+	"All peers make the same business write on the same server, in turns. Each is compared with the bare transaction of the same round. Identical things differ by some percent. `%s`, %s: PostgreSQL %s, %s, %d cores (%s).\n"
 
 // drawn draws a chart and links it, if there was something to draw.
 func drawn(w io.Writer, folder, link, file, alt string, draw func(path string) error) error {

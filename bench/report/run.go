@@ -273,6 +273,11 @@ func Conditions(w io.Writer, c results.Conditions, started time.Time, took time.
 		fmt.Fprintf(w, " %s: %s.", tool, c.Tools[tool])
 	}
 	fmt.Fprintln(w)
+	busy(w, c)
+}
+
+// busy warns of a machine that had other things to do.
+func busy(w io.Writer, c results.Conditions) {
 	if load, err := strconv.ParseFloat(c.LoadBefore, 64); err == nil && load >= float64(c.Cores) {
 		fmt.Fprintf(w, "\n**The machine was busy with other things when this run began: its times say little; what is counted holds.**\n")
 	}
