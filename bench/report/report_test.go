@@ -82,6 +82,41 @@ func TestReadmeNamesTheNumbersOfTheRun(t *testing.T) {
 	}
 }
 
+// The page of questions has lines of the table that one chooses by, without its last cells.
+func TestPageOfQuestionsHasTheFiguresOfTheRun(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(docs, "benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	questions, err := os.ReadFile(filepath.Join(docs, "faq.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compared := 0
+	for line := range strings.Lines(string(questions)) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "|") || !strings.Contains(line, "× |") {
+			continue
+		}
+		compared++
+		if !strings.Contains(string(page), "\n"+line) {
+			t.Errorf("docs/faq.md has other figures than docs/benchmarks.md: %s", line)
+		}
+	}
+	if compared < 7 {
+		t.Errorf("only %d lines have figures: is the pattern right?", compared)
+	}
+	for _, line := range []struct{ peer, says string }{
+		{"\n| **" + peers.Procedure + "** | ", "a first call takes %s times as long as without idempotency as a `Procedure`"},
+		{"\n| DBOS Transact, steps | ", "%s times with DBOS Transact"},
+	} {
+		_, after, _ := strings.Cut(string(page), line.peer)
+		number, _, found := strings.Cut(after, "×")
+		if says := fmt.Sprintf(line.says, number); !found || !strings.Contains(string(questions), says) {
+			t.Errorf("docs/faq.md does not say %q", says)
+		}
+	}
+}
+
 func TestCommandIsShownAsItIsTyped(t *testing.T) {
 	for command, want := range map[string]string{
 		"bench run": "make bench",
