@@ -177,9 +177,9 @@ const (
 // Complete goes on with the operations of these procedures that have not progressed for
 // that long, one after the other, each for a minute at most if its functions heed their
 // contexts, and returns how many it has ended. It may run beside calls, and on every
-// server: what another attempt is working at it passes over, and also what would have to
-// wait for a place among the calls under way. olderThan should be longer than a client
-// waits before it tries again.
+// server: it passes over what another attempt is working at, and what would have to wait
+// for a place among the calls under way. Choose olderThan longer than a client waits
+// before it tries again.
 //
 // An attempt that fails, or panics, is recorded with its error, which [Store.Pending]
 // shows. The operation is due again after a second, and after each failure twice as long,
@@ -334,13 +334,15 @@ func (s *Store) completeInTurn(ctx context.Context, olderThan time.Duration, pro
 // completeTurnSQL is for one completer at a time: see purgeTurnSQL.
 const completeTurnSQL = `select pg_try_advisory_xact_lock('idempotency_operations'::regclass::oid::integer, 0)`
 
-// Settle tells the outcome of a call, named as in [Call] or as in Unfinished.Begun, whose
-// outcome is not known: a person has looked at the other side. The operation has not ended then: the next Do or
-// Complete goes on behind the call, with outcome as its value. It is ErrInProgress while
-// an attempt is at work, ErrNotFound when the key has no operation, and an error when that
-// is not what the operation waits for. The outcome is stored as JSON, and nothing knows here
-// what type the procedure reads it into: where it does not fit, each later attempt is
-// [ErrUndecodable], and Discard is what remains.
+// Settle enters the outcome of a call whose outcome is not known, after a person has looked
+// at the other side. The call is named as in [Call] or as in Unfinished.Begun. The
+// operation has not ended then: the next Do or Complete goes on behind the call, with
+// outcome as its value.
+//
+// It is ErrInProgress while an attempt is at work, ErrNotFound when the key has no
+// operation, and an error when the operation does not wait for that call. The outcome is
+// stored as JSON, and its type is not checked here. If it does not fit the procedure's
+// type, each later attempt is [ErrUndecodable], and only Discard helps.
 func (s *Store) Settle(ctx context.Context, key Key, call string, outcome any) error {
 	var event Event
 	return s.observed(ctx, "Settle", key, &event, func(ctx context.Context) error {

@@ -9,9 +9,9 @@ import (
 // An Event says how one operation of a Store went. It holds no result.
 type Event struct {
 	// Operation is "Do", "DoTx", "QueryRow", "Query", "Procedure", "Get", "All", "Delete",
-	// "Purge", "Settle" or "Discard". What Complete goes on with is a "Procedure". Within
-	// one, each run of a step or a call's function is a "Step" or a "Call"; one whose value
-	// is on record is none.
+	// "Purge", "Settle" or "Discard". What Complete goes on with is a "Procedure". In a
+	// procedure, each run of a step's or a call's function is a "Step" or a "Call". One
+	// whose value is recorded does not run, and is no operation.
 	Operation string
 
 	// Name of the procedure, or of its step or call.

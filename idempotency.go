@@ -20,8 +20,8 @@
 // be two keys. Calling again is always safe, whatever happened before.
 //
 // A nil error is recorded; an error is not, and leaves nothing behind. So a
-// final refusal, such as a declined card, is a value returned with a nil error;
-// to undo its partial writes the function uses a savepoint ([pgx.BeginFunc] on
+// final refusal, such as a declined card, is a value returned with a nil error.
+// To undo its partial writes the function uses a savepoint ([pgx.BeginFunc] on
 // its transaction) and then returns the refusal.
 //
 // The table is made by the package
@@ -69,18 +69,18 @@ var (
 	ErrNotFound = errors.New("idempotency: no result for this key")
 
 	// ErrOutcomeUnknown: the connection was lost during COMMIT, and PostgreSQL
-	// could not be asked within 30 seconds which way it went. Either
-	// both the effect and the record are there, or neither is. Calling again with the
-	// same key finds out, and is safe.
+	// could not be asked within 30 seconds whether it committed. Either both the
+	// effect and the record are there, or neither is. Calling again with the same
+	// key finds out, and is safe.
 	//
 	// Do also returns it, with another text, when the function sent COMMIT or ROLLBACK
 	// as SQL. After a COMMIT, the next call gets ErrAbandoned.
 	ErrOutcomeUnknown = errors.New("idempotency: the outcome is unknown: call again with the same key")
 
-	// ErrAbandoned: an earlier function with this key ended its transaction
-	// itself, by sending COMMIT as SQL, so that its writes are there and its
-	// result is not. Nothing was executed by this call. Calling again does not
-	// help: look at what the function has written, then use [Store.Delete].
+	// ErrAbandoned: an earlier function with this key sent COMMIT as SQL. Its
+	// writes are there, and its result is not. Nothing was executed by this
+	// call, and calling again does not help. Look at what the function has
+	// written, then use [Store.Delete].
 	ErrAbandoned = errors.New("idempotency: an earlier function with this key sent COMMIT as SQL, so that its writes are there and its result is not, and calling again does not help: the operation may have taken effect: free the key with Store.Delete, or the command `idempotency delete`, only if it is to run again")
 
 	// ErrTooLarge: the function's result is larger than [Config.MaxResult].
@@ -96,13 +96,16 @@ var (
 	ErrUndecodable = errors.New("idempotency: result cannot be stored and read back as JSON")
 )
 
-// A Key names one operation. Keys beyond ASCII need client_encoding=UTF8 in every
-// program, unless the database itself is UTF8: pgx sends UTF-8 without telling the
-// server, which then takes the bytes for its own encoding, and for another key than the
-// same text of a program that tells it. The doctor names such connections. Where
-// client_encoding is another one than UTF8 and than that of the database, PostgreSQL would
-// convert two keys to one: keys beyond ASCII are ErrInvalidKey there. So are, in a
-// database that is not UTF8, U+0080 to U+009F, and in one of EUC_JP U+00A6 and U+FFE4.
+// A Key names one operation.
+//
+// Keys beyond ASCII need client_encoding=UTF8 in every program, unless the database
+// itself is UTF8. pgx sends UTF-8 without telling the server. The server then reads the
+// bytes in its own encoding, and the same text of a program that tells it is another key.
+// The doctor names such connections.
+//
+// Some keys beyond ASCII are ErrInvalidKey: all of them where client_encoding is neither
+// UTF8 nor that of the database, because PostgreSQL would convert two keys to one; U+0080
+// to U+009F in a database that is not UTF8; U+00A6 and U+FFE4 in one of EUC_JP.
 type Key struct {
 	// Scope separates those who make keys, such as tenants or customers, and
 	// operations that must not meet. The same ID in two scopes is two keys.
@@ -113,9 +116,9 @@ type Key struct {
 	// (UUIDv7) are the cheapest. Required, 1 to 255 bytes of UTF-8 without NUL.
 	ID string
 
-	// Fingerprint, where it is set, is what the operation was asked to do, so
-	// that a key sent with another request gets ErrKeyReused, and not the
-	// result of this one. See FingerprintOf.
+	// Fingerprint identifies what the operation was asked to do. A key that is
+	// sent with another request then gets ErrKeyReused, and not the result of
+	// this one. Optional. See FingerprintOf.
 	Fingerprint Fingerprint
 }
 
@@ -154,8 +157,8 @@ func problemOf(text string) string {
 // lockID is the key's place among PostgreSQL's advisory locks.
 func (k Key) lockID() int64 { return keylock.ID(k.Scope, k.ID) }
 
-// A Fingerprint identifies what a request asks for. The zero value is a
-// fingerprint as any other: it equals only itself.
+// A Fingerprint identifies what a request asks for. The zero value is compared too:
+// a key first used without a fingerprint is not replayed with one, nor the reverse.
 type Fingerprint [sha256.Size]byte
 
 // FingerprintOf is a SHA-256 of the parts, each with its length, so that
@@ -176,17 +179,17 @@ func FingerprintOf(parts ...[]byte) Fingerprint {
 // Config is the configuration of a Store. The zero value of each field means
 // its default. [Key] says which client_encoding other keys than ASCII need.
 type Config struct {
-	// Schema of the table. It has to be named where the connections of one pool do
-	// not all find the same table: a Store uses one, and refuses a connection whose
-	// search_path leads to another. Default: the schema in which the search_path of
-	// the Store's first connection finds it, temporary tables aside. It is looked for
+	// Schema of the table. Set it if the connections of one pool do not all find the
+	// same table: a Store uses one table, and refuses a connection whose search_path
+	// leads to another. Default: the schema in which the search_path of the Store's
+	// first connection finds the table, temporary tables aside. The Store looks for it
 	// again when PostgreSQL says that the table is no longer there.
 	Schema string
 
 	// Retention is how long a result can be replayed, by the database's clock,
-	// from the moment it is recorded; afterwards the key is free again. It has
-	// to be longer than the time over which clients retry, and over which the network can
-	// hold a statement back. Default: 24 hours.
+	// from the moment it is recorded. Afterwards the key is free again. It has
+	// to be longer than clients retry, and longer than the network can delay a
+	// statement. Default: 24 hours.
 	Retention time.Duration
 
 	// Wait is how long a call waits for another one with the same key before it
@@ -210,39 +213,38 @@ type Config struct {
 	// each. Default: those of the connection.
 	TxOptions pgx.TxOptions
 
-	// CallWindow is how long after a [Call] was begun it is made again with the same key,
-	// where its outcome is not known. It has to be shorter than the time for which the
-	// other side knows a key. Default: 23 hours.
+	// CallWindow bounds the repetition of a [Call] whose outcome is not known: it is made
+	// again with the same key for so long after it was begun. It has to be shorter than
+	// the other side remembers a key. Default: 23 hours.
 	CallWindow time.Duration
 
-	// CallPool is the pool whose connections the procedures use, all of them. Default: the
-	// Store's, of which calls under way use half at most, and one at least. What comes
-	// beyond that waits, without a connection, until its context ends.
+	// CallPool is a pool for procedures, which may use all of its connections. Default:
+	// the Store's pool, of which calls under way use half at most, and one at least.
+	// Further calls wait, without a connection, until their contexts end.
 	CallPool *pgxpool.Pool
 
-	// CallNamespace is made part of the keys that a Call sends. Services that share an
-	// account at a provider need different ones, where their keys could be the same; so do
+	// CallNamespace is a part of the keys that a Call sends. Services that share an
+	// account at a provider need different ones if their keys could be the same. So do
 	// Stores whose tables are in different schemas or databases, such as one for each
-	// tenant: neither name is part of the key. To change it makes new keys.
+	// tenant, because neither name is part of the key. Changing it makes new keys.
 	CallNamespace string
 
-	// Observe is called after every operation on the goroutine of the caller,
-	// outside any transaction of the Store, but for a DoTx, whose caller has not
-	// committed, and the steps and calls of a procedure, whose transaction is open.
-	// Default: nobody is told.
+	// Observe is called after every operation, on the caller's goroutine. No
+	// transaction of the Store is open then, except for a DoTx, whose caller has not
+	// committed, and for the steps and calls of a procedure. Default: not called.
 	Observe func(context.Context, Event)
 
 	// ObserveKeys fills in Event.Key. What clients send as a key can be personal
-	// or secret, and logs and metrics are no place for it. Default: left empty.
+	// or secret: keep it out of logs and metrics. Default: left empty.
 	ObserveKeys bool
 
 	// Trace is called before every operation, with the name that will be
-	// Event.Operation. The operation goes on with the context that it returns,
-	// which has to be derived from the given one: the function gets it, and
-	// Observe. The text, for example a W3C traceparent, is kept with the result
-	// as its origin; that of a step or a call is not. It is left out if it has more
-	// than 255 bytes, is not UTF-8, has a NUL, or is beyond ASCII while the database
-	// or the client does not use UTF-8. Default: no origin.
+	// Event.Operation. The function and Observe get the context that it returns,
+	// which has to be derived from the given one. The text, for example a W3C
+	// traceparent, is stored with the result as its origin; that of a step or a
+	// call is not. A text is left out if it has more than 255 bytes, is not UTF-8,
+	// has a NUL, or is beyond ASCII while the database or the client does not use
+	// UTF-8. Default: no origin.
 	Trace func(ctx context.Context, operation string) (context.Context, string)
 }
 
@@ -293,12 +295,13 @@ func isOne(query string, words ...string) bool {
 	return !strings.Contains(query, ";") && slices.Contains(words, strings.ToLower(strings.Fields(query)[0]))
 }
 
-// A Store keeps the results of one table. It is safe for concurrent use, and
-// holds no connection and no goroutine between calls, but for the ROLLBACK that
-// follows a replay, for 5 seconds at most. Callers in one process should share one:
-// its in-process gate lets duplicates wait for each other without a connection, and
-// its memory of recent keys makes their replays cheap (hashes, in 512 KiB that all
-// Stores of a process share).
+// A Store keeps the results of one table. It is safe for concurrent use. Between
+// calls it holds no connection and no goroutine, except for the ROLLBACK that
+// follows a replay, for 5 seconds at most.
+//
+// Callers in one process should share one Store. Duplicates then wait for each other
+// without a connection, and replays of recent keys are cheap: the hashes of these keys
+// are kept in 512 KiB that all Stores of a process share.
 type Store struct {
 	pool  *pgxpool.Pool
 	cfg   Config
@@ -362,11 +365,11 @@ func (s *Store) Config() Config { return s.cfg }
 // value without running fn. Replayed is true when the value does not come from
 // this call's own acknowledged COMMIT.
 //
-// The value is stored as JSON and decoded again before COMMIT, and that decoded
-// value is what the first call returns. What JSON would lose without an error, such
-// as a struct that has only unexported fields or a large integer in an interface, is
-// an [ErrUndecodable] of the first call. See docs/guarantees.md on what a value's type
-// may be, and how it may change between releases.
+// The value is stored as JSON and decoded again before COMMIT. The first call returns
+// the decoded value. If JSON would lose the value without an error, such as a struct
+// that has only unexported fields or a large integer in an interface, the first call
+// fails with [ErrUndecodable]. See docs/guarantees.md on what a value's type may be, and
+// how it may change between releases.
 //
 // What Do does, by what happens:
 //   - fn returns a nil error: the value is recorded and everything commits, also
@@ -378,9 +381,9 @@ func (s *Store) Config() Config { return s.cfg }
 //   - a duplicate runs at the same time, in any process: this call waits for it,
 //     then returns its value, or takes over if it failed. After [Config.Wait]
 //     it fails with [ErrInProgress]; when ctx ends, with its error.
-//   - ctx ends during the claim: fn is not run, and Do fails with ctx's error. That
-//     can take 100 ms, in which it still waits for the answer of PostgreSQL: to leave
-//     without it would cost the connection.
+//   - ctx ends during the claim: fn is not run, and Do fails with ctx's error. It
+//     first waits up to 100 ms for the answer of PostgreSQL, because the connection
+//     would be lost without it.
 //   - PostgreSQL reports a serialization failure or a deadlock (40001, 40P01), or
 //     that the plan of a prepared statement is out of date, or the connection is
 //     lost before COMMIT: fn is run again in a new transaction, after a short
@@ -394,8 +397,8 @@ func (s *Store) Config() Config { return s.cfg }
 //
 // So fn must have no effects except through tx, and may be run more than once.
 // It must not end tx: Commit and Rollback are refused without any effect. Once fn has
-// returned, tx refuses everything; what fn got from tx.Conn and tx.LargeObjects does
-// not, and must not be used any more.
+// returned, tx refuses everything. What fn got from tx.Conn and tx.LargeObjects does
+// not refuse, and must not be used any more.
 // Statements sent through the pool instead of tx are not protected. An fn that
 // swallows an SQL error and returns nil has a broken transaction: Do returns an
 // error that wraps [pgx.ErrTxCommitRollback], and nothing is kept.
@@ -418,8 +421,8 @@ func Do[T any](ctx context.Context, s *Store, key Key, fn func(ctx context.Conte
 // rolls it back. DoTx neither commits nor retries.
 //
 // After an error the transaction is usable, and neither the claim nor fn's
-// writes remain in it (they are in a savepoint). Where they cannot be undone, as
-// when fn leaves a query open, DoTx closes the connection.
+// writes remain in it (they are in a savepoint). If they cannot be undone, for
+// example because fn left a query open, DoTx closes the connection.
 // An error of PostgreSQL, such as 40001, comes back as it is, for the caller's
 // own retry loop.
 //
@@ -461,18 +464,18 @@ func DoTx[T any](ctx context.Context, s *Store, tx pgx.Tx, key Key, fn func(ctx 
 // What QueryRow does is what Do does, in all its cases, and a record of one is replayed by
 // the other. Beyond that:
 //   - no row is [pgx.ErrNoRows], and two are [pgx.ErrTooManyRows]; nothing is kept.
-//   - whatever PostgreSQL refuses is sent once more in the way of Do, which has the last
-//     word: a statement that fails runs twice, and the error that it returns is that of
-//     the second time. Of the first one, a line is in the server's log; so it is of a
-//     duplicate whose key this process does not know.
+//   - PostgreSQL refuses the statement: it is sent once more in the way of Do. So a
+//     statement that fails runs twice, and QueryRow returns the second error. The first
+//     error is a line in the server's log. Such a line also follows from a duplicate
+//     whose key this process does not know.
 //   - ctx ends while the statement runs: it is cancelled, and QueryRow returns ctx's error
 //     if nothing was committed, or the row if it was. When PostgreSQL does not answer
 //     within a second, the outcome is in doubt, as that of a COMMIT.
 //   - the connection is lost before the answer: what was sent may still arrive, so that
 //     the call ends with the recorded value or with ErrOutcomeUnknown, and never with
 //     another error.
-//   - [Config.MaxIdle] does not matter, since nothing is ever idle. Under SERIALIZABLE the
-//     first call of a Store finds out that it is, and takes longer.
+//   - [Config.MaxIdle] does not apply, since the transaction is never idle. Under
+//     SERIALIZABLE the first call of a Store takes longer, because it finds out the level.
 func QueryRow[T any](ctx context.Context, s *Store, key Key, sql string, args ...any) (row T, replayed bool, err error) {
 	w := statement[T]{operation: operation{store: s, element: reflect.TypeFor[T](), sql: sql, args: args}}
 	return w.values(s.call(ctx, "QueryRow", nil, key, &w))

@@ -25,8 +25,8 @@ var (
 	ErrStepsChanged = errors.New("idempotency: the procedure's steps are not those that were recorded")
 
 	// ErrCallExpired: a [Call] was begun longer ago than its window, and its outcome is
-	// not known. The other side may have forgotten the key, so that it was not asked
-	// again. Look there what became of the call, and tell it by [Store.Settle].
+	// not known. The call was not made again, because the other side may have forgotten
+	// the key. Find out there what became of it, and enter that by [Store.Settle].
 	ErrCallExpired = errors.New("idempotency: the outcome of a call is unknown, and it is too old to be made again with the same key: look at the other side, and use Store.Settle")
 )
 
@@ -63,10 +63,10 @@ type Procedure[In, Out any] struct {
 	Name string
 
 	// Run asks for its steps, by [Step] and [Call], and returns the result. Each attempt
-	// runs it from its start. What is recorded is not done again: it returns its result at
-	// once. So Run has no effects outside of its steps and calls, reads no clock, no
-	// random numbers and no database, and asks for the same steps each time, by names
-	// that differ.
+	// runs it from its start. A step or call that is recorded does not run again: it
+	// returns its result at once. So Run must have no effects outside of its steps and
+	// calls, and must read no clock, random numbers or database. It asks for the same
+	// steps each time, and each has a name of its own.
 	Run func(ctx context.Context, op *Op, in In) (Out, error)
 }
 
@@ -159,7 +159,7 @@ func (op *Op) Within(window time.Duration) *Op { return &Op{progress: op.progres
 // [Config.TxOptions]. Where fn sends COMMIT as SQL, the operation is [ErrAbandoned].
 //
 // After an error of a step, each later one of the same run fails with that error, so that
-// Run cannot take another way because of it: an outcome to act on is a value.
+// Run cannot take another way because of it. Return an outcome to act on as a value.
 //
 // Steps and calls have names that differ, of 1 to 255 bytes of UTF-8 without NUL. They
 // are not nested and not parallel.
@@ -198,8 +198,8 @@ func Step[T any](ctx context.Context, op *Op, name string, fn func(ctx context.C
 // A procedure inside a step or a call of another one needs a place of its own among the
 // calls under way, and a connection: where all are taken, it waits for them.
 //
-// An error of fn leaves the outcome of the call unknown, even if fn knows better: what is
-// to be recorded, such as a declined card, is a value.
+// After an error of fn the outcome of the call counts as unknown, even if fn knows it.
+// Return what is to be recorded, such as a declined card, as a value.
 func Call[T any](ctx context.Context, op *Op, name string, fn func(ctx context.Context, key string) (T, error)) (value T, err error) {
 	v := stepValue[T]{op: op.progress, what: "call", name: name}
 	err = op.call(ctx, name, op.window, func(ctx context.Context, key string) ([]byte, error) {

@@ -211,9 +211,8 @@ func scanRecord(row pgx.Row, rec *Record, more ...any) error {
 // Delete forgets the record of key, so that the next call with it runs again.
 // It is ErrInProgress when a call holds the key for a second or more, and
 // ErrNotFound when there is no record, or none that a policy (row-level security)
-// lets the role see. To delete a key that a client may still
-// retry is to give up its protection, also for a call whose commit is in doubt at
-// this moment.
+// lets the role see. A key that a client may still retry loses its protection: the
+// operation runs again, also if the commit of a call is in doubt at this moment.
 func (s *Store) Delete(ctx context.Context, key Key) error {
 	var event Event
 	return s.observed(ctx, "Delete", key, &event, func(ctx context.Context) error {
