@@ -297,7 +297,8 @@ func isOne(query string, words ...string) bool {
 
 // A Store keeps the results of one table. It is safe for concurrent use. Between
 // calls it holds no connection and no goroutine, except for the ROLLBACK that
-// follows a replay, for 5 seconds at most.
+// follows a replay, for 5 seconds at most. If that ROLLBACK hangs with its connection,
+// pgx takes up to 15 seconds more to give the place in the pool back.
 //
 // Callers in one process should share one Store. Duplicates then wait for each other
 // without a connection, and replays of recent keys are cheap: the hashes of these keys
