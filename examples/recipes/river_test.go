@@ -30,12 +30,18 @@ func consumeRiver(ctx context.Context, f *fated) error {
 	return errors.New("stopped")
 }
 
-// riverClient works the charges, or only inserts jobs. Nobody works the mails.
+type mailWorker struct{ river.WorkerDefaults[mailJob] }
+
+func (*mailWorker) Work(context.Context, *river.Job[mailJob]) error { return nil }
+
+// riverClient works the charges, or only inserts jobs. The queue of the mails is not
+// worked.
 func riverClient(pool *pgxpool.Pool, worker *chargeWorker, works bool) (*river.Client[pgx.Tx], error) {
 	config := &river.Config{Logger: slog.New(slog.DiscardHandler)}
 	if works {
 		config.Workers = river.NewWorkers()
 		river.AddWorker(config.Workers, worker)
+		river.AddWorker(config.Workers, &mailWorker{}) // else InsertTx does not know the kind
 		config.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}}
 	}
 	return river.NewClient(riverpgxv5.New(pool), config)
