@@ -42,13 +42,13 @@ func TestOutboxJobIsInsertedOnceWithItsEffectOrNotAtAll(t *testing.T) {
 func setupOutbox(t *testing.T) *pgxpool.Pool {
 	t.Helper()
 	pool := database(t)
-	config := outboxConfig
-	config.AutoInitializeSchema = true
-	publisher, err := watermillsql.NewPublisher(watermillsql.BeginnerFromPgx(pool), config, watermill.NopLogger{})
+	subscriber, err := watermillsql.NewSubscriber(watermillsql.BeginnerFromPgx(pool), watermillsql.SubscriberConfig{
+		SchemaAdapter: outboxConfig.SchemaAdapter, OffsetsAdapter: watermillsql.DefaultPostgreSQLOffsetsAdapter{}, InitializeSchema: true,
+	}, watermill.NopLogger{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := publisher.Publish("charged"); err != nil { // no message
+	if err := subscriber.SubscribeInitialize("charged"); err != nil {
 		t.Fatal(err)
 	}
 	return pool

@@ -23,6 +23,7 @@ func (chargeJob) Kind() string { return "charge" }
 type chargeWorker struct {
 	river.WorkerDefaults[chargeJob]
 	store *idempotency.Store
+	work  work
 
 	// completeTx ends the job in the commit of its effect. It saves a replay after a crash,
 	// and a round trip later; the key still answers for two workers on one job, such as one
@@ -39,7 +40,7 @@ func (w *chargeWorker) Work(ctx context.Context, job *river.Job[chargeJob]) erro
 		if err != nil {
 			return receipt{}, err
 		}
-		r, err := charge(ctx, tx, message)
+		r, err := w.work(ctx, tx, message)
 		if err != nil {
 			return receipt{}, err
 		}

@@ -19,7 +19,7 @@ import (
 
 // consumeRiver is a worker.
 func consumeRiver(ctx context.Context, f *fated) error {
-	client, err := riverClient(f.pool, &chargeWorker{store: f.store, completeTx: os.Getenv("COMPLETE_TX") != ""}, true)
+	client, err := riverClient(f.pool, &chargeWorker{store: f.store, work: f.charge, completeTx: os.Getenv("COMPLETE_TX") != ""}, true)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func TestRiverKilledBeforeTheCommitOrTheCompletionChargesAndInsertsTheNextJobOnc
 		}
 	}
 	wantCharges(t, pool, 1)
-	job := workUntil(t, pool, &chargeWorker{store: idempotency.New(pool)}, river.EventKindJobCompleted)
+	job := workUntil(t, pool, &chargeWorker{store: idempotency.New(pool), work: charge}, river.EventKindJobCompleted)
 	if job.Attempt != 3 {
 		t.Errorf("%d attempts", job.Attempt)
 	}
@@ -160,12 +160,12 @@ func TestRiverJobThatIsWorkedTwiceAtATimeIsSnoozedAndThenReplayed(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	workUntil(t, pool, &chargeWorker{store: store}, river.EventKindJobSnoozed)
+	workUntil(t, pool, &chargeWorker{store: store, work: charge}, river.EventKindJobSnoozed)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	execute(t, pool, "update river_job set state = 'available', scheduled_at = now() where kind = 'charge'") // no waiting
-	if job := workUntil(t, pool, &chargeWorker{store: store}, river.EventKindJobCompleted); job.Attempt != 1 {
+	if job := workUntil(t, pool, &chargeWorker{store: store, work: charge}, river.EventKindJobCompleted); job.Attempt != 1 {
 		t.Errorf("%d attempts are counted", job.Attempt)
 	}
 	wantCharges(t, pool, 1)
@@ -180,7 +180,7 @@ func TestRiverHopelessJobIsCancelledAndKeepsItsError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	job := workUntil(t, pool, &chargeWorker{store: store}, river.EventKindJobCancelled)
+	job := workUntil(t, pool, &chargeWorker{store: store, work: charge}, river.EventKindJobCancelled)
 	if job.State != rivertype.JobStateCancelled || len(job.Errors) != 1 {
 		t.Errorf("the job is %s, with %d errors", job.State, len(job.Errors))
 	}
@@ -193,7 +193,7 @@ func TestRiverFailedJobIsTriedAgainByItsPolicy(t *testing.T) {
 	if _, err := client.Insert(t.Context(), chargeJob{order{ID: "order-1"}}, nil); err != nil { // no cents
 		t.Fatal(err)
 	}
-	job := workUntil(t, pool, &chargeWorker{store: idempotency.New(pool)}, river.EventKindJobFailed)
+	job := workUntil(t, pool, &chargeWorker{store: idempotency.New(pool), work: charge}, river.EventKindJobFailed)
 	if job.State != rivertype.JobStateRetryable && job.State != rivertype.JobStateAvailable {
 		t.Errorf("the job is %s", job.State)
 	}
