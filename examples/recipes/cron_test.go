@@ -3,7 +3,6 @@ package recipes
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -139,7 +138,7 @@ func TestCronKeyIsTheNameAndThePlannedTimeInAnyZone(t *testing.T) {
 			t.Error(err)
 		}
 		if n := one[int](t, pool, "select count(*) from runs"); n != run.runs {
-			t.Error(fmt.Sprintf("after call %d: %d runs, want %d", i+1, n, run.runs))
+			t.Errorf("after call %d: %d runs, want %d", i+1, n, run.runs)
 		}
 	}
 }

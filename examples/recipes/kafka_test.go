@@ -276,17 +276,18 @@ func TestKafkaTwoOperationsOnARecordBothHappen(t *testing.T) {
 
 func TestKafkaRecordsOfOneKeyAreOneLane(t *testing.T) {
 	t.Parallel()
-	lane := func(partition int32, key string) string {
-		r := &kgo.Record{Partition: partition}
-		if key != "" {
-			r.Key = []byte(key)
+	for _, test := range []struct {
+		a, b kgo.Record
+		same bool
+	}{
+		{kgo.Record{Partition: 1, Key: []byte("ann"), Offset: 1}, kgo.Record{Partition: 1, Key: []byte("ann"), Offset: 2}, true},
+		{kgo.Record{Partition: 1, Key: []byte("ann")}, kgo.Record{Partition: 1, Key: []byte("bob")}, false},
+		{kgo.Record{Partition: 1, Key: []byte("ann")}, kgo.Record{Partition: 2, Key: []byte("ann")}, false},
+		{kgo.Record{Partition: 1, Offset: 1}, kgo.Record{Partition: 1, Offset: 2}, true},
+		{kgo.Record{Partition: 1}, kgo.Record{Partition: 2}, false},
+	} {
+		if got := kafkaLane(&test.a) == kafkaLane(&test.b); got != test.same {
+			t.Errorf("%v and %v: %v", test.a, test.b, got)
 		}
-		return kafkaLane(r)
-	}
-	if lane(1, "ann") != lane(1, "ann") || lane(1, "ann") == lane(1, "bob") || lane(1, "ann") == lane(2, "ann") {
-		t.Error("a lane is a key in its partition")
-	}
-	if lane(1, "") != lane(1, "") || lane(1, "") == lane(2, "") {
-		t.Error("without a key, a lane is a partition")
 	}
 }
