@@ -30,8 +30,11 @@ type kafkaConsumer struct {
 }
 
 // run handles polls of records until ctx ends, or the broker fails. A poll that was handled
-// and whose offsets were not committed is delivered again, and replayed.
+// and whose offsets were not committed is delivered again, and replayed. Run closes the
+// client: a later poll of the same one would begin behind the records that are not settled,
+// and commit them too.
 func (c *kafkaConsumer) run(ctx context.Context) error {
+	defer c.client.CloseAllowingRebalance()
 	for {
 		fetches := c.client.PollRecords(ctx, 100)
 		if err := fetches.Err0(); err != nil {

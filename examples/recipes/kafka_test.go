@@ -225,8 +225,11 @@ func TestKafkaDeadLetterThatCannotBeKeptCommitsNothing(t *testing.T) {
 	sums := b.committed()
 	c := b.consumer(idempotency.New(pool), 1)
 	c.dead = "not a topic!"
-	if err := c.run(t.Context()); err == nil {
-		t.Error("no error")
+	for range 2 { // the second time it must not go on behind the record
+		if err := c.run(t.Context()); err == nil {
+			t.Error("no error")
+		}
+		b.produce(&kgo.Record{Value: orderMessage("order-2")})
 	}
 	select {
 	case <-sums:
