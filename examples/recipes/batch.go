@@ -6,8 +6,8 @@ import (
 )
 
 // inLanes handles a batch of messages, up to atOnce at a time, each in a transaction of its
-// own. Those of one lane are handled in their order. After an error no message is begun
-// that was not begun; the error is the first one.
+// own. Those of one lane are handled in their order. The first error cancels the others,
+// begins no more, and is returned.
 //
 // Not DoTx for each message in one transaction: it saves COMMITs, but sends more and runs
 // nothing in parallel, one bad message rolls back the others, and the keys of all of them

@@ -28,7 +28,7 @@ func (j *cronJob) run(ctx context.Context) error {
 			err := j.runSlot(ctx, slot)
 			what, after := settle(err, attempt)
 			if what != retry {
-				break // report a deadLetter here: the slot stays open, and the next one comes
+				break // a deadLetter is for the log: the slot is given up, and the next one comes
 			}
 			if err := sleep(ctx, after); err != nil {
 				return err

@@ -47,4 +47,23 @@ func TestEveryCodeBlockOfThePageStandsInARecipe(t *testing.T) {
 	}
 }
 
+func TestTableOfThePageSaysWhatSettleDoes(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/recipes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range verdicts {
+		row := regexp.MustCompile("(?m)^\\| [^|]*`" + v.name + "`[^|]*\\| ([^|]*) \\|").FindSubmatch(page)
+		want := map[verdict]string{retry: "put back, however often", deadLetter: "dead letter"}[v.later]
+		switch {
+		case v.name == "ErrNotFound": // Do does not return it
+		case row == nil:
+			t.Errorf("the page does not say what to do for %s", v.name)
+		case string(row[1]) != want:
+			t.Errorf("%s: the page says %q, and settle %q", v.name, row[1], want)
+		}
+	}
+}
+
 func unspaced(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -11,9 +11,9 @@ import (
 	"github.com/pgidem/idempotency"
 )
 
-// natsConfig is a consumer for it. MaxDeliver stays off: settle counts, and an outage is
-// not the message's fault. MaxAckPending bounds what waits in the consumer's memory, where
-// AckWait runs already.
+// natsConfig is a consumer for it. MaxDeliver is off: settle counts the deliveries, and those
+// of an outage are not the message's fault. MaxAckPending counts what is put back, too, so
+// that an outage does not put back the whole stream.
 var natsConfig = jetstream.ConsumerConfig{
 	Durable: "billing", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1, MaxAckPending: 64,
 }
@@ -28,10 +28,10 @@ type natsConsumer struct {
 	work      work
 }
 
-// run handles messages, one at a time, until ctx ends. More of them can run, here and in
-// other processes.
+// run handles messages, one at a time, until ctx ends or the broker fails. It can be called
+// again, and run many times in parallel, here and in other processes.
 func (c *natsConsumer) run(ctx context.Context, from jetstream.Consumer) error {
-	messages, err := from.Messages(jetstream.PullMaxMessages(8))
+	messages, err := from.Messages(jetstream.PullMaxMessages(8)) // few: AckWait runs while they wait in memory
 	if err != nil {
 		return err
 	}

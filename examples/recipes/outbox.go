@@ -30,8 +30,8 @@ func chargeAndInsertJob(ctx context.Context, store *idempotency.Store, jobs *riv
 	return r, err
 }
 
-// outboxConfig: the topic's table is made when the program starts, not in the transaction of
-// a call (AutoInitializeSchema).
+// outboxConfig makes no tables, since watermill-sql refuses to make them in a transaction: a
+// program calls SubscribeInitialize of a subscriber when it starts.
 var outboxConfig = watermillsql.PublisherConfig{SchemaAdapter: watermillsql.DefaultPostgreSQLSchema{}}
 
 // publishIn publishes to the topic "charged" in the transaction: a forwarder of Watermill,

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency"
 )
@@ -139,5 +140,36 @@ func TestDatabaseThatIsAwayMakesNoDeadLetters(t *testing.T) {
 	_, err := idempotencyDo(t.Context(), idempotency.New(away), "1", charge)
 	if what, _ := settle(err, 100); what != retry {
 		t.Errorf("%v: %v", err, what)
+	}
+}
+
+// A consumer that calls a Procedure settles as one that calls Do.
+func TestVerdictsOfAProcedureEndInOneCallOfTheProvider(t *testing.T) {
+	t.Parallel()
+	store := idempotency.New(database(t))
+	var keys []string
+	pay := idempotency.Procedure[order, receipt]{Name: "pay", Run: func(ctx context.Context, op *idempotency.Op, in order) (receipt, error) {
+		_, err := idempotency.Call(ctx, op, "charge", func(_ context.Context, key string) (string, error) {
+			keys = append(keys, key)
+			if len(keys) == 1 {
+				return "", io.ErrUnexpectedEOF // the answer is lost
+			}
+			return "paid", nil
+		})
+		if err != nil {
+			return receipt{}, err
+		}
+		return idempotency.Step(ctx, op, "record", func(ctx context.Context, tx pgx.Tx) (receipt, error) {
+			return charge(ctx, tx, orderMessage(in.ID))
+		})
+	}}
+	for delivery, want := range []verdict{retry, acknowledge, acknowledge} {
+		_, _, err := pay.Do(t.Context(), store, idempotency.Key{Scope: "pay", ID: "m1"}, order{ID: "order-1"})
+		if what, _ := settle(err, delivery+1); what != want {
+			t.Errorf("delivery %d: %v, %v", delivery+1, what, err)
+		}
+	}
+	if len(keys) != 2 || keys[0] != keys[1] {
+		t.Errorf("the provider got the keys %q", keys)
 	}
 }
