@@ -15,28 +15,26 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
-	"github.com/pgidem/idempotency/internal/condition"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 // A database is what the flags say about the one to work on.
 type database struct {
+	inspect.Table
 	url     string
-	schema  string
 	timeout time.Duration
-	asIs    bool   // the connection as the URL describes it
-	found   string // the schema that the table has
+	asIs    bool // the connection as the URL describes it
 	tracer  pgx.QueryTracer
-	loop    bool         // a connection that was lost meanwhile is told of, and not just replaced
-	forUse  keytable.Use // of the table
+	loop    bool // a connection that was lost meanwhile is told of, and not just replaced
 }
 
 func databaseFlags(fs *flag.FlagSet, timeout time.Duration) *database {
 	d := new(database)
 	// No default value: the help prints it, and it may contain a password.
 	fs.StringVar(&d.url, "database", "", "`URL` of the database (default: the environment variable DATABASE_URL, or else PGHOST, PGDATABASE, PGUSER and so on)")
-	schemaFlag(fs, &d.schema)
+	schemaFlag(fs, &d.Schema)
 	fs.DurationVar(&d.timeout, "timeout", timeout, "give up after this `time`, 0 for never")
 	return d
 }
@@ -70,7 +68,7 @@ func (d *database) connect(ctx context.Context, do func(*pgxpool.Pool) error) er
 		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	}
 	if !d.asIs { // the doctor finds it
-		cfg.AfterConnect = prepare
+		cfg.AfterConnect = inspect.Prepare
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg) // connects when it is used
 	if err != nil {
@@ -101,160 +99,22 @@ func (d *database) useTable(ctx context.Context, do func(context.Context, *pgxpo
 // located is do when it is known in which schema the table is.
 func (d *database) located(do func(context.Context, *pgxpool.Pool) error) func(context.Context, *pgxpool.Pool) error {
 	return func(ctx context.Context, pool *pgxpool.Pool) (err error) {
-		schema := d.schema
+		schema := d.Schema
 		if schema == "" {
 			if schema, err = keytable.Schema(ctx, pool); err != nil {
 				return err
 			}
 		}
-		if d.found = schema; schema == "" {
-			return untrusted(remedy.MissingTable)
+		if d.Found = schema; schema == "" {
+			return inspect.Untrusted(remedy.MissingTable)
 		}
 		return do(ctx, pool)
 	}
 }
 
-// reading calls do in a transaction in which the table is what it was found to be: what
-// somebody has put in its place since would run. It is read only, but where another table
-// may have to be held as an inert one: see keytable.Hold.
-func (d *database) reading(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		table, err := d.heldKeys(ctx, tx, keytable.Reading)
-		if err == nil && !table.Inert() {
-			_, err = tx.Exec(ctx, readOnlySQL)
-		}
-		if err != nil {
-			return err
-		}
-		return do(tx)
-	})
-}
-
-const readOnlySQL = `set transaction read only`
-
-// purging is the context for a Store's methods that delete what has expired, each
-// transaction of which looks at the table first. They name no other.
-func (d *database) purging(ctx context.Context) context.Context {
-	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) (operations bool, err error) {
-		_, err = d.heldKeys(ctx, tx, keytable.Writing)
-		return false, err
-	})
-}
-
-// changing is the context for the methods that change one key, each transaction of which
-// looks at both tables first. That of the operations is held for use. Where it is missing,
-// the error is absent, or it is not read: whatever gets its name from now on has not been
-// looked at.
-func (d *database) changing(ctx context.Context, use keytable.Use, absent error) context.Context {
-	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) (operations bool, err error) {
-		if _, err := d.heldKeys(ctx, tx, keytable.Writing); err != nil {
-			return false, err
-		}
-		there, err := keytable.Holds(ctx, tx, d.found, keytable.Operations) // to hold what is not there would end the transaction
-		if err != nil || !there {
-			return false, cmp.Or(err, absent)
-		}
-		_, err = d.heldTable(ctx, tx, keytable.Operations, use)
-		return err == nil, err
-	})
-}
-
-// heldKeys holds the table of the keys until tx ends, and returns why it is not worked with.
-func (d *database) heldKeys(ctx context.Context, tx pgx.Tx, use keytable.Use) (keytable.Table, error) {
-	table, err := d.heldTable(ctx, tx, keytable.Name, use)
-	if errors.Is(err, keytable.ErrMissing) {
-		err = untrusted(remedy.MissingTable) // the one that somebody makes from now on has not been looked at
-	}
-	return table, err
-}
-
-// heldTable holds a table that has our columns, with our types. For others an operator, or a
-// function, that somebody has made can be an exact match.
-func (d *database) heldTable(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
-	table, err = d.trusted(ctx, tx, relation, use)
-	if err == nil && !table.Fits() {
-		err = d.unfit(relation, table)
-	}
-	return table, err
-}
-
-func (d *database) unfit(relation string, table keytable.Table) error {
-	return untrusted(fmt.Sprintf("%s was not made by this package: %s: rename what is there, or name another schema (-schema)", qualified(d.found, relation), table.Unfit()))
-}
-
-// trusted is heldTable whatever the columns are.
-func (d *database) trusted(ctx context.Context, tx pgx.Tx, relation string, use keytable.Use) (table keytable.Table, err error) {
-	name := qualified(d.found, relation)
-	table, err = keytable.Hold(ctx, tx, d.found, relation, use)
-	switch {
-	case errors.Is(err, keytable.ErrMissing):
-		return table, err
-	case errors.Is(err, keytable.ErrNoTable), err == nil && !table.IsTable():
-		return table, untrusted(fmt.Sprintf("%s is not a table: rename what is there, name another schema (-schema), and let only trusted roles create in the schema", name))
-	case err != nil:
-		return table, fmt.Errorf("looking at %s: %w", name, err)
-	}
-	if stranger := table.StrangerByName(d.forUse); stranger != nil {
-		return table, untrusted(fmt.Sprintf("%s: %s", stranger.Found(name), stranger.Remedy()))
-	}
-	return table, nil
-}
-
-// prepare makes a new session one in which the keys are what they are, and refuses one in
-// which anything could run.
-func prepare(ctx context.Context, conn *pgx.Conn) error {
-	if err := unshadowed(ctx, conn); err != nil {
-		return err
-	}
-	return legible(ctx, conn)
-}
-
-// legible sets client_encoding where it is neither what pgx sends nor what the database
-// keeps: one key would be shown, or deleted, for another. A Store refuses such keys.
-func legible(ctx context.Context, conn *pgx.Conn) error {
-	server, client := conn.PgConn().ParameterStatus("server_encoding"), conn.PgConn().ParameterStatus("client_encoding")
-	if client == server || client == "UTF8" || client == "SQL_ASCII" || server == "SQL_ASCII" {
-		return nil
-	}
-	_, err := conn.Exec(ctx, "set client_encoding to 'UTF8'", pgx.QueryExecModeExec)
-	return err
-}
-
-// unshadowed refuses a session in which any statement could run what somebody has planted.
-func unshadowed(ctx context.Context, conn *pgx.Conn) error {
-	path, err := keytable.Shadowing(ctx, conn)
-	if err == nil && path != "" {
-		err = untrusted(fmt.Sprintf("the search_path, %s, names pg_catalog behind another schema, whose operators and functions would run instead of PostgreSQL's: %s", path, keytable.ShadowingRemedy))
-	}
-	return err
-}
-
-// untrusted is why the table is not worked with.
-type untrusted string
-
-func (e untrusted) Error() string { return string(e) }
-
-// qualified is a table's name in SQL.
-func qualified(schema, table string) string {
-	if schema == "" {
-		return table
-	}
-	return pgx.Identifier{schema, table}.Sanitize()
-}
-
 // store returns the Store of the table.
 func (d *database) store(pool *pgxpool.Pool, observe func(context.Context, idempotency.Event)) (*idempotency.Store, error) {
-	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: cmp.Or(d.found, d.schema), Observe: observe})
-}
-
-// on puts the names of the tables into one of the statements of this command.
-func (d *database) on(sql string) string {
-	var names []string
-	for _, table := range []string{keytable.Name, keytable.Operations} {
-		name := qualified(cmp.Or(d.found, d.schema), table)
-		names = append(names, "'"+table+"'", keytable.Literal(name), table, name)
-	}
-	return strings.NewReplacer(names...).Replace(sql)
+	return idempotency.NewWithConfig(pool, idempotency.Config{Schema: cmp.Or(d.Found, d.Schema), Observe: observe})
 }
 
 func (d *database) config() (*pgxpool.Config, error) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/keytable"
 )
 
@@ -24,12 +25,12 @@ A procedure that has begun and not ended is not forgotten, but with -unfinished.
 has begun a call, that may have taken effect: look at the other side before.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
-		db.forUse = keytable.Writing
+		db.Use = keytable.Writing
 		yes := fs.Bool("yes", false, "do not ask")
 		asJSON := jsonFlag(fs)
 		unended := fs.Bool("unfinished", false, "give up a procedure that has begun and not ended")
 		return func(ctx context.Context, std stdio, args []string) error {
-			tell := func(rec record) error { return tellDeletion(std, rec, *asJSON) }
+			tell := func(rec inspect.Record) error { return tellDeletion(std, rec, *asJSON) }
 			if !*yes {
 				if absent, err := db.askToDelete(ctx, std, args[0], args[1], *unended); err != nil {
 					return err
@@ -42,7 +43,7 @@ has begun a call, that may have taken effect: look at the other side before.`,
 					if err := store.Discard(ctx, key); err != nil {
 						return err
 					}
-					return tell(record{Scope: args[0], ID: args[1], State: deleted})
+					return tell(inspect.Record{Scope: args[0], ID: args[1], State: deleted})
 				})
 			}
 			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
@@ -61,14 +62,14 @@ const deleted = "deleted"
 
 // A deletion is what became of it.
 type deletion struct {
-	Scope   string   `json:"scope"`
-	ID      string   `json:"id"`
-	Deleted bool     `json:"deleted"`
-	State   string   `json:"state"` // deleted, not found, in progress
-	Holders []holder `json:"holders,omitempty"`
+	Scope   string           `json:"scope"`
+	ID      string           `json:"id"`
+	Deleted bool             `json:"deleted"`
+	State   string           `json:"state"` // deleted, not found, in progress
+	Holders []inspect.Holder `json:"holders,omitempty"`
 }
 
-func tellDeletion(std stdio, rec record, asJSON bool) (err error) {
+func tellDeletion(std stdio, rec inspect.Record, asJSON bool) (err error) {
 	switch {
 	case asJSON:
 		err = jsonLine(std.out, deletion{rec.Scope, rec.ID, rec.State == deleted, rec.State, rec.Holders})
@@ -78,32 +79,32 @@ func tellDeletion(std stdio, rec record, asJSON bool) (err error) {
 	if err != nil {
 		return err
 	}
-	return rec.stillHeld()
+	return stillHeld(rec)
 }
 
 // stillHeld is absence for a record that was found to be held before its holders were
 // asked for.
-func (rec record) stillHeld() error {
-	if rec.State == inProgress && len(rec.Holders) == 0 {
-		return exitError{exitInProgress, rec.key() + " was in progress until now: nothing was changed, ask again"}
+func stillHeld(rec inspect.Record) error {
+	if rec.State == inspect.InProgress && len(rec.Holders) == 0 {
+		return exitError{exitInProgress, rec.Key() + " was in progress until now: nothing was changed, ask again"}
 	}
-	return rec.absence()
+	return absence(rec)
 }
 
 // askToDelete does not ask about what cannot be deleted: that is absent then.
-func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string, unended bool) (absent *record, err error) {
-	var rec record
+func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string, unended bool) (absent *inspect.Record, err error) {
+	var rec inspect.Record
 	err = d.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) (err error) {
-		rec, err = d.lookUp(ctx, pool, scope, id, false)
+		rec, err = d.LookUp(ctx, pool, scope, id, false)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if rec.absence() != nil {
+	if absence(rec) != nil {
 		return &rec, nil
 	}
-	if rec.State == unfinished && !unended {
+	if rec.State == inspect.Unfinished && !unended {
 		return nil, errUnfinished(rec)
 	}
 	cfg, err := d.config()
@@ -112,32 +113,32 @@ func (d *database) askToDelete(ctx context.Context, std stdio, scope, id string,
 	}
 	when := "without a result"
 	if rec.CompletedAt != nil {
-		when = "completed " + rec.CompletedAt.relative(rec.now)
+		when = "completed " + rec.CompletedAt.Relative(rec.Now)
 	}
 	return nil, confirm(ctx, std, fmt.Sprintf("this forgets key %s of scope %s (%s, %s) in %s; a retry runs the operation again",
-		plain(id), plain(scope), rec.State, when, place(&cfg.ConnConfig.Config)))
+		inspect.Plain(id), inspect.Plain(scope), rec.State, when, place(&cfg.ConnConfig.Config)))
 }
 
-func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id string) (rec record, err error) {
+func (d *database) delete(ctx context.Context, pool *pgxpool.Pool, scope, id string) (rec inspect.Record, err error) {
 	store, err := d.store(pool, nil)
 	if err != nil {
 		return rec, err
 	}
-	rec = record{Scope: scope, ID: id, State: deleted}
-	err = store.Delete(d.changing(ctx, keytable.Reading, nil), idempotency.Key{Scope: scope, ID: id})
+	rec = inspect.Record{Scope: scope, ID: id, State: deleted}
+	err = store.Delete(d.Changing(ctx, keytable.Reading, nil), idempotency.Key{Scope: scope, ID: id})
 	switch {
 	case errors.Is(err, idempotency.ErrNotFound):
-		rec.State = notFound
+		rec.State = inspect.NotFound
 		return rec, nil
 	case errors.Is(err, idempotency.ErrUnfinished):
 		return rec, errUnfinished(rec)
 	case errors.Is(err, idempotency.ErrInProgress):
-		rec.State = inProgress
-		rec.Holders, err = d.holders(ctx, pool, scope, id)
+		rec.State = inspect.InProgress
+		rec.Holders, err = d.Holders(ctx, pool, scope, id)
 	}
 	return rec, err
 }
 
-func errUnfinished(rec record) error {
-	return fmt.Errorf("%s belongs to a procedure that has begun and not ended: get tells how far it is; a retry goes on with it, and -unfinished gives it up", rec.key())
+func errUnfinished(rec inspect.Record) error {
+	return fmt.Errorf("%s belongs to a procedure that has begun and not ended: get tells how far it is; a retry goes on with it, and -unfinished gives it up", rec.Key())
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/doctor"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/visible"
 )
 
@@ -37,7 +38,7 @@ error, or with -strict a warning.`,
 				if *reader {
 					check = doctor.CheckReader
 				}
-				findings, err := check(ctx, pool, idempotency.Config{Schema: db.schema})
+				findings, err := check(ctx, pool, idempotency.Config{Schema: db.Schema})
 				if err := printFindings(std.out, findings, *asJSON); err != nil {
 					return err
 				}
@@ -74,7 +75,7 @@ func verdict(std stdio, findings []doctor.Finding, strict, asJSON bool) error {
 	var parts []string
 	for _, s := range []doctor.Severity{doctor.Error, doctor.Warning, doctor.Note} {
 		if n[s] > 0 {
-			parts = append(parts, plural(n[s], string(s)))
+			parts = append(parts, inspect.Plural(n[s], string(s)))
 		}
 	}
 	text := strings.Join(parts, ", ")

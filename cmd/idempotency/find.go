@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/keylock"
-	"github.com/pgidem/idempotency/internal/remedy"
 )
 
 var find = &command{
@@ -40,20 +39,20 @@ record of the key is there, or a procedure that has begun. Otherwise find says h
 
 // find asks for the locks first, as lookUp does.
 func (d *database) find(ctx context.Context, pool *pgxpool.Pool, std stdio, q *listing, asJSON bool) error {
-	held, err := d.heldLocks(ctx, pool)
+	held, err := d.HeldLocks(ctx, pool)
 	if err != nil {
 		return err
 	}
-	readable, err := d.mayRead(ctx, pool, false)
+	readable, err := d.MayRead(ctx, pool, false)
 	if err != nil {
 		return err
 	}
-	var busy *record
-	none, err := q.write(std, asJSON, func(after cursor, limit int) ([]record, error) {
+	var busy *inspect.Record
+	none, err := q.write(std, asJSON, func(after inspect.Cursor, limit int) ([]inspect.Record, error) {
 		page, err := d.page(ctx, pool, q, readable, after, limit)
 		for i := range page {
 			number := keylock.ID(page[i].Scope, page[i].ID)
-			if page[i].isHeldBy(held[number]) {
+			if page[i].IsHeldBy(held[number]) {
 				busy = &page[i]
 			}
 			delete(held, number) // a call of which the key is known
@@ -66,12 +65,12 @@ func (d *database) find(ctx context.Context, pool *pgxpool.Pool, std stdio, q *l
 	others := couldBe(len(held), q.id)
 	switch {
 	case busy != nil:
-		return busy.absence()
+		return absence(*busy)
 	case none:
-		if err := provesAbsence(ctx, pool, "key "+plain(string(q.id))); err != nil {
+		if err := inspect.ProvesAbsence(ctx, pool, "key "+inspect.Plain(string(q.id))); err != nil {
 			return err
 		}
-		return exitError{exitNotFound, fmt.Sprintf("no record of key %s in any scope: no call with it has taken effect, or its record expired and was purged; %s", plain(string(q.id)), others)}
+		return exitError{exitNotFound, fmt.Sprintf("no record of key %s in any scope: no call with it has taken effect, or its record expired and was purged; %s", inspect.Plain(string(q.id)), others)}
 	case len(held) > 0:
 		fmt.Fprintln(std.err, "idempotency: in other scopes:", others)
 	}
@@ -84,26 +83,8 @@ func couldBe(calls int, id keyFilter) string {
 	case 0:
 		return "no call is in progress"
 	case 1:
-		return "1 call is in progress that could be with this key: get SCOPE " + plain(string(id)) + " tells"
+		return "1 call is in progress that could be with this key: get SCOPE " + inspect.Plain(string(id)) + " tells"
 	default:
-		return count(int64(calls)) + " calls are in progress, each of which could be with this key: get SCOPE " + plain(string(id)) + " tells"
+		return inspect.Count(int64(calls)) + " calls are in progress, each of which could be with this key: get SCOPE " + inspect.Plain(string(id)) + " tells"
 	}
-}
-
-const heldSQL = `
-select ` + lockNumber + `, ` + holderColumns + `
-from ` + keyLocks + `
-	and ` + ofCalls
-
-// heldLocks are the locks of the calls in progress, by their numbers.
-func (d *database) heldLocks(ctx context.Context, pool *pgxpool.Pool) (map[int64][]holder, error) {
-	held := make(map[int64][]holder)
-	rows, _ := pool.Query(ctx, d.on(heldSQL))
-	var number int64
-	var h holder
-	_, err := pgx.ForEachRow(rows, append([]any{&number}, h.targets()...), func() error {
-		held[number] = append(held[number], h)
-		return nil
-	})
-	return held, remedy.Of(err, d.schema)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/inspect"
 )
 
 var get = &command{
@@ -27,19 +28,19 @@ The result can be confidential, and is shown only with -show-result.`,
 		asJSON := jsonFlag(fs)
 		return func(ctx context.Context, std stdio, args []string) error {
 			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				rec, err := db.lookUp(ctx, pool, args[0], args[1], *show)
+				rec, err := db.LookUp(ctx, pool, args[0], args[1], *show)
 				if err != nil {
 					return err
 				}
 				if *asJSON {
 					err = jsonLine(std.out, rec)
-				} else if rec.absence() == nil {
-					err = rec.print(std.out, *show)
+				} else if absence(rec) == nil {
+					err = printRecord(rec, std.out, *show)
 				}
 				if err != nil {
 					return err
 				}
-				return rec.absence()
+				return absence(rec)
 			})
 		}
 	},
@@ -50,62 +51,42 @@ func jsonFlag(fs *flag.FlagSet) *bool {
 }
 
 var meanings = map[string]string{
-	done:       "done: the call took effect, and a retry gets its result",
-	expired:    "expired: the call took effect, and a retry would run again",
-	unfinished: "unfinished: a retry, or Store.Complete, goes on with it; Store.Settle enters the outcome of a call",
-	abandoned:  "abandoned: a function ended its transaction itself; look at what it has written, then use delete",
+	inspect.Done:       "done: the call took effect, and a retry gets its result",
+	inspect.Expired:    "expired: the call took effect, and a retry would run again",
+	inspect.Unfinished: "unfinished: a retry, or Store.Complete, goes on with it; Store.Settle enters the outcome of a call",
+	inspect.Abandoned:  "abandoned: a function ended its transaction itself; look at what it has written, then use delete",
 }
 
-func (rec record) resultSize() string {
-	if rec.ResultBytes == nil {
-		return "not for this role to read"
-	}
-	return size(*rec.ResultBytes)
-}
-
-func (rec record) print(w io.Writer, show bool) error {
-	lines := [][]string{{"scope:", plain(rec.Scope)}, {"key:", plain(rec.ID)}, {"state:", meanings[rec.State]}}
-	at := func(name string, t *instant) {
+func printRecord(rec inspect.Record, w io.Writer, show bool) error {
+	lines := [][]string{{"scope:", inspect.Plain(rec.Scope)}, {"key:", inspect.Plain(rec.ID)}, {"state:", meanings[rec.State]}}
+	at := func(name string, t *inspect.Instant) {
 		if t != nil {
-			lines = append(lines, []string{name, t.in(rec.now)})
+			lines = append(lines, []string{name, t.In(rec.Now)})
 		}
 	}
 	if rec.Operation != nil {
-		lines = append(lines, rec.Operation.lines(rec.now)...)
+		lines = append(lines, operationLines(rec.Operation, rec.Now)...)
 	}
 	at("created:", rec.CreatedAt)
 	if rec.PurgeAfter != nil {
-		lines = append(lines, []string{"claimed:", claimed(*rec.PurgeAfter, rec.now)})
+		lines = append(lines, []string{"claimed:", inspect.Claimed(*rec.PurgeAfter, rec.Now)})
 	}
 	at("completed:", rec.CompletedAt)
 	at("expires:", rec.ExpiresAt)
 	text := func(name, value string) {
 		if value != "" {
-			lines = append(lines, []string{name, plain(value)})
+			lines = append(lines, []string{name, inspect.Plain(value)})
 		}
 	}
 	text("fingerprint:", rec.Fingerprint)
 	text("origin:", rec.Origin)
-	result := rec.resultSize()
+	result := rec.ResultSize()
 	if !show && rec.ResultBytes != nil {
 		result += ", hidden (-show-result)"
 	}
 	if err := columns(w, append(lines, []string{"result:", result})); err != nil || !show || rec.Result == nil {
 		return err
 	}
-	_, err := fmt.Fprintln(w, indented(rec.Result))
+	_, err := fmt.Fprintln(w, inspect.Indented(rec.Result))
 	return err
-}
-
-// defaultRetention is that of idempotency.Config.
-const defaultRetention = 24 * time.Hour
-
-// claimed is what a row without a completion knows of its time. The retention of the
-// program that has claimed it does not stand in it.
-func claimed(purgeAfter, now instant) string {
-	text := "one retention before " + purgeAfter.String()
-	if purgeAfter.infinite != "" {
-		return text
-	}
-	return text + ": with the default of 24h at " + instant{Time: purgeAfter.Add(-defaultRetention)}.in(now)
 }

@@ -2,19 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"regexp"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/pgidem/idempotency/internal/remedy"
+	"github.com/pgidem/idempotency/internal/inspect"
 )
 
 // shownTimes explains the table.
@@ -50,11 +45,11 @@ as its cursor. On a large table another filter that few records pass reads far.
 				return err
 			}
 			return db.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				readable, err := db.mayRead(ctx, pool, q.show)
+				readable, err := db.MayRead(ctx, pool, q.show)
 				if err != nil {
 					return err
 				}
-				none, err := q.write(std, *asJSON, func(after cursor, limit int) ([]record, error) {
+				none, err := q.write(std, *asJSON, func(after inspect.Cursor, limit int) ([]inspect.Record, error) {
 					return db.page(ctx, pool, q, readable, after, limit)
 				})
 				if none {
@@ -65,37 +60,6 @@ as its cursor. On a large table another filter that few records pass reads far.
 		}
 	},
 }
-
-// listSQL is one page, along the purge's index, backwards, or with keys along the
-// primary key, which begins with the id. An age is in microseconds, and null means any;
-// so does a null place to go on from.
-func listSQL(readable, keys bool, o operations) string {
-	place := `($5::text is null or (purge_after, id, scope) < ($5::text::timestamp at time zone 'UTC', $6::text, $7::text))
-order by purge_after desc, id desc, scope desc`
-	if keys {
-		place = `($5::text is null or (id, scope) > ($6::text, $7::text))
-	and ($10::text is null or id = $10::text)
-	and ($11::text is null or id like $11::text)
-order by id, scope`
-	}
-	return `
-select ` + recordColumns(`state`, `$9::bool`, readable) + `
-from idempotency_keys, lateral (
-	select ` + o.stateSQL(`now()`) + `) s (state)
-where ($1::text = '' or scope = $1::text)
-	and ($2::text = '' or state = $2::text)
-	and ($3::bigint is null or completed_at > now() - $3::bigint::float8 * interval '1 microsecond')
-	and ($4::bigint is null or completed_at <= now() - $4::bigint::float8 * interval '1 microsecond')
-	and ` + place + `
-limit $8::bigint`
-}
-
-// byKeySQL makes PostgreSQL use the primary key. It would do so anyway where its
-// statistics are right; but on a table that is small, or was small when it was
-// analyzed, it can prefer to read all of it. A plan that does not know the key (a
-// generic one) could not make a range of a prefix.
-const byKeySQL = `
-select set_config('enable_seqscan'::text, 'off'::text, true), set_config('plan_cache_mode'::text, 'force_custom_plan'::text, true)`
 
 // A keyFilter is an id, or the beginning of one. An empty one is a mistake: mostly a
 // variable of a script that is not set, which would list everything.
@@ -111,36 +75,18 @@ func (k *keyFilter) Set(text string) error {
 	return nil
 }
 
-// orNull is null for no filter.
-func (k keyFilter) orNull() *string {
-	if k == "" {
-		return nil
-	}
-	return (*string)(&k)
-}
-
-// pattern is what like takes for the texts that begin so. PostgreSQL makes a range of
-// the index of it, since the column is collate "C", in every encoding.
-func (k keyFilter) pattern() *string {
-	if k == "" {
-		return nil
-	}
-	text := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(string(k)) + "%"
-	return &text
-}
-
 type listing struct {
 	scope, state, after string
 	id, prefix          keyFilter
 	newer, older        age
 	limit               int
 	show                bool
-	from                cursor
+	from                inspect.Cursor
 }
 
 func (q *listing) validate() (err error) {
 	bad := func(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...), true} }
-	states := []string{"", done, expired, unfinished, abandoned}
+	states := []string{"", inspect.Done, inspect.Expired, inspect.Unfinished, inspect.Abandoned}
 	switch {
 	case !slices.Contains(states, q.state):
 		return bad("-state %s: it has to be done, expired, unfinished or abandoned", q.state)
@@ -148,12 +94,12 @@ func (q *listing) validate() (err error) {
 		return bad("give -id or -prefix, not both")
 	case q.limit < 0:
 		return bad("-limit %d: it has to be 0 or more", q.limit)
-	case (q.state == unfinished || q.state == abandoned) && (q.newer > 0 || q.older > 0):
+	case (q.state == inspect.Unfinished || q.state == inspect.Abandoned) && (q.newer > 0 || q.older > 0):
 		return bad("-state %s with -newer or -older: these go by the completion, which an %[1]s record does not have", q.state)
 	case q.newer > 0 && q.older >= q.newer:
 		return bad("-older %v and -newer %v: nothing can be both", time.Duration(q.older), time.Duration(q.newer))
 	}
-	q.from, err = readCursor(q.after)
+	q.from, err = inspect.ReadCursor(q.after)
 	if err != nil {
 		return bad("-after %s: it is not a cursor that list has printed", q.after)
 	}
@@ -169,7 +115,7 @@ const (
 
 // write prints one page after the other, and reports whether there was nothing to
 // print. A table is aligned by the page.
-func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit int) ([]record, error)) (none bool, err error) {
+func (q *listing) write(std stdio, asJSON bool, next func(after inspect.Cursor, limit int) ([]inspect.Record, error)) (none bool, err error) {
 	after, printed := q.from, 0
 	for {
 		want := listPage
@@ -189,7 +135,7 @@ func (q *listing) write(std stdio, asJSON bool, next func(after cursor, limit in
 			return false, err
 		}
 		if len(page) > 0 {
-			after = page[len(page)-1].cursor()
+			after = page[len(page)-1].Place()
 		}
 		printed += len(page)
 		switch {
@@ -209,10 +155,10 @@ func (q *listing) filters() string {
 	return "pass these filters"
 }
 
-func (q *listing) print(std stdio, asJSON bool, page []record, first bool) error {
+func (q *listing) print(std stdio, asJSON bool, page []inspect.Record, first bool) error {
 	if asJSON {
 		for _, rec := range page {
-			rec.Cursor = rec.cursor().String()
+			rec.Cursor = rec.Place().String()
 			if err := jsonLine(std.out, rec); err != nil {
 				return err
 			}
@@ -227,106 +173,32 @@ func (q *listing) print(std stdio, asJSON bool, page []record, first bool) error
 		lines = append(lines, []string{"SCOPE", "KEY", "STATE", "COMPLETED", "AGE", "EXPIRES", "RESULT"})
 	}
 	for _, rec := range page {
-		lines = append(lines, rec.cells(q.show))
+		lines = append(lines, cells(rec, q.show))
 	}
 	return fitted(std.out, lines, 0, 1, 6)
 }
 
-func (rec record) cells(show bool) []string {
+func cells(rec inspect.Record, show bool) []string {
 	completed, old, expires := "-", "-", "-"
 	if rec.CompletedAt != nil && rec.ExpiresAt != nil {
-		completed, expires = rec.CompletedAt.String(), rec.ExpiresAt.relative(rec.now)
-		if rec.CompletedAt.infinite == "" {
-			old = span(rec.now.Sub(rec.CompletedAt.Time))
+		completed, expires = rec.CompletedAt.String(), rec.ExpiresAt.Relative(rec.Now)
+		if rec.CompletedAt.Infinite == "" {
+			old = inspect.Span(rec.Now.Sub(rec.CompletedAt.Time))
 		}
 	}
 	if rec.PurgeAfter != nil {
-		expires = "(" + rec.PurgeAfter.relative(rec.now) + ")"
+		expires = "(" + rec.PurgeAfter.Relative(rec.Now) + ")"
 	}
-	result := rec.resultSize()
+	result := rec.ResultSize()
 	if show && rec.Result != nil {
 		result = compact(rec.Result)
 	}
-	return []string{plain(rec.Scope), plain(rec.ID), rec.State, completed, old, expires, result}
+	return []string{inspect.Plain(rec.Scope), inspect.Plain(rec.ID), rec.State, completed, old, expires, result}
 }
 
-func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, readable bool, after cursor, limit int) (page []record, err error) {
-	keys := q.id != "" || q.prefix != ""
-	args := []any{q.scope, q.state, q.newer.micros(), q.older.micros(), after.purgeAfter(), after.ID, after.Scope, limit, q.show}
-	err = d.reading(ctx, pool, func(tx pgx.Tx) error {
-		var o operations
-		if q.state != done && q.state != expired { // which tell it apart without that table
-			var err error
-			if o, err = d.operations(ctx, tx); err != nil {
-				return err
-			}
-		}
-		if keys {
-			if _, err := tx.Exec(ctx, byKeySQL); err != nil {
-				return err
-			}
-			args = append(args, q.id.orNull(), q.prefix.pattern())
-		}
-		rows, _ := tx.Query(ctx, d.on(listSQL(readable, keys, o)), args...)
-		page, err = pgx.CollectRows(rows, scanRecord)
-		return err
-	})
-	return page, remedy.Of(err, d.schema)
-}
-
-// micros is null for no age.
-func (a age) micros() *int64 {
-	if a == 0 {
-		return nil
-	}
-	n := time.Duration(a).Microseconds()
-	return &n
-}
-
-// A cursor is a place in the list.
-type cursor struct {
-	PurgeAfter string `json:"p"` // as PostgreSQL reads it, in UTC
-	ID         string `json:"i"`
-	Scope      string `json:"s"`
-}
-
-func (rec record) cursor() cursor {
-	return cursor{strings.Trim(rec.place, `"`), rec.ID, rec.Scope}
-}
-
-func (c cursor) String() string {
-	text, err := json.Marshal(c)
-	if err != nil {
-		panic(err) // three strings
-	}
-	return base64.RawURLEncoding.EncodeToString(text)
-}
-
-// purgeAfter is null at the beginning: a record can be kept until infinity, and is
-// then the first.
-func (c cursor) purgeAfter() *string {
-	if c.PurgeAfter == "" {
-		return nil
-	}
-	return &c.PurgeAfter
-}
-
-// aPlace is what a place is; older releases have added the Z.
-var aPlace = regexp.MustCompile(`^(-?infinity|\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z?( BC)?)$`)
-
-func readCursor(text string) (c cursor, err error) {
-	if text == "" {
-		return cursor{}, nil
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(text))
-	if err != nil {
-		return c, err
-	}
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return c, err
-	}
-	if !aPlace.MatchString(c.PurgeAfter) {
-		return c, errors.New("no time")
-	}
-	return c, nil
+func (d *database) page(ctx context.Context, pool *pgxpool.Pool, q *listing, readable bool, after inspect.Cursor, limit int) ([]inspect.Record, error) {
+	return d.Page(ctx, pool, inspect.Filters{
+		Scope: q.scope, State: q.state, ID: string(q.id), Prefix: string(q.prefix),
+		Newer: time.Duration(q.newer), Older: time.Duration(q.older), Show: q.show,
+	}, readable, after, limit)
 }

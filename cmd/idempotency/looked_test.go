@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
@@ -57,23 +58,25 @@ func (l *looker) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData
 
 // works calls what each command does with the rows of the table, on an abandoned key.
 func works(t *testing.T, l *looker, pool *pgxpool.Pool) map[string]func() error {
-	db := func(use keytable.Use) *database { return &database{url: pgtest.URL(pool), tracer: l, forUse: use} }
+	db := func(use keytable.Use) *database {
+		return &database{Table: inspect.Table{Use: use}, url: pgtest.URL(pool), tracer: l}
+	}
 	reading, writing := db(keytable.Reading), db(keytable.Writing)
 	use := func(d *database, do func(context.Context, *pgxpool.Pool) error) func() error {
 		return func() error { return d.useTable(t.Context(), do) }
 	}
 	return map[string]func() error{
 		"get": use(reading, func(ctx context.Context, pool *pgxpool.Pool) error {
-			_, err := reading.lookUp(ctx, pool, "s", "i", true)
+			_, err := reading.LookUp(ctx, pool, "s", "i", true)
 			return err
 		}),
 		"list": use(reading, func(ctx context.Context, pool *pgxpool.Pool) error {
-			_, err := reading.page(ctx, pool, new(listing), true, cursor{}, 10)
+			_, err := reading.page(ctx, pool, new(listing), true, inspect.Cursor{}, 10)
 			return err
 		}),
 		"stats": use(reading, func(ctx context.Context, pool *pgxpool.Pool) error {
-			return reading.reading(ctx, pool, func(tx pgx.Tx) error {
-				_, err := reading.statistics(ctx, tx, 10, 10)
+			return reading.Reading(ctx, pool, func(tx pgx.Tx) error {
+				_, err := reading.Statistics(ctx, tx, 10, 10)
 				return err
 			})
 		}),
@@ -86,7 +89,7 @@ func works(t *testing.T, l *looker, pool *pgxpool.Pool) map[string]func() error 
 			if err != nil {
 				return err
 			}
-			_, err = store.Purge(writing.purging(ctx))
+			_, err = store.Purge(writing.Purging(ctx))
 			return err
 		}),
 		"discard": func() error {

@@ -30,7 +30,7 @@ exist is created.`,
 		db := databaseFlags(fs, time.Minute)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				if err := migrations.Up(ctx, pool, db.schema); err != nil {
+				if err := migrations.Up(ctx, pool, db.Schema); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintln(std.out, "up to date")
@@ -60,7 +60,7 @@ has begun goes on. The schema itself stays.`,
 				}
 			}
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				if err := migrations.Down(ctx, pool, db.schema); err != nil {
+				if err := migrations.Down(ctx, pool, db.Schema); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintln(std.out, "removed")
@@ -78,7 +78,7 @@ var migrateVersion = &command{
 		db := databaseFlags(fs, time.Minute)
 		return func(ctx context.Context, std stdio, _ []string) error {
 			return db.use(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-				version, err := migrations.Version(ctx, pool, db.schema)
+				version, err := migrations.Version(ctx, pool, db.Schema)
 				if err != nil {
 					return err
 				}

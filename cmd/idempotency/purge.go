@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/remedy"
 	"github.com/pgidem/idempotency/internal/visible"
@@ -28,7 +29,7 @@ it is interrupted. With -json each purge is an object, one of the loop that foun
 nothing, failed, or stood by for another process, too.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, 0)
-		db.forUse = keytable.Writing
+		db.Use = keytable.Writing
 		once := fs.Bool("once", false, "delete what has expired by now, and end")
 		var every age
 		fs.Var(&every, "every", "go on, and look again after this `time`, such as 5m")
@@ -62,7 +63,7 @@ func (p *purger) once(ctx context.Context) error {
 			return err
 		}
 		clear := p.progress()
-		deleted, err := store.Purge(p.purging(ctx))
+		deleted, err := store.Purge(p.Purging(ctx))
 		clear()
 		if p.asJSON {
 			if err := p.object(ctx, event); err != nil {
@@ -70,27 +71,27 @@ func (p *purger) once(ctx context.Context) error {
 			}
 		}
 		if err != nil && deleted > 0 {
-			return fmt.Errorf("%s deleted, then: %w", plural(deleted, "expired record"), err)
+			return fmt.Errorf("%s deleted, then: %w", inspect.Plural(deleted, "expired record"), err)
 		}
 		if err != nil || p.asJSON {
 			return err
 		}
-		_, err = fmt.Fprintln(p.std.out, plural(deleted, "expired record"), "deleted")
+		_, err = fmt.Fprintln(p.std.out, inspect.Plural(deleted, "expired record"), "deleted")
 		return err
 	})
 }
 
 // A purged is what one purge did, for programs.
 type purged struct {
-	Deleted int64   `json:"deleted"`
-	Seconds float64 `json:"seconds"`
-	Outcome string  `json:"outcome"` // done, standing_by, failed
-	Error   string  `json:"error,omitempty"`
-	Now     instant `json:"now"` // by the clock of this machine
+	Deleted int64           `json:"deleted"`
+	Seconds float64         `json:"seconds"`
+	Outcome string          `json:"outcome"` // done, standing_by, failed
+	Error   string          `json:"error,omitempty"`
+	Now     inspect.Instant `json:"now"` // by the clock of this machine
 }
 
 func (p *purger) object(ctx context.Context, e idempotency.Event) error {
-	line := purged{e.Deleted, e.Duration.Seconds(), e.Outcome, p.said(ctx, e.Err), instant{Time: time.Now().UTC()}}
+	line := purged{e.Deleted, e.Duration.Seconds(), e.Outcome, p.said(ctx, e.Err), inspect.Instant{Time: time.Now().UTC()}}
 	return jsonLine(p.std.out, line)
 }
 
@@ -110,17 +111,17 @@ const readableSQL = `select from idempotency_keys limit 0`
 func (p *purger) loop(ctx context.Context, every time.Duration) error {
 	stopped := ctx
 	err := p.useTable(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		err := p.reading(ctx, pool, func(tx pgx.Tx) error {
-			_, err := tx.Exec(ctx, p.on(readableSQL))
+		err := p.Reading(ctx, pool, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, p.On(readableSQL))
 			return err
 		})
 		if err != nil {
-			return remedy.Of(err, p.schema)
+			return remedy.Of(err, p.Schema)
 		}
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
 		store, err := p.store(pool, func(_ context.Context, e idempotency.Event) {
-			if errors.As(e.Err, new(untrusted)) {
+			if errors.As(e.Err, new(inspect.Untrusted)) {
 				end(e.Err)
 			}
 			p.report(ctx, e)
@@ -129,13 +130,13 @@ func (p *purger) loop(ctx context.Context, every time.Duration) error {
 			return err
 		}
 		fmt.Fprintf(p.std.err, "idempotency: purging every %v\n", every)
-		if err := store.PurgeEvery(p.purging(ctx), every); stopped.Err() != nil {
+		if err := store.PurgeEvery(p.Purging(ctx), every); stopped.Err() != nil {
 			return err
 		}
 		return errors.New("the loop has ended, because to try again would not help")
 	})
 	if stopped.Err() != nil {
-		fmt.Fprintf(p.std.err, "idempotency: interrupted after %s\n", plural(p.deleting.Load(), "deleted record"))
+		fmt.Fprintf(p.std.err, "idempotency: interrupted after %s\n", inspect.Plural(p.deleting.Load(), "deleted record"))
 		return nil
 	}
 	return err
@@ -153,7 +154,7 @@ func (p *purger) report(ctx context.Context, e idempotency.Event) {
 			fmt.Fprintf(p.std.err, "%s idempotency: %v\n", now, err)
 		}
 	} else if e.Deleted > 0 {
-		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, plural(e.Deleted, "expired record"), span(e.Duration))
+		fmt.Fprintf(p.std.out, "%s %s deleted in %s\n", now, inspect.Plural(e.Deleted, "expired record"), inspect.Span(e.Duration))
 	}
 	if e.Err != nil && !errors.Is(e.Err, context.Canceled) {
 		fmt.Fprintf(p.std.err, "%s idempotency: %s\n", now, visible.Text(p.said(ctx, e.Err)))
@@ -183,7 +184,7 @@ func (p *purger) progress() (clear func()) {
 		for {
 			select {
 			case <-tick.C:
-				fmt.Fprintf(p.std.err, "\r%s deleted ", plural(p.deleting.Load(), "expired record"))
+				fmt.Fprintf(p.std.err, "\r%s deleted ", inspect.Plural(p.deleting.Load(), "expired record"))
 			case <-stop:
 				fmt.Fprint(p.std.err, "\r", strings.Repeat(" ", 40), "\r")
 				return

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/keytable"
 )
 
@@ -25,7 +26,7 @@ It exits with 4, and changes nothing, while an attempt is at work, and with 3 if
 procedure with the key has begun and not ended.`,
 	setup: func(fs *flag.FlagSet) action {
 		db := databaseFlags(fs, time.Minute)
-		db.forUse = keytable.Writing
+		db.Use = keytable.Writing
 		yes := fs.Bool("yes", false, "do not ask")
 		return func(ctx context.Context, std stdio, args []string) error {
 			scope, id, call, outcome := args[0], args[1], args[2], args[3]
@@ -36,7 +37,7 @@ procedure with the key has begun and not ended.`,
 				cfg, err := db.config()
 				if err == nil {
 					err = confirm(ctx, std, fmt.Sprintf("this enters %s as the outcome of call %s of key %s of scope %s in %s; the operation goes on with it",
-						plain(outcome), plain(call), plain(id), plain(scope), place(&cfg.ConnConfig.Config)))
+						inspect.Plain(outcome), inspect.Plain(call), inspect.Plain(id), inspect.Plain(scope), place(&cfg.ConnConfig.Config)))
 				}
 				if err != nil {
 					return err

@@ -3,6 +3,8 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/pgidem/idempotency/internal/inspect"
 )
 
 func TestShortenedTextHasItsBeginningAndItsEnd(t *testing.T) {
@@ -44,8 +46,8 @@ func TestTableForAPipeIsAlignedByWhatIsSeen(t *testing.T) {
 
 func TestPreparedTransactionThatHoldsAKeyIsNoProcess(t *testing.T) {
 	t.Parallel()
-	rec := record{Scope: "s", ID: "i", State: inProgress, Holders: []holder{{}}}
-	text := rec.absence().Error()
+	rec := inspect.Record{Scope: "s", ID: "i", State: inspect.InProgress, Holders: []inspect.Holder{{}}}
+	text := absence(rec).Error()
 	if strings.Contains(text, "pg_terminate_backend") || !strings.Contains(text, "a prepared transaction (see pg_prepared_xacts)") || !strings.Contains(text, "rollback prepared") {
 		t.Error(text)
 	}

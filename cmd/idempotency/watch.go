@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/remedy"
 	"github.com/pgidem/idempotency/internal/visible"
 )
@@ -59,9 +60,9 @@ func (w *watch) round(ctx context.Context, pool *pgxpool.Pool) (lasting bool, er
 			s, err = w.look(ctx, pool)
 			return err
 		})(ctx, pool)
-		err = remedy.Of(err, w.schema)
+		err = remedy.Of(err, w.Schema)
 		e, ok := errors.AsType[*remedy.Error](err)
-		lasting = ok && e.Lasting || errors.As(err, new(untrusted))
+		lasting = ok && e.Lasting || errors.As(err, new(inspect.Untrusted))
 		return err
 	})
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package inspect
 
 import (
 	"encoding/json"
@@ -8,25 +8,25 @@ import (
 	"time"
 )
 
-// An instant is a timestamptz. One in the table can be infinite, or of a year that
+// An Instant is a timestamptz. One in the table can be infinite, or of a year that
 // RFC 3339 has no form for: somebody may have set it to keep a record for good.
 //
 // Statements return it as extract(epoch from x)::text. In the modes of pgx in which
 // the server answers with text, a timestamptz looks as DateStyle and TimeZone say; a
 // numeric does not depend on any setting. (PostgreSQL rounds it to seconds from the
 // year 294247 on.)
-type instant struct {
+type Instant struct {
 	time.Time        // in UTC, when it is finite
-	infinite  string // infinity or -infinity
+	Infinite  string // infinity or -infinity
 }
 
-func (i *instant) Scan(src any) error {
+func (i *Instant) Scan(src any) error {
 	text, ok := src.(string)
 	switch {
 	case !ok:
 		return fmt.Errorf("a time came as %T", src)
 	case strings.HasSuffix(text, "Infinity"):
-		*i = instant{infinite: strings.ToLower(text)}
+		*i = Instant{Infinite: strings.ToLower(text)}
 		return nil
 	}
 	whole, fraction, _ := strings.Cut(text, ".")
@@ -41,22 +41,22 @@ func (i *instant) Scan(src any) error {
 	if strings.HasPrefix(whole, "-") {
 		micros = -micros
 	}
-	*i = instant{Time: time.Unix(seconds, 1000*micros).UTC()}
+	*i = Instant{Time: time.Unix(seconds, 1000*micros).UTC()}
 	return nil
 }
 
 // String is to the second, which is what people want.
-func (i instant) String() string {
+func (i Instant) String() string {
 	i.Time = i.Truncate(time.Second)
-	return i.exact()
+	return i.Exact()
 }
 
-// exact is RFC 3339 with the years that this has no form for as PostgreSQL shows
+// Exact is RFC 3339 with the years that this has no form for as PostgreSQL shows
 // them in JSON: more than four digits, and BC.
-func (i instant) exact() string {
+func (i Instant) Exact() string {
 	switch year := i.Year(); {
-	case i.infinite != "":
-		return i.infinite
+	case i.Infinite != "":
+		return i.Infinite
 	case year <= 0: // there is no year 0: before 1 AD comes 1 BC
 		return fmt.Sprintf("%04d", 1-year) + i.Format("-01-02T15:04:05.999999Z") + " BC"
 	default:
@@ -64,30 +64,30 @@ func (i instant) exact() string {
 	}
 }
 
-func (i instant) MarshalJSON() ([]byte, error) { return json.Marshal(i.exact()) }
+func (i Instant) MarshalJSON() ([]byte, error) { return json.Marshal(i.Exact()) }
 
-// relative is how far i is from now.
-func (i instant) relative(now instant) string {
-	if i.infinite != "" {
-		return i.infinite
+// Relative is how far i is from now.
+func (i Instant) Relative(now Instant) string {
+	if i.Infinite != "" {
+		return i.Infinite
 	}
-	return relative(i.Time, now.Time)
+	return Relative(i.Time, now.Time)
 }
 
-// in is the whole sentence.
-func (i instant) in(now instant) string {
-	if i.infinite != "" {
-		return i.infinite
+// In is the whole sentence.
+func (i Instant) In(now Instant) string {
+	if i.Infinite != "" {
+		return i.Infinite
 	}
-	return i.String() + " (" + i.relative(now) + ")"
+	return i.String() + " (" + i.Relative(now) + ")"
 }
 
-// plus is i + to - from, exactly: time.Duration ends at 292 years. It is nil if
+// Plus is i + to - from, exactly: time.Duration ends at 292 years. It is nil if
 // one of them is infinite.
-func (i instant) plus(to, from instant) *instant {
-	if i.infinite+to.infinite+from.infinite != "" {
+func (i Instant) Plus(to, from Instant) *Instant {
+	if i.Infinite+to.Infinite+from.Infinite != "" {
 		return nil
 	}
 	sum := time.Unix(i.Unix()+to.Unix()-from.Unix(), int64(i.Nanosecond()+to.Nanosecond()-from.Nanosecond()))
-	return &instant{Time: sum.UTC()}
+	return &Instant{Time: sum.UTC()}
 }
