@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency/internal/keylock"
 	"github.com/pgidem/idempotency/internal/remedy"
 )
@@ -111,8 +110,8 @@ const ofCalls = `exists (
 			and (t.mode = 'RowExclusiveLock' and t.relation = 'idempotency_keys'::regclass::oid or t.relation = to_regclass('idempotency_operations'::text)::oid))`
 
 // Holders are those of one key.
-func (t *Table) Holders(ctx context.Context, pool *pgxpool.Pool, scope, id string) ([]Holder, error) {
-	rows, _ := pool.Query(ctx, t.On(holderSQL), keylock.ID(scope, id))
+func (t *Table) Holders(ctx context.Context, q Querier, scope, id string) ([]Holder, error) {
+	rows, _ := q.Query(ctx, t.On(holderSQL), keylock.ID(scope, id))
 	holders, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h Holder, err error) {
 		err = row.Scan(h.targets()...)
 		return h, err
@@ -126,9 +125,9 @@ from ` + keyLocks + `
 	and ` + ofCalls
 
 // HeldLocks are the locks of the calls in progress, by their numbers.
-func (t *Table) HeldLocks(ctx context.Context, pool *pgxpool.Pool) (map[int64][]Holder, error) {
+func (t *Table) HeldLocks(ctx context.Context, q Querier) (map[int64][]Holder, error) {
 	held := make(map[int64][]Holder)
-	rows, _ := pool.Query(ctx, t.On(heldSQL))
+	rows, _ := q.Query(ctx, t.On(heldSQL))
 	var number int64
 	var h Holder
 	_, err := pgx.ForEachRow(rows, append([]any{&number}, h.targets()...), func() error {

@@ -35,6 +35,7 @@ type Record struct {
 	Now Instant `json:"-"` // by the server's clock
 
 	purgeAfter Instant
+	version    string // of a record that was seen, see Version
 	place      string // purge_after as a timestamp in UTC, as JSON has it under every DateStyle
 }
 
@@ -58,7 +59,11 @@ const (
 // recordColumns are what scanRecord reads. The result stays in the server unless it
 // is to be shown, and is not named at all where the role may not read it.
 func recordColumns(state, show string, readable bool) string {
-	length, result := `coalesce(octet_length(result), 0)`, `encode(result, 'hex'::text)`
+	return recordColumnsOf(state, show, `encode(result, 'hex'::text)`, readable)
+}
+
+func recordColumnsOf(state, show, result string, readable bool) string {
+	length := `coalesce(octet_length(result), 0)`
 	if !readable {
 		length, result = `null::integer`, `null::text`
 	}
@@ -70,8 +75,12 @@ func recordColumns(state, show string, readable bool) string {
 
 // recordSQL is one row, whatever its state.
 func recordSQL(readable bool) string {
+	return recordSQLOf(recordColumns(Operations{}.stateSQL(`clock_timestamp()`), `$3::bool`, readable))
+}
+
+func recordSQLOf(columns string) string {
 	return `
-select ` + recordColumns(Operations{}.stateSQL(`clock_timestamp()`), `$3::bool`, readable) + `
+select ` + columns + `
 from idempotency_keys
 where id = $1::text and scope = $2::text`
 }
@@ -81,9 +90,9 @@ select current_user::text, has_column_privilege('idempotency_keys'::regclass::oi
 
 // MayRead reports whether the role may read results. It is an error if it may not,
 // and they are to be shown.
-func (t *Table) MayRead(ctx context.Context, pool *pgxpool.Pool, show bool) (readable bool, err error) {
+func (t *Table) MayRead(ctx context.Context, q Querier, show bool) (readable bool, err error) {
 	var role string
-	if err := pool.QueryRow(ctx, t.On(mayReadSQL)).Scan(&role, &readable); err != nil {
+	if err := q.QueryRow(ctx, t.On(mayReadSQL)).Scan(&role, &readable); err != nil {
 		return false, remedy.Of(err, t.Schema)
 	}
 	if show && !readable {
@@ -93,10 +102,13 @@ func (t *Table) MayRead(ctx context.Context, pool *pgxpool.Pool, show bool) (rea
 	return readable, nil
 }
 
-func scanRecord(row pgx.CollectableRow) (rec Record, err error) {
+func scanRecord(row pgx.CollectableRow) (rec Record, err error) { return scanRecordAnd(row) }
+
+// scanRecordAnd reads more columns, behind those of the record.
+func scanRecordAnd(row pgx.CollectableRow, more ...any) (rec Record, err error) {
 	var result *string
-	err = row.Scan(&rec.Scope, &rec.ID, &rec.State, &rec.CompletedAt, &rec.ExpiresAt, &rec.purgeAfter, &rec.Now, &rec.place,
-		&rec.Fingerprint, &rec.Origin, &rec.ResultBytes, &result)
+	err = row.Scan(append([]any{&rec.Scope, &rec.ID, &rec.State, &rec.CompletedAt, &rec.ExpiresAt, &rec.purgeAfter, &rec.Now, &rec.place,
+		&rec.Fingerprint, &rec.Origin, &rec.ResultBytes, &result}, more...)...)
 	if err != nil {
 		return rec, err
 	}
@@ -109,7 +121,7 @@ func scanRecord(row pgx.CollectableRow) (rec Record, err error) {
 		if rec.Result, err = hex.DecodeString(*result); err != nil {
 			return rec, err
 		}
-		if !json.Valid(rec.Result) {
+		if !rec.CutOff() && !json.Valid(rec.Result) {
 			rec.Result, _ = json.Marshal(string(rec.Result)) // not ours, but to be seen
 		}
 	}
@@ -161,9 +173,9 @@ const standbySQL = `select pg_is_in_recovery()`
 
 // ProvesAbsence is an error on a standby: it can be behind, and has the locks of
 // no call in progress.
-func ProvesAbsence(ctx context.Context, pool *pgxpool.Pool, key string) error {
+func ProvesAbsence(ctx context.Context, q Querier, key string) error {
 	var standby bool
-	if err := pool.QueryRow(ctx, standbySQL).Scan(&standby); err != nil || !standby {
+	if err := q.QueryRow(ctx, standbySQL).Scan(&standby); err != nil || !standby {
 		return err
 	}
 	return fmt.Errorf("there is no record of %s here, but this server is a standby, which can be behind and knows of no call in progress: ask the primary, for example with target_session_attrs=read-write", key)
@@ -172,6 +184,11 @@ func ProvesAbsence(ctx context.Context, pool *pgxpool.Pool, key string) error {
 // Key names it in a sentence.
 func (rec Record) Key() string {
 	return fmt.Sprintf("key %s of scope %s", Plain(rec.ID), Plain(rec.Scope))
+}
+
+// CutOff reports whether Result has the beginning alone.
+func (rec Record) CutOff() bool {
+	return rec.Result != nil && rec.ResultBytes != nil && int64(len(rec.Result)) < *rec.ResultBytes
 }
 
 // ResultSize is in words.

@@ -40,6 +40,7 @@ type Statistic struct {
 type ScopeCount struct {
 	Scope string `json:"scope"`
 	Keys  int64  `json:"keys"`
+	Bytes int64  `json:"bytes,omitempty"` // as they are stored, without the indexes
 }
 
 // Arrivals are the keys that were made within an hour.
@@ -100,14 +101,20 @@ func (t *Table) sizeSQL(ctx context.Context, tx pgx.Tx) (string, error) {
 // as numeric: whatever times stand in a row, they cannot overflow, and a row whose
 // creation cannot be told (NaN) is of no hour, since NaN is larger than now. The percentage
 // is in the text: Citus takes no parameter there.
-func keysSQL(o Operations, percent float64) string {
+func keysSQL(o Operations, percent float64, sized bool) string {
+	bytes, sum, object, by := ``, ``, ``, ``
+	if sized { // none of the functions reads what is stored out of line
+		bytes = `pg_catalog.pg_column_size(id) + pg_catalog.pg_column_size(scope) + coalesce(pg_catalog.pg_column_size(result), 0)
+			+ coalesce(pg_catalog.pg_column_size(fingerprint), 0) + coalesce(pg_catalog.pg_column_size(origin), 0) + ` + rowBytes + ` as bytes, `
+		sum, object, by = `, sum(bytes) as bytes`, `, 'bytes', bytes`, `bytes desc, `
+	}
 	return `
 with sample as materialized (
-	select scope, ` + o.stateSQL(`now()`) + ` = 'abandoned'::text as abandoned, expires_at <= now() as expired,
+	select scope, ` + bytes + o.stateSQL(`now()`) + ` = 'abandoned'::text as abandoned, expires_at <= now() as expired,
 		extract(epoch from purge_after) - extract(epoch from expires_at) + extract(epoch from completed_at) as created
 	from idempotency_keys tablesample system (` + strconv.FormatFloat(percent, 'g', -1, 32) + `)
 ), scopes as (
-	select scope, count(*) as keys from sample group by scope
+	select scope, count(*) as keys` + sum + ` from sample group by scope
 ), hours as (
 	select floor(created / 3600::numeric)::bigint * 3600::bigint as hour, count(*) as keys from sample
 	where created <= extract(epoch from now()) and floor(created / 3600::numeric) > extract(epoch from now()) / 3600::numeric - 24::numeric
@@ -117,10 +124,13 @@ select (select count(*) from sample),
 	(select count(*) from sample where expired),
 	(select count(*) from sample where abandoned),
 	(select count(*) from scopes),
-	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('scope', scope, 'keys', keys) order by keys desc, scope), '[]')
-	from (select scope, keys from scopes order by keys desc, scope limit $1::bigint) x),
+	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object('scope', scope, 'keys', keys` + object + `) order by ` + by + `keys desc, scope), '[]')
+	from (select * from scopes order by ` + by + `keys desc, scope limit $1::bigint) x),
 	(select coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(hour, keys) order by hour), '[]') from hours)`
 }
+
+// rowBytes is what a row has beside its texts: the header, the pointer to it and three times.
+const rowBytes = `52`
 
 // oldestSQL goes along the purge's index.
 const oldestSQL = `
@@ -141,18 +151,8 @@ order by a.xact_start nulls last, l.pid`
 // Statistics reads about sample pages of a larger table, and has so many of the largest
 // scopes.
 func (t *Table) Statistics(ctx context.Context, tx pgx.Tx, sample int64, scopes int) (s Statistic, err error) {
-	var pages int64
-	sizes, err := t.sizeSQL(ctx, tx)
-	if err != nil {
+	if err := t.Sizes(ctx, tx, &s, sample); err != nil {
 		return s, err
-	}
-	err = tx.QueryRow(ctx, sizes).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
-	if err != nil {
-		return s, err
-	}
-	s.SampledPercent = 100
-	if pages > sample {
-		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
 	}
 	o, err := t.Operations(ctx, tx)
 	if err != nil {
@@ -161,11 +161,41 @@ func (t *Table) Statistics(ctx context.Context, tx pgx.Tx, sample int64, scopes 
 	if s.Unfinished, err = t.Backlog(ctx, tx, o); err != nil {
 		return s, err
 	}
+	if err := t.Sample(ctx, tx, &s, o, scopes, false); err != nil {
+		return s, err
+	}
+	err = tx.QueryRow(ctx, t.On(oldestSQL)).Scan(&s.OldestExpired)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return s, err
+	}
+	s.Holders, err = t.KeyHolders(ctx, tx)
+	return s, err
+}
+
+// Sizes fills in what the server knows without reading the table, and which percentage of
+// it has about sample pages.
+func (t *Table) Sizes(ctx context.Context, tx pgx.Tx, s *Statistic, sample int64) error {
+	var pages int64
+	sizes, err := t.sizeSQL(ctx, tx)
+	if err != nil {
+		return err
+	}
+	err = tx.QueryRow(ctx, sizes).Scan(&s.TableBytes, &s.IndexBytes, &s.ToastBytes, &pages, &s.DeadRows, &s.LastAutovacuum, &s.Now)
+	s.SampledPercent = 100
+	if pages > sample {
+		s.Estimated, s.SampledPercent = true, 100*float64(sample)/float64(pages)
+	}
+	return err
+}
+
+// Sample counts in the percentage that Sizes has filled in. With sized, the scopes have
+// their bytes, and the largest are those with the most.
+func (t *Table) Sample(ctx context.Context, tx pgx.Tx, s *Statistic, o Operations, scopes int, sized bool) error {
 	var hours [][2]int64 // the second at which it begins, and the keys in it
-	err = tx.QueryRow(ctx, t.On(keysSQL(o, s.SampledPercent)), scopes).
+	err := tx.QueryRow(ctx, t.On(keysSQL(o, s.SampledPercent, sized)), scopes).
 		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &hours)
 	if err != nil {
-		return s, err
+		return err
 	}
 	s.Arrivals = make([]Arrivals, len(hours))
 	for i, h := range hours {
@@ -175,16 +205,16 @@ func (t *Table) Statistics(ctx context.Context, tx pgx.Tx, sample int64, scopes 
 	if s.Keys > 0 {
 		s.BytesPerKey = float64(s.TableBytes+s.IndexBytes+s.ToastBytes) / float64(s.Keys)
 	}
-	err = tx.QueryRow(ctx, t.On(oldestSQL)).Scan(&s.OldestExpired)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return s, err
-	}
+	return nil
+}
+
+// KeyHolders are the transactions that are at a call, the oldest first.
+func (t *Table) KeyHolders(ctx context.Context, tx pgx.Tx) ([]KeyHolder, error) {
 	rows, _ := tx.Query(ctx, t.On(holdersSQL))
-	s.Holders, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (h KeyHolder, err error) {
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (h KeyHolder, err error) {
 		err = row.Scan(append(h.targets(), &h.Keys, &h.Writing)...)
 		return h, err
 	})
-	return s, err
 }
 
 // scale makes of the sample's counts those of the table. The number of scopes is
@@ -196,6 +226,7 @@ func (s *Statistic) scale() {
 	up(&s.Abandoned)
 	for i := range s.Scopes {
 		up(&s.Scopes[i].Keys)
+		up(&s.Scopes[i].Bytes)
 	}
 	for i := range s.Arrivals {
 		up(&s.Arrivals[i].Keys)

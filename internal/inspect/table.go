@@ -14,6 +14,12 @@ import (
 	"github.com/pgidem/idempotency/internal/remedy"
 )
 
+// A Querier is a pool, or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // A Table is the table of the keys of one database, and that of the operations beside it.
 type Table struct {
 	Schema string       // that was asked for, or none: as the search_path has it
@@ -25,16 +31,22 @@ type Table struct {
 // somebody has put in its place since would run. It is read only, but where another table
 // may have to be held as an inert one: see keytable.Hold.
 func (t *Table) Reading(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		table, err := t.HeldKeys(ctx, tx, keytable.Reading)
-		if err == nil && !table.Inert() {
-			_, err = tx.Exec(ctx, readOnlySQL)
-		}
-		if err != nil {
+	return pgx.BeginTxFunc(ctx, pool, readCommitted, func(tx pgx.Tx) error {
+		if err := t.hold(ctx, tx); err != nil {
 			return err
 		}
 		return do(tx)
 	})
+}
+
+var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+
+func (t *Table) hold(ctx context.Context, tx pgx.Tx) error {
+	table, err := t.HeldKeys(ctx, tx, keytable.Reading)
+	if err == nil && !table.Inert() {
+		_, err = tx.Exec(ctx, readOnlySQL)
+	}
+	return err
 }
 
 const readOnlySQL = `set transaction read only`
@@ -54,16 +66,20 @@ func (t *Table) Purging(ctx context.Context) context.Context {
 // looked at.
 func (t *Table) Changing(ctx context.Context, use keytable.Use, absent error) context.Context {
 	return condition.With(ctx, func(ctx context.Context, tx pgx.Tx) (operations bool, err error) {
-		if _, err := t.HeldKeys(ctx, tx, keytable.Writing); err != nil {
-			return false, err
-		}
-		there, err := keytable.Holds(ctx, tx, t.Found, keytable.Operations) // to hold what is not there would end the transaction
-		if err != nil || !there {
-			return false, cmp.Or(err, absent)
-		}
-		_, err = t.heldTable(ctx, tx, keytable.Operations, use)
-		return err == nil, err
+		return t.holdBoth(ctx, tx, use, absent)
 	})
+}
+
+func (t *Table) holdBoth(ctx context.Context, tx pgx.Tx, use keytable.Use, absent error) (operations bool, err error) {
+	if _, err := t.HeldKeys(ctx, tx, keytable.Writing); err != nil {
+		return false, err
+	}
+	there, err := keytable.Holds(ctx, tx, t.Found, keytable.Operations) // to hold what is not there would end the transaction
+	if err != nil || !there {
+		return false, cmp.Or(err, absent)
+	}
+	_, err = t.heldTable(ctx, tx, keytable.Operations, use)
+	return err == nil, err
 }
 
 // HeldKeys holds the table of the keys until tx ends, and returns why it is not worked with.

@@ -67,6 +67,14 @@ func (o Operations) stateSQL(now string) string {
 }
 
 func (o Operations) sql() string {
+	return `
+select ` + o.columns() + `
+from idempotency_operations
+where id = $1::text and scope = $2::text`
+}
+
+// columns are what scanOperation reads.
+func (o Operations) columns() string {
 	message, ended := `error`, `pg_catalog.cardinality(results)`
 	if !o.error {
 		message = `null::text`
@@ -74,11 +82,8 @@ func (o Operations) sql() string {
 	if !o.outcomes {
 		ended = `null::integer`
 	}
-	return `
-select name, labels, ` + ended + `, attempts, ` + message + `,
-	extract(epoch from started_at)::text, extract(epoch from progressed_at)::text, extract(epoch from due_at)::text
-from idempotency_operations
-where id = $1::text and scope = $2::text`
+	return `name, labels, ` + ended + `, attempts, ` + message + `,
+	extract(epoch from started_at)::text, extract(epoch from progressed_at)::text, extract(epoch from due_at)::text`
 }
 
 // findOperation makes a record that seems to be abandoned an unfinished one, if the key has
@@ -88,20 +93,25 @@ func (t *Table) findOperation(ctx context.Context, tx pgx.Tx, rec *Record) error
 	if err != nil || !o.readable {
 		return err
 	}
-	op := new(Operation)
-	var labels []string
-	var ended *int
-	err = tx.QueryRow(ctx, t.On(o.sql()), rec.ID, rec.Scope).
-		Scan(&op.Procedure, &labels, &ended, &op.Attempts, &op.Error, &op.StartedAt, &op.ProgressedAt, &op.DueAt)
+	op, err := scanOperation(tx.QueryRow(ctx, t.On(o.sql()), rec.ID, rec.Scope))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
+	rec.State, rec.Operation = Unfinished, op
+	return err
+}
+
+// scanOperation reads the columns of an operation, and those behind them.
+func scanOperation(row pgx.Row, more ...any) (*Operation, error) {
+	op := new(Operation)
+	var labels []string
+	var ended *int
+	err := row.Scan(append([]any{&op.Procedure, &labels, &ended, &op.Attempts, &op.Error, &op.StartedAt, &op.ProgressedAt, &op.DueAt}, more...)...)
 	op.Done = labels
 	if n := len(labels) - 1; err == nil && n >= 0 && (ended == nil || *ended == n) {
 		op.Done, op.Begun, op.Unsure = labels[:n], labels[n], ended == nil
 	}
-	rec.State, rec.Operation = Unfinished, op
-	return err
+	return op, err
 }
 
 // A Backlog is what stats says of the operations that have not ended.
@@ -112,12 +122,14 @@ type Backlog struct {
 	Oldest     *Instant `json:"oldest_progressed,omitempty"`
 }
 
-func (o Operations) backlogSQL() string {
+func (o Operations) backlogSQL() string { return o.backlogSQLOf(`idempotency_operations`) }
+
+func (o Operations) backlogSQLOf(source string) string {
 	inCalls := `null::bigint`
 	if o.outcomes {
 		inCalls = `count(*) filter (where pg_catalog.cardinality(labels) > pg_catalog.cardinality(results))`
 	}
-	return `select count(*), ` + inCalls + `, count(*) filter (where attempts > 0), extract(epoch from min(progressed_at))::text from idempotency_operations`
+	return `select count(*), ` + inCalls + `, count(*) filter (where attempts > 0), extract(epoch from min(progressed_at))::text from ` + source
 }
 
 // Backlog is nil where the role may not see it.
