@@ -163,7 +163,7 @@ func TestNothingPlantedInTheSearchPathRuns(t *testing.T) {
 	aged(t, pool, "s", 25*time.Hour)
 	execute(t, pool, "s", "done", 1)
 	rideThatStops(t, pool, "other", "ride")
-	pgtest.Plant(t, pool, "*.go", "../../doctor/*.go", "../../internal/keytable/*.go")
+	pgtest.Plant(t, pool, "*.go", "../../internal/inspect/*.go", "../../doctor/*.go", "../../internal/keytable/*.go")
 	for _, mode := range []string{"cache_describe", "exec", "simple_protocol"} { // the types of arguments differ
 		env := withMode(pool, mode)
 		_, end := hold(t, pool, "s", "held")

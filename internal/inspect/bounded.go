@@ -13,9 +13,9 @@ import (
 // has reached the bound.
 
 const (
-	// walkRows is how many keys are read, at most, to find those of one scope. No index
+	// WalkRows is how many keys are read, at most, to find those of one scope. No index
 	// leads with the scope.
-	walkRows = 20_000
+	WalkRows = 20_000
 
 	// oldestRows is how many of the keys that the purge would look at are read to find one
 	// that has expired.
@@ -94,7 +94,7 @@ type Walk struct {
 	Reached *Record // the last key that was read, of whatever scope, if the bound was reached
 }
 
-// walkSQL is the keys of one scope among the next walkRows, and the last one of these. The
+// walkSQL is the keys of one scope among the next WalkRows, and the last one of these. The
 // state of others is not asked for.
 func walkSQL(readable bool, o Operations, rows int) string {
 	result := `result`
@@ -119,7 +119,7 @@ limit $5::bigint`
 
 // WalkScope finds up to limit keys of a scope.
 func (t *Table) WalkScope(ctx context.Context, tx pgx.Tx, scope string, after Cursor, limit int) (w Walk, err error) {
-	return t.walkScope(ctx, tx, scope, after, limit, walkRows)
+	return t.walkScope(ctx, tx, scope, after, limit, WalkRows)
 }
 
 func (t *Table) walkScope(ctx context.Context, tx pgx.Tx, scope string, after Cursor, limit, bound int) (w Walk, err error) {
@@ -229,4 +229,18 @@ func (t *Table) Stalled(ctx context.Context, tx pgx.Tx, o Operations, limit int)
 		page[i].IsHeldBy(held[keylock.ID(page[i].Scope, page[i].ID)])
 	}
 	return page, true, err
+}
+
+const onlyReadsSQL = `select not has_table_privilege('idempotency_keys'::regclass::oid, 'insert'::text)`
+
+// OnlyReads reports whether the role cannot make calls.
+func (t *Table) OnlyReads(ctx context.Context, tx pgx.Tx) (only bool, err error) {
+	err = tx.QueryRow(ctx, t.On(onlyReadsSQL)).Scan(&only)
+	return only, err
+}
+
+// Now is the time by the server's clock.
+func (t *Table) Now(ctx context.Context, tx pgx.Tx) (now Instant, err error) {
+	err = tx.QueryRow(ctx, `select extract(epoch from clock_timestamp())::text`).Scan(&now)
+	return now, err
 }

@@ -211,3 +211,6 @@ func Claimed(purgeAfter, now Instant) string {
 	}
 	return text + ": with the default of 24h at " + Instant{Time: purgeAfter.Add(-defaultRetention)}.In(now)
 }
+
+// Due is when the purge looks at the record for the first time.
+func (rec Record) Due() Instant { return rec.purgeAfter }
