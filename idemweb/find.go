@@ -1,13 +1,16 @@
 package idemweb
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/inspect"
+	"github.com/pgidem/idempotency/internal/visible"
 )
 
 const (
@@ -127,12 +130,14 @@ func (r *request) findOne(scope, id string) (c card, err error) {
 
 // shown is a result for people; one that is cut off is no JSON.
 func shown(result []byte, cutOff bool) string {
-	if !cutOff {
-		return inspect.Indented(result)
+	text := string(result)
+	var b bytes.Buffer
+	if !cutOff && json.Indent(&b, result, "", "  ") == nil {
+		text = b.String()
 	}
-	lines := strings.Split(strings.ToValidUTF8(string(result), ""), "\n")
+	lines := strings.Split(strings.ToValidUTF8(text, ""), "\n")
 	for i, line := range lines {
-		lines[i] = inspect.Plain(line)
+		lines[i] = visible.Text(line)
 	}
 	return strings.Join(lines, "\n")
 }

@@ -87,6 +87,6 @@ func printRecord(rec inspect.Record, w io.Writer, show bool) error {
 	if err := columns(w, append(lines, []string{"result:", result})); err != nil || !show || rec.Result == nil {
 		return err
 	}
-	_, err := fmt.Fprintln(w, inspect.Indented(rec.Result))
+	_, err := fmt.Fprintln(w, indented(rec.Result))
 	return err
 }

@@ -14,6 +14,19 @@ import (
 	"github.com/pgidem/idempotency/internal/inspect"
 )
 
+// indented is a result for people.
+func indented(result []byte) string {
+	var b bytes.Buffer
+	if json.Indent(&b, result, "", "  ") != nil {
+		return inspect.Plain(string(result))
+	}
+	lines := strings.Split(b.String(), "\n")
+	for i, line := range lines {
+		lines[i] = inspect.Plain(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
 // compact is a result in one line.
 func compact(result []byte) string {
 	var b bytes.Buffer

@@ -1,8 +1,6 @@
 package inspect
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -23,19 +21,6 @@ func Plain(text string) string {
 
 // Odd is true for what can move the cursor, change the direction of writing, or not be seen.
 func Odd(r rune) bool { return visible.Odd(r) || r == unicode.ReplacementChar }
-
-// Indented is a result for people.
-func Indented(result []byte) string {
-	var b bytes.Buffer
-	if json.Indent(&b, result, "", "  ") != nil {
-		return Plain(string(result))
-	}
-	lines := strings.Split(b.String(), "\n")
-	for i, line := range lines {
-		lines[i] = Plain(line)
-	}
-	return strings.Join(lines, "\n")
-}
 
 // Span is a duration with the two units that matter.
 func Span(d time.Duration) string {
