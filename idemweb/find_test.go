@@ -30,7 +30,7 @@ func TestEachStateOfAKeyIsToldInWords(t *testing.T) {
 	b.find("customer-7", "none").want(t, 200, "No record No call with this key has taken effect, and none is in flight")
 	b.find("customer-7", "held").want(t, 200, "In flight A call is at work, and has not taken effect yet.", "process ", "user ", " for ", ", since ", "select pg_terminate_backend(")
 	b.find("customer-7", "ride").want(t, 200, "Unfinished A procedure has begun and not ended.", "Procedure ride", "done step create", "outcome unknown call charge",
-		"1 of Store.Complete have failed", "no answer from the provider", "idempotency settle 'customer-7' 'ride' 'charge' OUTCOME-AS-JSON")
+		"has gone on with it in vain.", "no answer from the provider", "idempotency settle 'customer-7' 'ride' 'charge' OUTCOME-AS-JSON")
 }
 
 func TestCallOverAnExpiredRecordIsInFlight(t *testing.T) {

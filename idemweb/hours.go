@@ -9,10 +9,10 @@ import (
 
 // The chart of the arrivals, in units of its own. Its height is that of the columns.
 const (
-	chartWidth  = 480
+	chartWidth  = 720
 	chartHeight = 120
 	shownHours  = 24
-	columnGap   = 3
+	columnGap   = 4
 )
 
 // hours are the arrivals of the last 24 hours, those without any included.

@@ -15,19 +15,21 @@ import (
 
 // words are what the templates call.
 var words = template.FuncMap{
-	"plain":   inspect.Plain,
-	"count":   inspect.Count,
-	"size":    inspect.Size,
-	"plural":  inspect.Plural,
-	"about":   about,
-	"at":      func(t *inspect.Instant, now inspect.Instant) moment { return moment{t, now} },
-	"when":    func(t inspect.Instant, now inspect.Instant) moment { return moment{&t, now} },
-	"state":   stateName,
-	"tone":    func(state string) string { return tones[state] },
-	"handle":  handleOf,
-	"visible": visible.Text,
-	"visibly": visibly,
-	"bar":     bar,
+	"ago":      func(t *inspect.Instant, now inspect.Instant) string { return moment{t, now}.Ago() },
+	"estimate": newEstimate,
+	"plain":    inspect.Plain,
+	"count":    inspect.Count,
+	"size":     inspect.Size,
+	"plural":   inspect.Plural,
+	"about":    about,
+	"at":       func(t *inspect.Instant, now inspect.Instant) moment { return moment{t, now} },
+	"when":     func(t inspect.Instant, now inspect.Instant) moment { return moment{&t, now} },
+	"state":    stateName,
+	"tone":     func(state string) string { return tones[state] },
+	"handle":   handleOf,
+	"visible":  visible.Text,
+	"visibly":  visibly,
+	"bar":      bar,
 	"seconds": func(s *inspect.Seconds) string {
 		return inspect.Span(time.Duration(float64(*s) * float64(time.Second)))
 	},
@@ -47,6 +49,19 @@ func about(n int64, estimated bool) string {
 		return "about " + inspect.Count(rounded(n))
 	}
 	return inspect.Count(n)
+}
+
+// An estimate is a count that can be one.
+type estimate struct {
+	N         int64
+	Estimated bool
+}
+
+func newEstimate(n int64, estimated bool) estimate {
+	if estimated {
+		n = rounded(n)
+	}
+	return estimate{n, estimated}
 }
 
 // rounded has three digits that count: an estimate has no more.

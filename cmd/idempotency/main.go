@@ -34,7 +34,7 @@ var root = &command{
 
 Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no record of the key, 4 a call
 with the key is in progress.`,
-	subs: []*command{get, find, list, deleteKey, settle, stats, purge, examine, migrate},
+	subs: []*command{get, find, list, deleteKey, settle, stats, web, purge, examine, migrate},
 }
 
 const (
