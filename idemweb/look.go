@@ -76,6 +76,7 @@ func explain(ctx context.Context, err error) answer {
 	if text, ok := errors.AsType[inspect.Untrusted](err); ok {
 		return failure(http.StatusServiceUnavailable, "The table is not read", visible.Text(string(text)))
 	}
+	err = remedy.Of(err, "")
 	pg, said := errors.AsType[*pgconn.PgError](err)
 	e, known := errors.AsType[*remedy.Error](err)
 	switch {

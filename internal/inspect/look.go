@@ -19,6 +19,7 @@ import (
 // end to the other where there is another way. It leaves nothing in the session: neither a
 // setting nor a prepared statement.
 func (t Table) Look(ctx context.Context, pool *pgxpool.Pool, patience time.Duration, do func(pgx.Tx, *Table) error) error {
+	t.bounded = true
 	err := pgx.BeginTxFunc(ctx, pool, readCommitted, func(tx pgx.Tx) error {
 		tx = unprepared{tx}
 		if err := t.sit(ctx, tx, patience); err != nil {

@@ -25,6 +25,8 @@ type Table struct {
 	Schema string       // that was asked for, or none: as the search_path has it
 	Found  string       // the schema that the table has
 	Use    keytable.Use // what the table is trusted for
+
+	bounded bool // no statement reads more than it has to
 }
 
 // Reading calls do in a transaction in which the table is what it was found to be: what

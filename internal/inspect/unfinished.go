@@ -28,6 +28,7 @@ type Operation struct {
 type Operations struct {
 	readable        bool // it is there, and may be read
 	error, outcomes bool // as well
+	probed          bool // never read all of it to learn of which keys it has one
 }
 
 const operationsSQL = `
@@ -39,6 +40,7 @@ from (select 'idempotency_operations'::regclass::oid) x (t)`
 // Operations holds the table as reading does that of the keys. Before the migration that
 // makes it there are none.
 func (t *Table) Operations(ctx context.Context, tx pgx.Tx) (o Operations, err error) {
+	o.probed = t.bounded
 	var there bool // to hold what is not there would end the transaction
 	if err := tx.QueryRow(ctx, t.On(`select to_regclass('idempotency_operations'::text) is not null`)).Scan(&there); err != nil || !there {
 		return o, err
@@ -59,9 +61,12 @@ func (t *Table) Operations(ctx context.Context, tx pgx.Tx) (o Operations, err er
 // stateSQL is the state of a row. A claim without a result is of an operation that has not
 // ended, or nothing is known of it any more.
 func (o Operations) stateSQL(now string) string {
-	open := `'abandoned'`
+	open, probed := `'abandoned'`, ``
+	if o.probed {
+		probed = ` offset 0` // which keeps the planner from making a hash table of all
+	}
 	if o.readable {
-		open = `case when exists (select from idempotency_operations o where o.id = idempotency_keys.id and o.scope = idempotency_keys.scope) then 'unfinished' else 'abandoned' end`
+		open = `case when exists (select from idempotency_operations o where o.id = idempotency_keys.id and o.scope = idempotency_keys.scope` + probed + `) then 'unfinished' else 'abandoned' end`
 	}
 	return `(case when completed_at is null then ` + open + ` when expires_at <= ` + now + ` then 'expired' else 'done' end)::text`
 }
