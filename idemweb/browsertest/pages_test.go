@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"image"
+	"image/color"
+	"image/draw"
 	"image/png"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,16 +136,25 @@ const (
 	maxHeight  = 1400    // pixels
 )
 
-// smaller is the same picture, for which the browser has taken less trouble.
+// smaller is the same picture in its 256 most frequent colors.
 func smaller(t *testing.T, picture []byte) []byte {
 	t.Helper()
 	img, err := png.Decode(bytes.NewReader(picture))
 	if err != nil {
 		t.Fatal(err)
 	}
+	count := make(map[color.Color]int)
+	for y := range img.Bounds().Dy() {
+		for x := range img.Bounds().Dx() {
+			count[img.At(x, y)]++
+		}
+	}
+	palette := slices.SortedFunc(maps.Keys(count), func(a, b color.Color) int { return count[b] - count[a] })
+	small := image.NewPaletted(img.Bounds(), color.Palette(palette[:min(len(palette), 256)]))
+	draw.Draw(small, small.Rect, img, image.Point{}, draw.Src)
 	var b bytes.Buffer
 	encoder := png.Encoder{CompressionLevel: png.BestCompression}
-	if err := encoder.Encode(&b, img); err != nil {
+	if err := encoder.Encode(&b, small); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
