@@ -64,10 +64,10 @@ func newEstimate(n int64, estimated bool) estimate {
 	return estimate{n, estimated}
 }
 
-// rounded has three digits that count: an estimate has no more.
+// rounded has two digits that count: an estimate has no more.
 func rounded(n int64) int64 {
 	unit := int64(1)
-	for n/unit >= 1000 {
+	for n/unit >= 100 {
 		unit *= 10
 	}
 	return (n + unit/2) / unit * unit

@@ -2,6 +2,7 @@ package browsertest
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -27,7 +28,7 @@ var allocator context.Context
 func TestMain(m *testing.M) {
 	path, err := findChromium()
 	if err != nil {
-		println("browsertest: no chromium on this machine: install the package chromium, or name the program in CHROMIUM")
+		fmt.Fprintln(os.Stderr, "browsertest: no chromium on this machine: install the package chromium, or name the program in CHROMIUM")
 		os.Exit(1)
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path))
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 	browser, cancel := chromedp.NewContext(all)
 	defer cancel()
 	if err := chromedp.Do(browser); err != nil {
-		println("browsertest: chromium does not start:", err.Error())
+		fmt.Fprintln(os.Stderr, "browsertest: chromium does not start:", err)
 		os.Exit(1)
 	}
 	allocator = browser
