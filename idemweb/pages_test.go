@@ -101,17 +101,17 @@ func TestProceduresThatStandStillAreListedLongestFirst(t *testing.T) {
 	b := open(t, pool, idemweb.Config{})
 	b.get("/unfinished").want(t, 200, "None: each procedure that has begun has ended.")
 	stop(t, pool, "rider", "young")
-	stop(t, pool, "rider", "old")
+	stop(t, pool, "rider", "zero")
 	stop(t, pool, "rider", "held")
-	do(t, pool, "update idempotency_operations set progressed_at = progressed_at - interval '25 hours' where id = 'old'")
+	do(t, pool, "update idempotency_operations set progressed_at = progressed_at - interval '25 hours' where id = 'zero'")
 	hold(t, pool, "other", "held") // another key
 	r := b.get("/unfinished")
 	r.want(t, 200, "3 have begun and not ended", "25h0m ago", "call charge", "1 next due", "ride")
 	r.wantNot(t, "at work now", "or more")
-	if old, young := strings.Index(r.body, ">old<"), strings.Index(r.body, ">young<"); old < 0 || young < old {
+	if old, young := strings.Index(r.body, ">zero<"), strings.Index(r.body, ">young<"); old < 0 || young < old {
 		t.Error("the one that stands still for longest does not come first")
 	}
-	b.press(r, "old").want(t, 200, "Procedure ride", "outcome unknown call charge")
+	b.press(r, "zero").want(t, 200, "Procedure ride", "outcome unknown call charge")
 
 	begun, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {

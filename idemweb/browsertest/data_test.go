@@ -75,7 +75,8 @@ func busy(t *testing.T) *pgxpool.Pool {
 		select t + interval '1 day', 'charge/order-' || i, 'customer-' || (30 * power((i * 7919 % 1000) / 1000.0, 3))::int, t + interval '70 milliseconds', t + interval '1 day 70 milliseconds',
 			decode(md5(i::text) || md5(i::text), 'hex'), convert_to('{"receipt": ' || i || ', "amount": "' || i % 90 || ' EUR", "note": "' || repeat('x', i * 31 % 300) || '"}', 'UTF8'),
 			'00-' || md5(i::text) || '-' || left(md5(i::text), 16) || '-01'
-		from (select i, now() - interval '8 minutes' - make_interval(secs => 86500 * i / 5500.0 + 2400 * sin(i / 1900.0)) as t from generate_series(1, 5500) i) x`)
+		from (select i, now() - interval '8 minutes' - make_interval(secs => 86500 * i / 5500.0 + 10000 * sin(i / 1100.0)) as t from generate_series(1, 5500) i) x`)
+	do(t, pool, "update idempotency_keys set purge_after = now() - interval '19 minutes', expires_at = now() - interval '19 minutes' where id like '%77'")
 	for i := range 5 {
 		stop(t, pool, fmt.Sprintf("rider-%d", i%2), fmt.Sprintf("ride-%d", 4711+i))
 	}
