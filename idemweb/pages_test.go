@@ -31,15 +31,40 @@ func TestOverviewCountsWhatIsThere(t *testing.T) {
 	abandon(t, pool, "customer-8", "lost")
 	stop(t, pool, "rider", "ride")
 	hold(t, pool, "s", "held")
+	var hour string
+	if err := pool.QueryRow(t.Context(), "select to_char(date_trunc('hour', now() at time zone 'UTC') - interval '1 hour', 'YYYY-MM-DD HH24:MI')").Scan(&hour); err != nil {
+		t.Fatal(err)
+	}
+	do(t, pool, `update idempotency_keys set completed_at = $1::timestamp at time zone 'UTC' + interval '30 minutes',
+		purge_after = $1::timestamp at time zone 'UTC' + interval '1 day 30 minutes', expires_at = $1::timestamp at time zone 'UTC' + interval '1 day 30 minutes' where expires_at > now()`, hour)
+	do(t, pool, "update idempotency_keys set purge_after = now() - interval '2 hours' where id = 'order-0' and scope = 'customer-7'") // it has not expired
 	r := b.get("/")
+	if !strings.Contains(r.body, `<th scope="row">`+hour+`</th><td class="number">3</td>`) {
+		t.Errorf("the hour %s does not have its calls: %s", hour, r.body)
+	}
 	r.want(t, 200, "1 key in flight", "the oldest began ", "1 unfinished", "1 in a call whose outcome is not known", "7 keys", "1 of them expired", "1 abandoned",
-		"oldest that is not purged: expired 1h0m ago", "The highest column: 5. Together: 5", "There are 3 scopes.")
+		"oldest that is not purged: expired 1h0m ago", "The highest column: 3. ", "There are 3 scopes.")
 	r.wantNot(t, "about", "sample")
 	customer8, customer7 := strings.Index(r.body, "customer-8"), strings.Index(r.body, "customer-7")
 	if customer8 < 0 || customer7 < customer8 {
 		t.Error("the scope with more bytes does not come first")
 	}
 	b.press(r, "customer-8").want(t, 200, "Keys of customer-8", "lost", "Abandoned", "Expired", "Recorded")
+}
+
+func TestScopeWithTheMostBytesIsShownHoweverFewKeysItHas(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for i := range 12 {
+		execute(t, pool, fmt.Sprint("small-", i), "one", 1)
+		execute(t, pool, fmt.Sprint("small-", i), "two", 1)
+	}
+	execute(t, pool, "large", "one", strings.Repeat("y", 1500))
+	r := open(t, pool, idemweb.Config{}).get("/")
+	r.want(t, 200, "There are 13 scopes.")
+	if large, small := strings.Index(r.body, "large"), strings.Index(r.body, "small-"); large < 0 || large > small {
+		t.Errorf("it is not the first: %s", r.body)
+	}
 }
 
 func TestLargeTableIsEstimatedAndThePageSaysSo(t *testing.T) {

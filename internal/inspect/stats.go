@@ -101,8 +101,11 @@ func (t *Table) sizeSQL(ctx context.Context, tx pgx.Tx) (string, error) {
 // as numeric: whatever times stand in a row, they cannot overflow, and a row whose
 // creation cannot be told (NaN) is of no hour, since NaN is larger than now. The percentage
 // is in the text: Citus takes no parameter there.
-func keysSQL(o Operations, percent float64, sized bool) string {
-	bytes, sum, object, by := ``, ``, ``, ``
+func keysSQL(o Operations, percent float64, sized, repeatable bool) string {
+	bytes, sum, object, by, seed := ``, ``, ``, ``, ``
+	if repeatable { // the same pages the next time, which are in memory then
+		seed = ` repeatable (0)`
+	}
 	if sized { // none of the functions reads what is stored out of line
 		bytes = `pg_catalog.pg_column_size(id) + pg_catalog.pg_column_size(scope) + coalesce(pg_catalog.pg_column_size(result), 0)
 			+ coalesce(pg_catalog.pg_column_size(fingerprint), 0) + coalesce(pg_catalog.pg_column_size(origin), 0) + ` + rowBytes + ` as bytes, `
@@ -112,7 +115,7 @@ func keysSQL(o Operations, percent float64, sized bool) string {
 with sample as materialized (
 	select scope, ` + bytes + o.stateSQL(`now()`) + ` = 'abandoned'::text as abandoned, expires_at <= now() as expired,
 		extract(epoch from purge_after) - extract(epoch from expires_at) + extract(epoch from completed_at) as created
-	from idempotency_keys tablesample system (` + strconv.FormatFloat(percent, 'g', -1, 32) + `)
+	from idempotency_keys tablesample system (` + strconv.FormatFloat(percent, 'g', -1, 32) + `)` + seed + `
 ), scopes as (
 	select scope, count(*) as keys` + sum + ` from sample group by scope
 ), hours as (
@@ -192,7 +195,7 @@ func (t *Table) Sizes(ctx context.Context, tx pgx.Tx, s *Statistic, sample int64
 // their bytes, and the largest are those with the most.
 func (t *Table) Sample(ctx context.Context, tx pgx.Tx, s *Statistic, o Operations, scopes int, sized bool) error {
 	var hours [][2]int64 // the second at which it begins, and the keys in it
-	err := tx.QueryRow(ctx, t.On(keysSQL(o, s.SampledPercent, sized)), scopes).
+	err := tx.QueryRow(ctx, t.On(keysSQL(o, s.SampledPercent, sized, t.bounded)), scopes).
 		Scan(&s.Keys, &s.Expired, &s.Abandoned, &s.ScopeCount, &s.Scopes, &hours)
 	if err != nil {
 		return err
