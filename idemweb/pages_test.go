@@ -31,8 +31,9 @@ func TestOverviewCountsWhatIsThere(t *testing.T) {
 	abandon(t, pool, "customer-8", "lost")
 	stop(t, pool, "rider", "ride")
 	hold(t, pool, "s", "held")
-	var hour string
-	if err := pool.QueryRow(t.Context(), "select to_char(date_trunc('hour', now() at time zone 'UTC') - interval '1 hour', 'YYYY-MM-DD HH24:MI')").Scan(&hour); err != nil {
+	var hour, current string
+	if err := pool.QueryRow(t.Context(), `select to_char(date_trunc('hour', now() at time zone 'UTC') - interval '1 hour', 'YYYY-MM-DD HH24:MI'),
+		to_char(date_trunc('hour', now() at time zone 'UTC'), 'YYYY-MM-DD HH24:MI')`).Scan(&hour, &current); err != nil {
 		t.Fatal(err)
 	}
 	do(t, pool, `update idempotency_keys set completed_at = $1::timestamp at time zone 'UTC' + interval '30 minutes',
@@ -41,6 +42,9 @@ func TestOverviewCountsWhatIsThere(t *testing.T) {
 	r := b.get("/")
 	if !strings.Contains(r.body, `<th scope="row">`+hour+`</th><td class="number">3</td>`) {
 		t.Errorf("the hour %s does not have its calls: %s", hour, r.body)
+	}
+	if !strings.Contains(r.body, `<th scope="row">`+current+`</th>`) || strings.Count(r.body, ":00</th>") != 24 {
+		t.Errorf("the hours do not end with %s: %s", current, r.body)
 	}
 	r.want(t, 200, "1 key in flight", "the oldest began ", "1 unfinished", "1 in a call whose outcome is not known", "7 keys", "1 of them expired", "1 abandoned",
 		"oldest that is not purged: expired 1h0m ago", "The highest column: 3. ", "There are 3 scopes.")
