@@ -19,7 +19,7 @@ GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-tables test-citus test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps vulncheck ci
+.PHONY: help demo serve test test-race test-isolation test-matrix test-modes test-pgbouncer test-tables test-citus test-long test-modules test-docker bench bench-scale bench-variants bench-report bench-once fmt lint release-check release deps vulncheck mutations ci
 
 help: ## show this list (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ test-modules: ## test the nested modules
 test-docker: ## test internal/testdb's Docker source, and the examples on it
 	go -C internal/testdb test -count=1 -run TestDocker . -docker
 	$(TESTDB) -source docker -- go test -count=1 -run '^Example|^TestProgramOfTheReadme' .
+
+# Not part of ci: an hour or two. ONLY is a list of internal/mutations/testdata, or one and
+# a file: ONLY=doctor/vacuum.go. DIFF is a commit: then it breaks the lines that have changed
+# since. MUTATIONS is flags: -record, -new, -apply, -run NAME.
+mutations: ## break the code in small ways and name the test that notices: ONLY=doctor, or DIFF=main
+	$(TESTDB) -- go run ./internal/mutations $(if $(ONLY),-only $(ONLY)) $(if $(DIFF),-diff $(DIFF)) $(MUTATIONS)
 
 bench-once: ## run each benchmark for one iteration, so that none rots
 	set -e; for m in . $(MODULES); do grep -rq --include='*_test.go' '^func Benchmark' $$m || continue; \
