@@ -68,7 +68,11 @@ func Empty(t testing.TB, opts ...Option) *pgxpool.Pool {
 func Encoded(t testing.TB, encoding string, opts ...Option) *pgxpool.Pool {
 	t.Helper()
 	s := connected(t)
-	pool := s.open(t, s.create(t, pristine+" encoding '"+encoding+"' lc_collate 'C' lc_ctype 'C'"), opts)
+	locale := " lc_collate 'C' lc_ctype 'C'"
+	if s.version >= 150000 {
+		locale += " locale_provider 'libc'" // ICU has not every encoding
+	}
+	pool := s.open(t, s.create(t, pristine+" encoding '"+encoding+"'"+locale), opts)
 	if err := migrations.Up(context.Background(), pool, ""); err != nil {
 		t.Fatal("pgtest: ", err)
 	}

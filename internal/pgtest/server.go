@@ -27,6 +27,7 @@ type server struct {
 	direct   *pgxpool.Config // past a pooler, if there is one
 	admin    *pgxpool.Pool   // on DATABASE_URL's own database, direct
 	maxConns int
+	version  int                    // server_version_num
 	template func() (string, error) // makes migrated when first asked for
 	migrated string                 // the database that New copies
 
@@ -71,8 +72,8 @@ func (s *server) connect(ctx context.Context) (err error) {
 		return err
 	}
 	return s.alive.QueryRow(ctx, `
-		select current_setting('max_connections')::int from pg_advisory_lock($1, $2)`,
-		lockClass, int32(s.run)).Scan(&s.maxConns)
+		select current_setting('max_connections')::int, current_setting('server_version_num')::int from pg_advisory_lock($1, $2)`,
+		lockClass, int32(s.run)).Scan(&s.maxConns, &s.version)
 }
 
 // removeStale drops the databases of processes that were killed. Their lock went

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // A server is a PostgreSQL that was started from binaries on this machine.
@@ -48,20 +49,40 @@ func (s *server) open(ctx context.Context) (*database, error) {
 	return &database{URL: s.url(port), Version: version, Where: "from " + s.bin, close: s.close}, nil
 }
 
-// initialize makes the data folder. It does not stop half-way: that would leave
-// processes that still write to it.
+// initialize makes the data folder, with the first locale that works. It does not stop
+// half-way: that would leave processes that still write to it.
 func (s *server) initialize() error {
 	passwordFile := filepath.Join(s.dir, "password")
 	if err := os.WriteFile(passwordFile, []byte(s.password), 0o600); err != nil {
 		return err
 	}
-	cmd := s.command(filepath.Join(s.bin, "initdb"), "--pgdata="+s.data(), "--username=postgres",
-		"--auth=scram-sha-256", "--pwfile="+passwordFile,
-		"--encoding=UTF8", "--locale=C", "--no-sync")
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("initdb: %w", err)
+	var err error
+	for _, locale := range locales(serverMajor(s.bin)) {
+		args := []string{"--pgdata=" + s.data(), "--username=postgres", "--auth=scram-sha-256", "--pwfile=" + passwordFile,
+			"--encoding=UTF8", "--no-sync"}
+		cmd := s.command(filepath.Join(s.bin, "initdb"), append(args, locale...)...)
+		if err = cmd.Run(); err == nil {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("initdb: %w", err)
+}
+
+// locales are arguments of initdb, the best first: in the databases of most users text does
+// not sort as bytes, and what relies on that has to fail a test. ICU has its locales with
+// it, where PostgreSQL was built with ICU; a system may have no other locale than C.
+func locales(major int) (all [][]string) {
+	if major >= 15 {
+		all = append(all, []string{"--locale=C", "--locale-provider=icu", "--icu-locale=en"})
+	}
+	installed, _ := exec.Command("locale", "-a").Output()
+	for name := range strings.Lines(string(installed)) {
+		if name = strings.TrimSpace(name); strings.HasSuffix(strings.ToLower(name), ".utf8") && !strings.HasPrefix(name, "C.") {
+			all = append(all, []string{"--locale=" + name})
+			break
+		}
+	}
+	return append(all, []string{"--locale=C"})
 }
 
 func (s *server) postgres(port string) (*exec.Cmd, error) {

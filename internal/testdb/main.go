@@ -128,5 +128,8 @@ func run(args []string) (code int, err error) {
 		return exitFailed, err
 	}
 	fmt.Fprintln(os.Stderr, "testdb: PostgreSQL", db.Version, db.Where)
+	if db.Bytes {
+		fmt.Fprintln(os.Stderr, "testdb: text sorts as bytes there, so tests do not notice what would sort otherwise elsewhere")
+	}
 	return runCommand(command, set.Dir, db, signals)
 }

@@ -21,6 +21,7 @@ type database struct {
 	Direct  string // past a pooler, if there is one
 	Version string // "18.1" for example
 	Where   string // it comes from
+	Bytes   bool   // text sorts as bytes there: its locale is C
 	close   func() // ends the server if it is ours
 }
 
@@ -91,8 +92,23 @@ func open(ctx context.Context, set settings) (*database, error) {
 			return nil, err
 		}
 	}
+	if db.Bytes, err = sortsBytes(ctx, db.URL); err != nil {
+		db.close()
+		return nil, err
+	}
 	db.URL = withMode(db.URL, set.Mode)
 	return db, nil
+}
+
+// sortsBytes asks whether text sorts as bytes.
+func sortsBytes(ctx context.Context, url string) (bytes bool, err error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close(ctx)
+	err = conn.QueryRow(ctx, "select 'B' < 'a'", pgx.QueryExecModeSimpleProtocol).Scan(&bytes)
+	return bytes, err
 }
 
 // withMode adds a query exec mode to a connection string of either form.
