@@ -45,8 +45,18 @@ func TestPlacementOfTheTablesOnCitusIsLookedAt(t *testing.T) {
 	healthy(t, check())
 	place("rides", "h", "scope", 2, "s")
 	wants(t, check(), doctor.Note, "citus", "public.rides is not placed with", "two phases")
+	more := func(names ...string) {
+		for _, name := range names {
+			d.exec("create table " + name + " (scope text)")
+			place(name, "h", "scope", 2, "s")
+		}
+	}
+	more("a", "b", "c", "d")
+	wants(t, check(), doctor.Note, "citus", "public.a, public.b, public.c, public.d, public.rides are not placed with")
+	more("e", "f")
+	wants(t, check(), doctor.Note, "citus", "public.a, public.b, public.c, public.d, public.e, and others are not placed with")
 
-	d.exec("delete from pg_dist_partition where logicalrelid = 'rides'::regclass")
+	d.exec("delete from pg_dist_partition where colocationid = 2")
 	for _, level := range []pgx.TxIsoLevel{pgx.Serializable, pgx.RepeatableRead} {
 		cfg := idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: level}}
 		wants(t, d.check(pool, cfg), doctor.Warning, "citus", string(level), "read committed")

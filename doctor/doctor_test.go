@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -266,27 +265,12 @@ func TestEncodingThatMakesTwoKeysOfOneIsFound(t *testing.T) {
 func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {
 	t.Parallel()
 	d := setup(t)
-	d.exec(`create schema shim; grant usage on schema shim to ` + d.role + `;
-		create function shim.set_config(name text, value text, local bool) returns text language plpgsql as $$ begin
+	pool := d.played(`create function shim.set_config(name text, value text, local bool) returns text language plpgsql as $$ begin
 			if name = 'client_connection_check_interval' and value <> '0' then
 				raise exception 'invalid value for parameter "%"', name using errcode = '22023';
 			end if;
 			return pg_catalog.set_config(name, value, local);
 		end $$`)
-	cfg := d.pool().Config()
-	var looks atomic.Int32
-	cfg.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
-		if looks.Add(1) == 1 { // a doctor that met it at once would look no further
-			return true, nil
-		}
-		_, err := conn.Exec(ctx, "set search_path = shim, pg_catalog, public")
-		return true, err
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
 	wants(t, d.check(pool, idempotency.Config{}), doctor.Note, "client check", "only when the statement ends", "statement_timeout")
 }
 
@@ -338,18 +322,6 @@ func TestDeadRowsThatAutovacuumCannotRemoveAreFoundWithWhatHoldsThem(t *testing.
 	d.exec("grant pg_monitor to " + d.role)
 	wants(t, d.check(pool, idempotency.Config{}), doctor.Warning, "dead rows",
 		fmt.Sprintf("process %d", holder.Conn().PgConn().PID()), "pg_terminate_backend", "vacuum")
-}
-
-func TestClocksApartAreNoted(t *testing.T) {
-	t.Parallel()
-	d := setup(t)
-	for _, by := range []time.Duration{-time.Minute, time.Minute} {
-		findings, err := doctor.CheckAt(t.Context(), d.pool(), idempotency.Config{}, func() time.Time { return time.Now().Add(by) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		wants(t, findings, doctor.Note, "clock", "1m0s apart")
-	}
 }
 
 func TestWorstComesFirst(t *testing.T) {
