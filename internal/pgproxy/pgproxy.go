@@ -23,8 +23,9 @@ type Proxy struct {
 	trips    atomic.Int64
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	links map[*link]bool
+	mu     sync.Mutex
+	links  map[*link]bool
+	closed bool
 }
 
 // A Message is one message of the frontend/backend protocol (PostgreSQL manual,
@@ -104,9 +105,12 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-// Close cuts all connections.
+// Close cuts all connections. It waits for the rule, if that blocks.
 func (p *Proxy) Close() {
 	p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
 	p.CutAll()
 	p.wg.Wait()
 }
@@ -123,11 +127,23 @@ func (p *Proxy) accept() {
 			continue
 		}
 		l := &link{proxy: p, client: client, server: server, statements: make(map[string]string)}
-		p.mu.Lock()
-		p.links[l] = true
-		p.mu.Unlock()
+		if !p.add(l) {
+			l.cut()
+			return
+		}
 		p.wg.Go(l.serve)
 	}
+}
+
+// add reports whether there is still somebody to cut l: Close can have begun since its
+// client was accepted, and would wait for it.
+func (p *Proxy) add(l *link) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.links[l] = true
+	}
+	return !p.closed
 }
 
 func (p *Proxy) decide(m Message) Verdict {
@@ -142,6 +158,7 @@ type link struct {
 	proxy          *Proxy
 	client, server net.Conn
 	statements     map[string]string // SQL by name; touched by the client's direction only
+	clientCut      atomic.Bool       // by CutClient: the server does not hear of it
 }
 
 func (l *link) cut() {
@@ -165,7 +182,8 @@ func (l *link) serve() {
 		l.pump(l.server, l.client, true)
 		l.client.Close()
 	}()
-	if l.pump(l.client, l.server, false) {
+	l.pump(l.client, l.server, false)
+	if !l.clientCut.Load() {
 		l.server.Close()
 	}
 	<-done
@@ -189,7 +207,11 @@ func (l *link) startup() error {
 		if code == cancelRequest && l.proxy.decide(Message{Type: CancelRequest}) != Pass {
 			return errors.New("pgproxy: cancel request dropped")
 		}
-		rest := make([]byte, binary.BigEndian.Uint32(head)-8)
+		length := binary.BigEndian.Uint32(head)
+		if length < 8 || length > maxStartup {
+			return errLength
+		}
+		rest := make([]byte, length-8)
 		if _, err := io.ReadFull(l.client, rest); err != nil {
 			return err
 		}
@@ -198,13 +220,12 @@ func (l *link) startup() error {
 	}
 }
 
-// pump copies messages until the connection ends, and reports whether the other
-// direction is to end too.
-func (l *link) pump(from, to net.Conn, fromServer bool) bool {
+// pump copies messages until the connection ends.
+func (l *link) pump(from, to net.Conn, fromServer bool) {
 	for {
 		raw, err := readMessage(from)
 		if err != nil {
-			return true
+			return
 		}
 		m := l.parse(raw, fromServer)
 		if !fromServer && (m.Type == 'S' || m.Type == 'Q') {
@@ -213,8 +234,9 @@ func (l *link) pump(from, to net.Conn, fromServer bool) bool {
 		switch l.proxy.decide(m) {
 		case Drop:
 			l.cut()
-			return true
+			return
 		case CutClient:
+			l.clientCut.Store(true)
 			if !fromServer {
 				to.Write(raw)
 			}
@@ -222,20 +244,25 @@ func (l *link) pump(from, to net.Conn, fromServer bool) bool {
 			if fromServer {
 				io.Copy(io.Discard, from)
 			}
-			return false
+			return
 		case PassAndCut:
 			to.Write(raw)
 			l.cut()
-			return true
+			return
 		}
 		if _, err := to.Write(raw); err != nil {
 			if fromServer { // let the server finish what it is doing
 				io.Copy(io.Discard, from)
 			}
-			return true
+			return
 		}
 	}
 }
+
+// maxStartup is how long PostgreSQL lets a first message be.
+const maxStartup = 10_000
+
+var errLength = errors.New("pgproxy: bad message length")
 
 func readMessage(r io.Reader) ([]byte, error) {
 	head := make([]byte, 5)
@@ -244,7 +271,7 @@ func readMessage(r io.Reader) ([]byte, error) {
 	}
 	length := binary.BigEndian.Uint32(head[1:])
 	if length < 4 {
-		return nil, errors.New("pgproxy: bad message length")
+		return nil, errLength
 	}
 	raw := append(head, make([]byte, length-4)...)
 	_, err := io.ReadFull(r, raw[5:])
