@@ -194,3 +194,29 @@ func lock(t *testing.T, pool *pgxpool.Pool, schema string) (release func()) {
 	t.Cleanup(release)
 	return release
 }
+
+// "create schema if not exists" does not see what another session is about to commit.
+func TestSchemaThatSomebodyElseMakesAtThisMomentIsUsed(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `create schema other`); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- migrations.Up(context.WithoutCancel(t.Context()), pool, "other") }()
+	eventually(t, "Up waits for the schema", func() bool {
+		return query[bool](t, pool, `select exists (select from pg_stat_activity where datname = current_database() and query like 'create schema%' and wait_event_type = 'Lock' and pid <> pg_backend_pid())`)
+	})
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	wantWhole(t, pool, "other")
+}
