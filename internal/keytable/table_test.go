@@ -165,3 +165,15 @@ func TestEachUseOfTheTableHasItsOwnStrangers(t *testing.T) {
 		t.Errorf("the first stranger is %+v", s)
 	}
 }
+
+func TestRoleOfTheOptionsIsAChoice(t *testing.T) {
+	t.Parallel()
+	for options, want := range map[string]bool{
+		"-c role=app": true, "-crole=app": true, "--role=app": true, "-c work_mem=1MB -c role=app": true, "-c work_mem=1MB --role=app": true,
+		"": false, "-c work_mem=1MB": false, "-c application_name=app--role=x": false, "-c my.role=app": false, "-c application_name=app-c role=x": false, "role=app": false,
+	} {
+		if got := roleOption.MatchString(options); got != want {
+			t.Errorf("%q: %v", options, got)
+		}
+	}
+}
