@@ -220,3 +220,38 @@ func TestSchemaThatSomebodyElseMakesAtThisMomentIsUsed(t *testing.T) {
 	}
 	wantWhole(t, pool, "other")
 }
+
+func TestVersionOfATableThatIsRemovedAtThisMomentIsZero(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	for _, removed := range []string{`table "at this moment".idempotency_migrations`, `schema "at this moment" cascade`} {
+		up(t, pool, "at this moment")
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(context.Background())
+		if _, err := tx.Exec(t.Context(), `lock table "at this moment".idempotency_migrations`); err != nil {
+			t.Fatal(err)
+		}
+		var version uint
+		done := make(chan error, 1)
+		go func() {
+			var err error
+			version, err = migrations.Version(context.WithoutCancel(t.Context()), pool, "at this moment")
+			done <- err
+		}()
+		eventually(t, "Version waits for the lock", func() bool {
+			return query[bool](t, pool, `select exists (select from pg_locks where not granted and relation = '"at this moment".idempotency_migrations'::regclass)`)
+		})
+		if _, err := tx.Exec(t.Context(), `drop `+removed); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil || version != 0 {
+			t.Errorf("version %d, %v", version, err)
+		}
+	}
+}

@@ -76,6 +76,20 @@ func TestFailedDownIsReportedAndNeedsNoRepair(t *testing.T) {
 	}
 }
 
+// Its command can then go on with the same schema.
+func TestDownThatStopsInTheFirstMigrationIsRecordedAsGolangMigrateHasIt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "")
+	forbid(t, pool, "drop table if exists idempotency_keys")
+	if err := migrations.Down(t.Context(), pool, ""); err == nil {
+		t.Fatal("no error")
+	}
+	if got := query[string](t, pool, `select string_agg(version || ' ' || dirty, ', ') from idempotency_migrations`); got != "-1 true" {
+		t.Errorf("recorded as %s", got)
+	}
+}
+
 func TestMissingRightsAreReported(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)

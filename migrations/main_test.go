@@ -106,14 +106,18 @@ func param(name, value string) pgtest.Option {
 
 func up(t *testing.T, pool *pgxpool.Pool, schema string) {
 	t.Helper()
-	if err := migrations.Up(t.Context(), pool, schema); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // else what waits in vain hangs
+	defer cancel()
+	if err := migrations.Up(ctx, pool, schema); err != nil {
 		t.Fatal("up: ", err)
 	}
 }
 
 func down(t *testing.T, pool *pgxpool.Pool, schema string) {
 	t.Helper()
-	if err := migrations.Down(t.Context(), pool, schema); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // else what waits in vain hangs
+	defer cancel()
+	if err := migrations.Down(ctx, pool, schema); err != nil {
 		t.Fatal("down: ", err)
 	}
 }

@@ -41,6 +41,26 @@ func TestTextIsComparedAsBytesWhateverTheDatabaseSortsBy(t *testing.T) {
 	}
 }
 
+// The order of the columns in the primary key, and the room on a page, are what the costs of
+// a call rest on.
+func TestTablesHaveTheShapeThatCallsRelyOn(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	up(t, pool, "")
+	for table, want := range map[string]string{
+		"idempotency_keys":       "idempotency_keys_pkey (id, scope), idempotency_keys_purge_after (purge_after), fillfactor=95",
+		"idempotency_operations": "idempotency_operations_pkey (id, scope), fillfactor=60",
+	} {
+		got := query[string](t, pool, `
+			select string_agg(i.indexrelid::regclass::text || regexp_replace(pg_get_indexdef(i.indexrelid), '.* USING btree', ''), ', ' order by i.indexrelid::regclass::text)
+				|| ', ' || array_to_string(c.reloptions, ' ')
+			from pg_index i join pg_class c on c.oid = i.indrelid where c.oid = $1::text::regclass group by c.reloptions`, table)
+		if got != want {
+			t.Errorf("%s has %s, want %s", table, got, want)
+		}
+	}
+}
+
 func TestUpTwiceChangesNothing(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)

@@ -34,6 +34,16 @@ func TestIDHasEachBitWhereRFC9562HasIt(t *testing.T) {
 	}
 }
 
+// The fraction of a millisecond is in 12 bits (RFC 9562, section 6.2, method 3).
+func TestTickIsTheTimeIn4096thsOfAMillisecond(t *testing.T) {
+	t.Parallel()
+	for nanos, want := range map[int64]int64{0: 0, 244: 0, 245: 1, 500_000: 2048, 999_999: 4095, 1_000_000: 4096, 7_250_000: 7*4096 + 1024} {
+		if got := tick(new(atomic.Int64), time.Unix(0, nanos)); got != max(want, 1) { // later than the last, which is 0
+			t.Errorf("%d ns: tick %d, want %d", nanos, got, want)
+		}
+	}
+}
+
 func TestIDsOfAProcessAreInOrder(t *testing.T) {
 	t.Parallel()
 	const goroutines, each = 8, 5000

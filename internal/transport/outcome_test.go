@@ -49,6 +49,7 @@ func TestErrorMeansWhatASenderCanDo(t *testing.T) {
 		{"a", context.Canceled, true, Unavailable, "UNAVAILABLE", true},
 		{"a", context.DeadlineExceeded, true, Unavailable, "UNAVAILABLE", true},
 		{"a", &net.OpError{Op: "read", Err: errors.New("x")}, true, Unavailable, "UNAVAILABLE", true},
+		{"a", &pgconn.ConnectError{}, true, Unavailable, "UNAVAILABLE", true},
 		{"a", pgconn.ErrConnClosed, true, Unavailable, "UNAVAILABLE", true},
 		{"a", io.EOF, true, Unavailable, "UNAVAILABLE", true},
 		{"a", io.ErrUnexpectedEOF, true, Unavailable, "UNAVAILABLE", true},
@@ -56,7 +57,7 @@ func TestErrorMeansWhatASenderCanDo(t *testing.T) {
 		got := OutcomeOf(idempotency.Key{Scope: test.scope}, test.err, test.ran)
 		r := RefusalOf(got)
 		if got != test.want || r.Reason != test.reason || (r.RetryAfter > 0) != test.tellsWhen || r.Message == "" {
-			t.Errorf("%v, ran %v: got %d and %+v", test.err, test.ran, got, r)
+			t.Errorf("%T, ran %v: got %d and %+v", test.err, test.ran, got, r)
 		}
 		// What can be sent again later is UNAVAILABLE or ABORTED, which clients repeat.
 		if repeats := r.Code == unavailable || r.Code == aborted; repeats != test.tellsWhen {
