@@ -140,6 +140,7 @@ func TestWhatIsWrongWithTheTableIsFound(t *testing.T) {
 		{"invalid unique index", "create unique index broken on idempotency_keys (origin); update pg_index set indisvalid = false where indexrelid = 'broken'::regclass", doctor.Warning, "second unique index", "invalid"},
 		{"no purge index", "drop index idempotency_keys_purge_after", doctor.Warning, "purge index", "(purge_after)"},
 		{"invalid purge index", "update pg_index set indisvalid = false where indexrelid = 'idempotency_keys_purge_after'::regclass", doctor.Warning, "purge index", "(purge_after)"},
+		{"no purge index, and no purge", "drop index idempotency_keys_purge_after; insert into idempotency_keys (id, scope, completed_at, expires_at, purge_after) select 'i', 's', t, t, t from (select now() - interval '73 hours') x (t)", doctor.Warning, "purge index", "(purge_after)"},
 		{"no autovacuum", "alter table idempotency_keys set (autovacuum_enabled = off)", doctor.Warning, "autovacuum", "reset (autovacuum_enabled)"},
 		{"no purge", "insert into idempotency_keys (id, scope, completed_at, expires_at, purge_after) select 'i', 's', t, t, t from (select now() - interval '73 hours') x (t)", doctor.Warning, "purge", "73 hours ago"},
 		{"interrupted migration", "update idempotency_migrations set dirty = true; grant select on idempotency_migrations to public", doctor.Warning, "migrations", "begun and not ended"},
@@ -177,6 +178,19 @@ func TestMissingPrivilegesAreNamed(t *testing.T) {
 	d.exec("revoke execute on all functions in schema pg_catalog from public; grant execute on all functions in schema pg_catalog to " + d.role +
 		"; do $$ declare f regprocedure; begin for f in select oid from pg_proc where proname = 'pg_logical_emit_message' loop execute 'revoke execute on function ' || f || ' from " + d.role + "'; end loop; end $$")
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "privileges", "pg_logical_emit_message")
+	findings, err := doctor.CheckReader(t.Context(), d.pool(), idempotency.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	healthy(t, findings) // a reader calls no such function
+
+	d = setup(t)
+	d.exec("revoke all on idempotency_keys from " + d.role)
+	findings = d.check(d.pool(), idempotency.Config{})
+	wants(t, findings, doctor.Error, "privileges", "lacks select, insert, update, delete")
+	if len(findings) == 1 && strings.Contains(findings[0].Remedy, "-reader") {
+		t.Errorf("a role that cannot look is taken for a reader: %s", findings[0])
+	}
 }
 
 // What a program's role would be told is no matter to a reader: its privileges, and
@@ -196,6 +210,11 @@ func TestReaderIsExaminedAsAReader(t *testing.T) {
 	careless := d.pool("default_transaction_read_only", "on", "idle_in_transaction_session_timeout", "0",
 		"tcp_keepalives_idle", "7200", "default_transaction_isolation", "serializable")
 	healthy(t, check(d, careless))
+	d.exec("revoke select on idempotency_keys from " + d.role + "; grant select (id, scope, origin, fingerprint, completed_at, expires_at, purge_after) on idempotency_keys to " + d.role)
+	healthy(t, check(d, d.pool()))
+	d.exec("revoke select (origin) on idempotency_keys from " + d.role + "; grant select (result) on idempotency_keys to " + d.role)
+	wants(t, check(d, d.pool()), doctor.Error, "privileges", "lacks select", "grant select on")
+	d.exec("grant select on idempotency_keys to " + d.role)
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "privileges", "lacks insert, update, delete", "doctor -reader")
 
 	d.exec("revoke select on idempotency_keys from " + d.role)
@@ -241,6 +260,8 @@ func TestWhatIsWrongWithTheConnectionIsFound(t *testing.T) {
 		wants(t, d.check(d.pool(row.params...), row.cfg), row.severity, row.check, row.says)
 	}
 	healthy(t, d.check(d.pool("default_transaction_isolation", "repeatable read"), named))
+	writing := idempotency.Config{TxOptions: pgx.TxOptions{AccessMode: pgx.ReadWrite}}
+	healthy(t, d.check(d.pool("default_transaction_read_only", "on"), writing))
 	healthy(t, d.check(d.pool(), endless))
 }
 
@@ -254,6 +275,7 @@ func TestEncodingThatMakesTwoKeysOfOneIsFound(t *testing.T) {
 	d = setupOn(t, pgtest.Encoded(t, "LATIN1"))
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "encoding", "has the encoding LATIN1", "client_encoding=UTF8")
 	wants(t, d.check(d.pool("client_encoding", "UTF8"), idempotency.Config{}), doctor.Note, "encoding", "has the encoding LATIN1", "without client_encoding=UTF8")
+	wants(t, d.check(d.pool("client_encoding", "SQL_ASCII"), idempotency.Config{}), doctor.Warning, "encoding", "says that it sends SQL_ASCII")
 	d = setupOn(t, pgtest.Encoded(t, "EUC_JP"))
 	wants(t, d.check(d.pool("client_encoding", "UTF8"), idempotency.Config{}), doctor.Note, "encoding", "EUC_JP", "U+00A6", "U+FFE4", "is refused")
 	wants(t, d.check(d.pool("client_encoding", "SJIS"), idempotency.Config{}), doctor.Error, "encoding", "EUC_JP", "says that it sends SJIS")
@@ -272,6 +294,25 @@ func TestServerThatCannotWatchItsClientsIsNoted(t *testing.T) {
 			return pg_catalog.set_config(name, value, local);
 		end $$`)
 	wants(t, d.check(pool, idempotency.Config{}), doctor.Note, "client check", "only when the statement ends", "statement_timeout")
+}
+
+// An unlogged table is used all the same, so that the rest of it matters.
+func TestTableThatCanBeUsedIsExaminedToTheEnd(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	d.exec("alter table idempotency_keys set unlogged, add column tenant int not null; drop index idempotency_keys_purge_after")
+	var checks []string
+	for _, f := range d.check(d.pool(), idempotency.Config{}) {
+		checks = append(checks, f.Check)
+	}
+	if got := strings.Join(checks, ", "); got != "columns, unlogged, purge index" {
+		t.Error(got)
+	}
+	d.exec("alter table idempotency_keys drop column origin")
+	wants(t, d.check(d.pool(), idempotency.Config{})[:1], doctor.Error, "columns", "no column origin")
+	if findings := d.check(d.pool(), idempotency.Config{}); len(findings) != 3 || findings[2].Check != "unlogged" {
+		t.Errorf("a table that cannot be used: %v", findings)
+	}
 }
 
 // It runs by itself: the oldest snapshot of the server must not be another test's.

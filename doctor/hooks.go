@@ -146,7 +146,7 @@ func checkPolicies(ctx context.Context, p *patient) error {
 			"create policy ... on "+p.table.name+" for all to this role; or alter table "+p.table.name+" disable row level security")
 	}
 	for _, l := range found[0].Policies {
-		if l.Unlimited && l.Permissive || l.Wanted {
+		if l.Unlimited || l.Wanted {
 			continue
 		}
 		name := pgx.Identifier{l.Name}.Sanitize()

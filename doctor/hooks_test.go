@@ -31,10 +31,12 @@ func TestWhatCanChangeOrDropARecordIsNamed(t *testing.T) {
 		{"after update", triggerFunction + `create trigger "Audit it" after update on idempotency_keys for each row execute function audit()`, "trigger", []string{`"Audit it", after update`, "drop trigger"}},
 		{"before insert or delete", triggerFunction + `create trigger a before insert or delete on idempotency_keys for each row execute function audit()`, "trigger", []string{`"a", before insert or delete`}},
 		{"of the statement", triggerFunction + `create trigger a after insert on idempotency_keys execute function audit()`, "trigger", []string{`"a", after insert`}},
+		{"before delete", triggerFunction + `create trigger a before delete on idempotency_keys for each row execute function audit()`, "trigger", []string{`"a", before delete`}},
 		{"always", triggerFunction + `create trigger a before update on idempotency_keys for each row execute function audit(); alter table idempotency_keys enable always trigger a`, "trigger", []string{`"a", before update`}},
 		{"of a partition", partitioned + triggerFunction + `create trigger a before update on keys_0 for each row execute function audit()`, "trigger", []string{`"a", before update`, `drop trigger "a" on "public"."keys_0"`}},
 		{"rule of a partition", partitioned + `create rule r as on delete to keys_0 do also nothing`, "rule", []string{`drop rule "r" on "public"."keys_0"`}},
 		{"reference of a partition", partitioned + `create table tenants (id text primary key); alter table keys_0 add constraint t foreign key (scope) references tenants`, "foreign key", []string{`alter table "public"."keys_0" drop constraint "t"`}},
+		{"reference of all partitions", partitioned + `create table tenants (id text primary key); alter table idempotency_keys add constraint t foreign key (scope) references tenants`, "foreign key", []string{`alter table "public"."idempotency_keys" drop constraint "t"`}},
 		{"of all partitions", partitioned + triggerFunction + `create trigger a before update on idempotency_keys for each row execute function audit()`, "trigger", []string{`"a", before update`}},
 		{"rule", `create rule "R" as on update to idempotency_keys do instead nothing`, "rule", []string{`"R", on update`, "drop rule"}},
 		{"rule on insert", `create rule r as on insert to idempotency_keys do also select 1`, "rule", []string{`"r", on insert`}},
@@ -64,6 +66,10 @@ func TestWhatIsDeclaredAsWantedOrDoesNotFireIsNoFinding(t *testing.T) {
 		alter table idempotency_keys enable replica trigger replica;
 		create trigger truncated before truncate on idempotency_keys execute function audit();
 		create policy dormant on idempotency_keys using (false);
+		create rule disabled as on update to idempotency_keys do instead nothing;
+		alter table idempotency_keys disable rule disabled;
+		create rule replica as on update to idempotency_keys do instead nothing;
+		alter table idempotency_keys enable replica rule replica;
 		create rule wanted as on delete to idempotency_keys do also select 1;
 		comment on rule wanted on idempotency_keys is 'idempotency: wanted'`)
 	healthy(t, d.check(d.pool(), idempotency.Config{}))
@@ -72,6 +78,8 @@ func TestWhatIsDeclaredAsWantedOrDoesNotFireIsNoFinding(t *testing.T) {
 		comment on policy tenant on idempotency_keys is 'idempotency: wanted'`)
 	healthy(t, d.check(d.pool(), idempotency.Config{}))
 	d.exec(`drop policy tenant on idempotency_keys; create policy everything on idempotency_keys using (true)`)
+	healthy(t, d.check(d.pool(), idempotency.Config{}))
+	d.exec(`create policy restrictive on idempotency_keys as restrictive using (true) with check (true)`) // and hides nothing
 	healthy(t, d.check(d.pool(), idempotency.Config{}))
 }
 
@@ -116,6 +124,9 @@ func TestTableOfAStrangerIsAnError(t *testing.T) {
 	t.Cleanup(func() { d.forget(stranger) })
 	d.exec("alter table idempotency_keys owner to " + stranger)
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "owner", `belongs to role "`+stranger+`"`)
+	d.exec(operation + "update idempotency_operations set progressed_at = now() - interval '2 hours'")
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Error, "owner", `belongs to role "`+stranger+`"`) // and nothing more is read
+	d.exec("delete from idempotency_operations")
 	superusers := d.check(d.pool("role", "none"), idempotency.Config{})
 	if superusers[0].Check != "owner" { // who is a member of every role
 		t.Errorf("a superuser finds %v", superusers)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -74,6 +75,7 @@ func TestWhatIsWrongWithTheServerIsFoundAndItsOppositeIsHealthy(t *testing.T) {
 		{"autovacuum off", setting("autovacuum", "off"), nil, doctor.Warning, "autovacuum", "off on this server"},
 		{"no statistics", setting("track_counts", "off"), nil, doctor.Warning, "autovacuum", "off on this server"},
 		{"autovacuum on", setting("autovacuum", "on"), nil, "", "", ""},
+		{"keepalives of a Unix socket", "create function shim.inet_client_addr() returns inet language sql as 'select null::inet'", []string{"tcp_keepalives_idle", "7200"}, "", "", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -160,6 +162,33 @@ func TestDeadRowsJustUnderTheLimitAreHealthy(t *testing.T) {
 	}
 }
 
+// What another database's sessions see holds nothing back here, and neither does autovacuum
+// itself; a standby's feedback does, wherever it is connected to.
+func TestOldestSnapshotIsOneThatHoldsBackThisDatabase(t *testing.T) {
+	t.Parallel()
+	for oldest, row := range map[string]struct{ sessions, held string }{
+		"this database":    {"(11, current_database(), 'client backend', '3'), (12, current_database(), 'client backend', '4')", "process 11"},
+		"another database": {"(11, 'elsewhere', 'client backend', '3'), (12, current_database(), 'client backend', '4')", "process 12"},
+		"autovacuum":       {"(11, current_database(), 'autovacuum worker', '3'), (12, current_database(), 'client backend', '4')", "process 12"},
+		"the doctor":       {"(pg_backend_pid(), current_database(), 'client backend', '3'), (12, current_database(), 'client backend', '4')", "process 12"},
+		"a standby":        {"(11, null, 'walsender', '3'), (12, current_database(), 'client backend', '4')", "process 11"},
+		"nobody":           {"(11, current_database(), 'client backend', null)", ""},
+	} {
+		t.Run(oldest, func(t *testing.T) {
+			t.Parallel()
+			d := setup(t)
+			pool := d.played(`create view shim.pg_stat_user_tables as select relid, 10001::bigint as n_dead_tup, null::timestamptz as last_autovacuum from pg_catalog.pg_stat_user_tables;
+				create view shim.pg_stat_activity as select pid::int, datname::name, backend_type::text, backend_xmin::text::xid, null::timestamptz as xact_start
+					from (values ` + row.sessions + `) x (pid, datname, backend_type, backend_xmin)`)
+			findings := d.check(pool, idempotency.Config{})
+			wants(t, findings, doctor.Warning, "dead rows", "last autovacuum: never", row.held)
+			if row.held == "" && len(findings) == 1 && strings.Contains(findings[0].Found, "held by") {
+				t.Error(findings[0])
+			}
+		})
+	}
+}
+
 func TestRecordsThatExpiredWithinADayAreHealthy(t *testing.T) {
 	t.Parallel()
 	d := setup(t)
@@ -207,6 +236,7 @@ func TestClocksLessThanTwoSecondsApartAreHealthy(t *testing.T) {
 		{6900 * time.Millisecond, 0, "s apart"},  // but the same difference without one is
 		{-5 * time.Second, 10 * time.Second, ""}, // the middle of the trip is now
 		{-12001 * time.Millisecond, 10 * time.Second, "s apart"},
+		{-40 * time.Second, time.Minute, ""}, // 10 s apart, of which the trip can be 30
 	} {
 		var asked time.Time
 		clock := func() time.Time {

@@ -74,7 +74,6 @@ func (p *patient) missing(schema, path string, places []string) {
 
 // checkColumns reports whether the table can be used.
 func (p *patient) checkColumns(t *table) bool {
-	before := len(p.findings)
 	bad := func(names []string, found, remedy string) {
 		if len(names) > 0 {
 			p.find(Error, "columns", fmt.Sprintf(found, t.name, strings.Join(names, ", ")), remedy)
@@ -93,7 +92,7 @@ func (p *patient) checkColumns(t *table) bool {
 		p.find(Error, "unlogged", t.name+" is unlogged: a crash of the server empties it, and every retry runs again",
 			"alter table "+t.name+" set logged")
 	}
-	return len(p.findings) == before || len(t.Missing())+len(t.Mistyped())+len(t.Folding()) == 0
+	return len(t.Missing())+len(t.Mistyped())+len(t.Folding()) == 0
 }
 
 func checkIndexes(_ context.Context, p *patient) error {

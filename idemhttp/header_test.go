@@ -142,6 +142,14 @@ func TestPolicySaysWhatTheMiddlewareDoes(t *testing.T) {
 	}
 }
 
+func TestPolicyNamesTheFirstAndTheLastStatusThatAreNotRecorded(t *testing.T) {
+	t.Parallel()
+	m := setup(t).middleware(idemhttp.Config{Record: func(status int, _, _ http.Header) bool { return status != 200 && status != 599 }})
+	if got := fmt.Sprint(m.Policy().NotRecorded); got != "[200 599]" {
+		t.Error(got)
+	}
+}
+
 func TestDefaultPolicy(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

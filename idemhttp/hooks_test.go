@@ -42,6 +42,10 @@ func TestKeyFromElsewhere(t *testing.T) {
 	b.do(server, "POST", "/", `{}`, nil).isProblem(t, 400, "key-missing")
 	b.do(server, "POST", "/", `{"id": "123456789012345678901"}`, nil).isProblem(t, 400, "key-invalid")
 	b.do(server, "POST", "/", `{"id": "a\u0000b"}`, nil).isProblem(t, 400, "key-invalid")
+	longest := b.do(server, "POST", "/", `{"id": "12345678901234567890"}`, nil)
+	if longest.StatusCode != 200 {
+		t.Errorf("the longest key: %d %s", longest.StatusCode, longest.body)
+	}
 	got := b.do(server, "POST", "/", `{`, nil)
 	got.isProblem(t, 400, "key-invalid")
 	if !strings.Contains(got.body, "the body is no event.") {
@@ -50,7 +54,7 @@ func TestKeyFromElsewhere(t *testing.T) {
 	if b.reports() != "[]" {
 		t.Errorf("reported %s", b.reports())
 	}
-	b.effects(1)
+	b.effects(2)
 	// A field that is not the key's protects nothing.
 	other := b.serve(b.middleware(idemhttp.Config{Key: event}).Handler(http.HandlerFunc(b.passing)))
 	b.do(other, "PUT", "/", "{}", withKey("k")).is(t, http.StatusTeapot, "", false)

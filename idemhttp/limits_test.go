@@ -66,6 +66,7 @@ func TestResponseTooLargeToRecordIsSentWholeOnceAndNeverExecutedTwice(t *testing
 			server := b.protected(idemhttp.Config{MaxRecord: 1000}, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
 				w.Header().Set("ETag", `"1"`)
+				w.Header().Set("Content-Location", "/charges/1/now")
 				w.Header().Set("X-Large", test.header)
 				w.Header().Set("Location", test.location)
 				w.WriteHeader(http.StatusCreated)
@@ -80,6 +81,10 @@ func TestResponseTooLargeToRecordIsSentWholeOnceAndNeverExecutedTwice(t *testing
 			second.is(t, 201, "", true)
 			if second.Header.Get("Idempotent-Body-Omitted") != "true" || second.Header.Get("ETag") != "" || second.Header.Get("Content-Type") != "" {
 				t.Errorf("the replay has %v", second.Header)
+			}
+			// It names a resource, and does not describe the bytes.
+			if got := second.Header.Get("Content-Location"); (got == "/charges/1/now") != (test.header == "small" && test.name != "location") {
+				t.Errorf("the replay has Content-Location %q", got)
 			}
 			if got := second.Header.Get("Location"); got != test.location && test.name != "location" {
 				t.Errorf("the replay has Location %q", got)

@@ -90,6 +90,15 @@ func TestFittingRecordIsNeverLarger(t *testing.T) {
 		Header: toOctets(http.Header{"Location": {"/charges/1"}, "Etag": {`"1"`}, "X-Note": {strings.Repeat("n", 200)}}),
 		Body:   octets(strings.Repeat("b", 300)),
 	}
+	whole, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for less, omitted := range map[int]bool{0: false, 1: true} {
+		if small, err := r.fitting(len(whole) - less); err != nil || small.Omitted != omitted {
+			t.Errorf("in %d of %d bytes: %+v, %v", len(whole)-less, len(whole), small, err)
+		}
+	}
 	left := make(map[string]bool)
 	for limit := 40; limit < 700; limit++ {
 		small, err := r.fitting(limit)

@@ -93,6 +93,19 @@ func TestRetryAfterIsWaitedFor(t *testing.T) {
 	}
 }
 
+func TestRetryAfterMakesNoPauseShorter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		base := &clocked{begun: time.Now(), answer: always("1")}
+		resp, err := (&Transport{Base: base, MaxAttempts: 10, MaxElapsed: -1}).RoundTrip(post(t, "http://example.com/", "x"))
+		check(t, resp, err, 503, 10)
+		last := base.attempts[9] - base.attempts[8]
+		if last < 5*time.Second {
+			t.Errorf("the last pause is %v, and without Retry-After 5 s at least", last)
+		}
+	})
+}
+
 func TestRetryAfterZeroKeepsThePauses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

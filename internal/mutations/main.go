@@ -27,7 +27,7 @@ func main() {
 	apply := flag.Bool("apply", false, "only check that the lists fit the code, and run no test")
 	base := flag.String("diff", "", "instead of the lists: the lines that have changed since this `commit`")
 	pattern := flag.String("run", "", "only these tests, as go test -run")
-	limit := flag.Duration("limit", 2*time.Minute, "for the tests of a package; with more they hang")
+	limit := flag.Duration("limit", 0, "for the tests of a package: with more they hang (default five times what they take, and five minutes)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

@@ -19,10 +19,11 @@ import (
 // the broken file in the place of the true one (-overlay), also where a test builds a
 // program.
 type runner struct {
-	top     string // of the repository
-	dir     string // for the broken file
-	limit   time.Duration
-	pattern string // of the tests to run; all by default
+	top     string        // of the repository
+	dir     string        // for the broken file
+	limit   time.Duration // for the tests of a package; 0: by what they take without a mutation
+	pattern string        // of the tests to run; all by default
+	took    time.Duration // without a mutation
 }
 
 var errNotBuilt = errors.New("does not build")
@@ -72,17 +73,20 @@ func within(folder, verdict string) string {
 
 // healthy fails if the tests fail on the code as it is: anything would then kill a mutation.
 func (r *runner) healthy(ctx context.Context, tests []string) error {
+	begun := time.Now()
 	for _, folder := range tests {
 		if verdict, err := r.test(ctx, folder, r.pattern, ""); err != nil || verdict != "" {
 			return fmt.Errorf("the tests of %s fail without a mutation: %s %w", folder, verdict, err)
 		}
 	}
+	r.took = time.Since(begun)
 	return nil
 }
 
 // test runs the tests of a folder, up to the first that fails, and returns "" if none does.
 func (r *runner) test(ctx context.Context, folder, pattern, flags string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-vet=off", "-count=1", "-failfast", "-timeout", r.limit.String(), "-run", pattern, ".")
+	limit := cmp.Or(r.limit, max(5*time.Minute, 5*r.took)) // the machine can be busy
+	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-vet=off", "-count=1", "-failfast", "-timeout", limit.String(), "-run", pattern, ".")
 	cmd.Dir = filepath.Join(r.top, folder)
 	cmd.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" "+flags))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
