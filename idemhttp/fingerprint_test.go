@@ -165,8 +165,11 @@ func TestSpellingsOfAMediaTypeAreTheSame(t *testing.T) {
 		{"application/json; charset=latin1", "application/json", false},
 		{"application/json;;", "application/json;;", true},
 		{"application/json;=", "application/json", false},
+		// One of more than 4,096 bytes is not looked into.
+		{"text/plain; charset=UTF-8; x=" + strings.Repeat("x", 4096-29), "text/plain; charset=utf-8; x=" + strings.Repeat("x", 4096-29), true},
+		{"text/plain; charset=UTF-8; x=" + strings.Repeat("x", 4097-29), "text/plain; charset=utf-8; x=" + strings.Repeat("x", 4097-29), false},
 	} {
-		t.Run(test.one+" and "+test.other, func(t *testing.T) {
+		t.Run(fmt.Sprintf("%.60s and %.60s", test.one, test.other), func(t *testing.T) {
 			t.Parallel()
 			b := shared.sub(t)
 			server := b.protected(idemhttp.Config{}, created)

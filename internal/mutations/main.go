@@ -21,13 +21,13 @@ import (
 
 func main() {
 	top := flag.String("top", ".", "the top `folder` of the repository")
-	only := flag.String("only", "", "a `list`, or list/file.go: only its mutations")
+	only := flag.String("only", "", "a `list`, or list/file.go: only its mutations; with -diff, a package")
 	fresh := flag.Bool("new", false, "only mutations that have no verdict")
 	record := flag.Bool("record", false, "write into the lists which test kills what")
 	apply := flag.Bool("apply", false, "only check that the lists fit the code, and run no test")
 	base := flag.String("diff", "", "instead of the lists: the lines that have changed since this `commit`")
 	pattern := flag.String("run", "", "only these tests, as go test -run")
-	limit := flag.Duration("limit", 0, "for the tests of a package: with more they hang (default five times what they take, and five minutes)")
+	limit := flag.Duration("limit", 0, "for the tests of a package: with more they hang (default five times what they take, and ten minutes)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -55,7 +55,7 @@ func run(ctx context.Context, top, base string, limit time.Duration, pattern str
 	defer os.RemoveAll(dir)
 	r := &runner{top: top, dir: dir, limit: limit, pattern: pattern}
 	if base != "" {
-		return r.diff(ctx, base)
+		return r.diff(ctx, base, s.only)
 	}
 	paths, err := filepath.Glob(filepath.Join(top, "internal/mutations/testdata/*.txt"))
 	if err != nil {
@@ -160,13 +160,16 @@ func (r *runner) list(ctx context.Context, l *list, path string, s *selection) (
 
 // diff tries the obvious breakages of what has changed, and prints those that no test of
 // their own package notices.
-func (r *runner) diff(ctx context.Context, base string) error {
+func (r *runner) diff(ctx context.Context, base, only string) error {
 	folders, err := breakages(ctx, r.top, base)
 	if err != nil {
 		return err
 	}
 	var sum score
 	for _, folder := range slices.Sorted(maps.Keys(folders)) {
+		if only != "" && only != folder {
+			continue
+		}
 		fmt.Printf("%s: %d breakages\n", folder, len(folders[folder]))
 		if err := r.healthy(ctx, []string{folder}); err != nil {
 			return err

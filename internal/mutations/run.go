@@ -85,7 +85,7 @@ func (r *runner) healthy(ctx context.Context, tests []string) error {
 
 // test runs the tests of a folder, up to the first that fails, and returns "" if none does.
 func (r *runner) test(ctx context.Context, folder, pattern, flags string) (string, error) {
-	limit := cmp.Or(r.limit, max(5*time.Minute, 5*r.took)) // the machine can be busy
+	limit := cmp.Or(r.limit, max(10*time.Minute, 5*r.took)) // the machine can be busy
 	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-vet=off", "-count=1", "-failfast", "-timeout", limit.String(), "-run", pattern, ".")
 	cmd.Dir = filepath.Join(r.top, folder)
 	cmd.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" "+flags))
