@@ -78,6 +78,16 @@ func TestKeyOfTheCallerIsLeftAlone(t *testing.T) {
 	}
 }
 
+func TestInterceptorOfAServerLetsTheCallsOfAClientPass(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.serve(done, nil, connect.WithInterceptors(b.interceptor(idemconnect.Config{})))
+	for range 2 { // without a key, and with one
+		c.send(t.Context(), b.request(tenEuros())).is(t, 10, false)
+		c.send(t.Context(), b.request(tenEuros(), "k")).is(t, 10, false)
+	}
+}
+
 func TestCallWithoutSideEffectsGetsNoKey(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

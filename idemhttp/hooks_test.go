@@ -42,6 +42,7 @@ func TestKeyFromElsewhere(t *testing.T) {
 	b.do(server, "POST", "/", `{}`, nil).isProblem(t, 400, "key-missing")
 	b.do(server, "POST", "/", `{"id": "123456789012345678901"}`, nil).isProblem(t, 400, "key-invalid")
 	b.do(server, "POST", "/", `{"id": "a\u0000b"}`, nil).isProblem(t, 400, "key-invalid")
+	b.do(server, "POST", "/", `{"id": "\u0000"}`, nil).isProblem(t, 400, "key-invalid")
 	longest := b.do(server, "POST", "/", `{"id": "12345678901234567890"}`, nil)
 	if longest.StatusCode != 200 {
 		t.Errorf("the longest key: %d %s", longest.StatusCode, longest.body)
