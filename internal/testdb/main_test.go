@@ -203,7 +203,7 @@ func TestServerIsThereAndSaysWhereFrom(t *testing.T) {
 	t.Parallel()
 	p := prepare(t, "--", program, "-source", "env", "--", "true")
 	p.expect(t, 0, "testdb: PostgreSQL ", " from DATABASE_URL\n")
-	if n := strings.Count(p.stderr.String(), "\n"); n != 2 { // one of each testdb
+	if n := strings.Count(p.stderr.String(), "testdb: PostgreSQL "); n != 2 { // one of each testdb
 		t.Errorf("%d lines: %s", n, &p.stderr)
 	}
 }
@@ -347,6 +347,41 @@ func TestModeIsAddedToConnectionStringsOfEveryForm(t *testing.T) {
 			t.Errorf("%s became %s", dsn, got)
 		}
 	}
+}
+
+func TestTextSortsOtherwiseThanBytesWhereThereIsALocaleForIt(t *testing.T) {
+	t.Parallel()
+	for major, icu := range map[int]bool{14: false, 15: true, 18: true} {
+		all := locales(major)
+		if got := strings.Contains(strings.Join(all[0], " "), "icu"); got != icu {
+			t.Errorf("PostgreSQL %d: first %q", major, all[0])
+		}
+		if last := all[len(all)-1]; strings.Join(last, " ") != "--locale=C" {
+			t.Errorf("PostgreSQL %d: last %q", major, last)
+		}
+	}
+}
+
+// PostgreSQL can have been built without ICU.
+func TestLocaleThatIsNotThereIsNoReasonToFail(t *testing.T) {
+	t.Parallel()
+	there, err := findBinaries(settings{Cache: cacheDir()})
+	if err != nil {
+		t.Skip("no PostgreSQL to start: ", err)
+	}
+	bin, err := openTempDir("testdb-locale-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(bin)
+	for name, refuse := range map[string]string{"initdb": `case "$*" in *--locale=C) ;; *) exit 1 ;; esac; `, "postgres": ""} {
+		script := "#!/bin/sh\n" + refuse + "exec " + filepath.Join(there, name) + ` "$@"` + "\n"
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prepare(t, "-source", "local", "-bindir", bin, "--", "sh", "-c", "exit 3").
+		expect(t, 3, " from "+bin, "text sorts as bytes there")
 }
 
 func TestUnknownSource(t *testing.T) {
