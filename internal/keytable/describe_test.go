@@ -163,6 +163,7 @@ func TestFirstSchemaOfThePathThatHasTheTableIsFound(t *testing.T) {
 		{"create schema a; create table a.idempotency_keys (); set local search_path = a, public", "a"},
 		{"create schema a; create table a.idempotency_keys (); set local search_path = public, a", "public"},
 		{"create temporary table idempotency_keys ()", "public"},
+		{"create temporary table idempotency_keys (); set local search_path = pg_temp, public", "public"},
 	} {
 		tx, err := pool.Begin(t.Context())
 		if err != nil {

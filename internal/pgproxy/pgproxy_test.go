@@ -31,7 +31,7 @@ func newWire(t testing.TB) *wire {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
-	w := &wire{t, pgproxy.New(t, "tcp", listener.Addr().String()), make(chan net.Conn, 10)}
+	w := &wire{t, listen(t, "tcp", listener.Addr().String()), make(chan net.Conn, 10)}
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -42,6 +42,17 @@ func newWire(t testing.TB) *wire {
 		}
 	}()
 	return w
+}
+
+// listen is pgproxy.New, but that a Close which does not return is a failure.
+func listen(t testing.TB, network, address string) *pgproxy.Proxy {
+	t.Helper()
+	proxy, err := pgproxy.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closes(t, proxy) })
+	return proxy
 }
 
 // dial connects without a first message.
@@ -391,7 +402,7 @@ func TestCloseEndsOpenConnectionsAndTakesNoNewOne(t *testing.T) {
 	w := newWire(t)
 	client, server := w.connect()
 	begun, begunServer := w.dial() // has not said yet what it wants
-	w.closes()
+	closes(t, w.Proxy)
 	for _, conn := range []net.Conn{client, server, begun, begunServer} {
 		w.ends(conn)
 	}
@@ -399,20 +410,20 @@ func TestCloseEndsOpenConnectionsAndTakesNoNewOne(t *testing.T) {
 		conn.Close()
 		t.Error("a new connection was taken")
 	}
-	w.closes() // once more, as when its test ends
+	closes(t, w.Proxy) // once more, as when its test ends
 }
 
-func (w *wire) closes() {
-	w.Helper()
+func closes(t testing.TB, proxy *pgproxy.Proxy) {
+	t.Helper()
 	closed := make(chan bool)
 	go func() {
-		w.Close()
+		proxy.Close()
 		close(closed)
 	}()
 	select {
 	case <-closed:
 	case <-time.After(patience):
-		w.Fatal("Close does not return")
+		t.Fatal("Close does not return")
 	}
 }
 
@@ -425,7 +436,7 @@ func TestCloseWaitsForNoConnectionThatComesAtTheSameMoment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.closes()
+		closes(t, w.Proxy)
 		conn.Close()
 	}
 }
@@ -469,7 +480,7 @@ func TestClientOfAServerThatIsNotThereIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	listener.Close()
-	w := &wire{TB: t, Proxy: pgproxy.New(t, "tcp", listener.Addr().String())}
+	w := &wire{TB: t, Proxy: listen(t, "tcp", listener.Addr().String())}
 	for range 2 { // and the proxy goes on
 		client, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", w.Port()))
 		if err != nil {

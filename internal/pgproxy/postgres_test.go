@@ -28,7 +28,7 @@ func newSession(t testing.TB) *session {
 	s.exec(s.direct, "create table effects (n int)")
 	cfg := s.direct.Config().ConnConfig
 	network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
-	s.Proxy = pgproxy.New(t, network, address)
+	s.Proxy = listen(t, network, address)
 	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = "127.0.0.1", s.Port(), nil, nil
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)
