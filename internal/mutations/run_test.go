@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -134,5 +135,50 @@ func TestListIsTriedAndItsVerdictsWritten(t *testing.T) {
 	written, err := os.ReadFile(path)
 	if want := strings.Replace(text, "+ a <= b\n", "+ a <= b\n= killed by TestEqualIsNotLess\n", 1); string(written) != want || err != nil {
 		t.Errorf("%s, %v", written, err)
+	}
+}
+
+func TestLinesThatHaveChangedSinceACommitAreBrokenAndTheirTestsRun(t *testing.T) {
+	t.Parallel()
+	r := newRunner(t)
+	git := func(args ...string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "git", append([]string{"-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"}, args...)...)
+		cmd.Dir = r.top
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %q: %v: %s", args, err, out)
+		}
+	}
+	git("init")
+	git("add", ".")
+	git("commit", "-m", "a")
+	for path, text := range map[string]string{
+		"p/p.go":      strings.Replace(module["p/p.go"], "return a < b", "return a < b || b > 9", 1),
+		"q/q_test.go": module["q/q_test.go"] + "\n// Tests are not broken.\n",
+	} {
+		if err := os.WriteFile(filepath.Join(r.top, path), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	folders, err := breakages(t.Context(), r.top, "HEAD")
+	var says []string
+	for _, e := range folders["p"] {
+		says = append(says, e.says)
+	}
+	want := []string{"< -> <=", "|| -> &&", "> -> >=", "9 -> 10", "9 -> 8"}
+	if len(folders) != 1 || len(says) != len(want) || err != nil {
+		t.Fatalf("%+v, %v", folders, err)
+	}
+	for i, prefix := range want {
+		if !strings.HasPrefix(says[i], prefix+" ") || !strings.Contains(says[i], "return a < b || b > 9") {
+			t.Errorf("%q, want %s", says[i], prefix)
+		}
+	}
+	// No test has a number above 9, so that what is behind "||" can be broken as one likes.
+	if err := r.diff(t.Context(), "HEAD", ""); err == nil || !strings.HasPrefix(err.Error(), "3 survive: ") {
+		t.Error(err)
+	}
+	if err := r.diff(t.Context(), "HEAD", "q"); err != nil {
+		t.Error(err)
 	}
 }
