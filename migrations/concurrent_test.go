@@ -62,21 +62,33 @@ func five(t *testing.T, pool *pgxpool.Pool, job string) {
 // The timeouts would end a wait inside the server.
 func TestContextAloneBoundsTheWait(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.Empty(t)
-	release := lock(t, pool, "public")
-	impatient := pgtest.Pool(t, pool, param("lock_timeout", "20ms"), param("statement_timeout", "600ms"))
-	done := make(chan error, 1)
-	go func() { done <- migrations.Up(t.Context(), impatient, "") }()
-	select {
-	case err := <-done:
-		t.Fatal("did not wait: ", err)
-	case <-time.After(900 * time.Millisecond):
+	for name, job := range jobs {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Empty(t)
+			if name == "down" {
+				up(t, pool, "")
+			}
+			release := lock(t, pool, "public")
+			impatient := pgtest.Pool(t, pool, param("lock_timeout", "20ms"), param("statement_timeout", "600ms"))
+			done := make(chan error, 1)
+			go func() { done <- job(t.Context(), impatient, "") }()
+			select {
+			case err := <-done:
+				t.Fatal("did not wait: ", err)
+			case <-time.After(900 * time.Millisecond):
+			}
+			release()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if name == "up" {
+				wantWhole(t, pool, "public")
+			} else {
+				wantNothing(t, pool, "public")
+			}
+		})
 	}
-	release()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	wantWhole(t, pool, "public")
 }
 
 func TestCancelEndsTheWaitAtOnce(t *testing.T) {
