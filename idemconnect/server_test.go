@@ -154,6 +154,17 @@ func TestUnreachableStoreIsUnavailableAndTheHandlerIsNotRun(t *testing.T) {
 	})
 }
 
+// Where the handler has not run, nothing but the database can have failed.
+func TestStoreWithoutItsTableIsUnavailableAndTheHandlerIsNotRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if _, err := b.pool.Exec(t.Context(), "drop table idempotency_keys"); err != nil {
+		t.Fatal(err)
+	}
+	b.protected(idemconnect.Config{}, b.charge).pay("k").isRefusal(t, connect.CodeUnavailable, "UNAVAILABLE")
+	b.ran(0)
+}
+
 func TestUnknownOutcomeIsUnavailableAndNeverASecondExecution(t *testing.T) {
 	inEachProtocol(t, func(t *testing.T, b *bundle, protocol connect.ClientOption) {
 		// The end of the context does not hide that nobody knows what became of the call.

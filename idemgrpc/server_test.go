@@ -193,6 +193,17 @@ func TestUnreachableStoreIsUnavailableAndTheHandlerIsNotRun(t *testing.T) {
 	}
 }
 
+// Where the handler has not run, nothing but the database can have failed.
+func TestStoreWithoutItsTableIsUnavailableAndTheHandlerIsNotRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if _, err := b.pool.Exec(t.Context(), "drop table idempotency_keys"); err != nil {
+		t.Fatal(err)
+	}
+	b.protected(idemgrpc.Config{}, b.charge).pay("k").isRefusal(t, codes.Unavailable, "UNAVAILABLE")
+	b.ran(0)
+}
+
 func TestUnknownOutcomeIsUnavailableAndNeverASecondExecution(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
