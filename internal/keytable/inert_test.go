@@ -77,18 +77,18 @@ func TestTableThatCanRunSomethingIsNotInert(t *testing.T) {
 func TestNothingIsPutOnAnInertTableThatIsHeldForReading(t *testing.T) {
 	t.Parallel()
 	pool, owner := owned(t)
-	hold := func(mode pgx.TxAccessMode) keytable.Table {
+	hold := func(mode pgx.TxAccessMode) (table keytable.Table, release func()) {
 		t.Helper()
 		tx, err := pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: mode})
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { tx.Rollback(context.Background()) })
-		table, err := keytable.Hold(t.Context(), tx, "public", keytable.Name, keytable.Reading)
-		if err != nil {
+		release = func() { tx.Rollback(context.Background()) }
+		t.Cleanup(release)
+		if table, err = keytable.Hold(t.Context(), tx, "public", keytable.Name, keytable.Reading); err != nil {
 			t.Fatal(err)
 		}
-		return table
+		return table, release
 	}
 	put := func() error {
 		tx, err := pool.Begin(t.Context())
@@ -99,13 +99,15 @@ func TestNothingIsPutOnAnInertTableThatIsHeldForReading(t *testing.T) {
 		_, err = tx.Exec(t.Context(), "set local lock_timeout = '10ms'; set local role "+owner+"; create index i on idempotency_keys (lower(id))", pgx.QueryExecModeSimpleProtocol)
 		return err
 	}
-	if table := hold(pgx.ReadOnly); table.Inert() || table.StrangerByName(keytable.Reading) == nil {
+	table, release := hold(pgx.ReadOnly)
+	if table.Inert() || table.StrangerByName(keytable.Reading) == nil {
 		t.Errorf("in a transaction that cannot lock it, the table is trusted: %+v", table.Strangers)
 	}
 	if err := put(); err != nil {
 		t.Errorf("a table that is not trusted is locked: %v", err)
 	}
-	if table := hold(pgx.ReadWrite); !table.Inert() {
+	release()
+	if table, _ = hold(pgx.ReadWrite); !table.Inert() {
 		t.Errorf("%+v", table.Strangers)
 	}
 	if err := put(); err == nil || !strings.Contains(err.Error(), "lock timeout") {
