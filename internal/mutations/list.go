@@ -26,7 +26,8 @@ import (
 //	= killed by migrations.TestTableOfAStrangerIsRefused
 //
 // A verdict is "killed by" or "hangs", with a test, or "survives:" or "equivalent:", with a
-// reason. Lines with "# " are comments. A text of several lines has several "- " lines.
+// reason. Before there is one, a line with "? " can name the test that is expected to kill,
+// which is then tried first. Lines with "# " are comments. A text of several lines has several "- " lines.
 type list struct {
 	name   string // of the file, without ".txt"
 	folder string // of the package, from the top of the repository
@@ -47,6 +48,7 @@ type mutation struct {
 	after    string
 	old, new string
 	verdict  string
+	expected string // the test that is tried first
 }
 
 const (
@@ -65,7 +67,7 @@ func killer(verdict string) (test, folder string, ok bool) {
 		}
 	}
 	dot := strings.LastIndex(name, ".")
-	return name[dot+1:], name[:max(dot, 0)], true
+	return name[dot+1:], name[:max(dot, 0)], name != ""
 }
 
 func readList(path string) (*list, error) {
@@ -120,9 +122,11 @@ func (l *list) add(b *block) error {
 			replacement = append(replacement, rest)
 		case "=":
 			m.verdict = rest
+		case "?":
+			m.expected = rest
 		default:
 			if m.file != "" {
-				return fmt.Errorf("%q begins with none of # - + =", line)
+				return fmt.Errorf("%q begins with none of # - + = ?", line)
 			}
 			m.file, m.after, _ = strings.Cut(line, " after ")
 		}
@@ -145,7 +149,9 @@ func (l *list) add(b *block) error {
 // record writes the verdict into the block of a mutation.
 func (b *block) record(verdict string) {
 	b.mutation.verdict = verdict
-	b.lines = slices.DeleteFunc(b.lines, func(line string) bool { return strings.HasPrefix(line, "= ") })
+	b.lines = slices.DeleteFunc(b.lines, func(line string) bool {
+		return strings.HasPrefix(line, "= ") || strings.HasPrefix(line, "? ")
+	})
 	b.lines = append(b.lines, "= "+verdict)
 }
 

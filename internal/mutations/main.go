@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -127,7 +128,7 @@ func (r *runner) list(ctx context.Context, l *list, path string, s *selection) (
 			tested = true
 		}
 		begun := time.Now()
-		verdict, err := r.try(ctx, e, l.tests, m.verdict)
+		verdict, err := r.try(ctx, e, l.tests, cmp.Or(m.verdict, killed+m.expected))
 		switch {
 		case errors.Is(err, errNotBuilt):
 			says("%s: %v", e.says, err)
