@@ -414,6 +414,20 @@ func TestNegativeMaxIdleIsNoLimit(t *testing.T) {
 		return charge(b.key.ID, 1)(ctx, tx)
 	})
 	b.wantOutcome(outcome{got, replayed, err}, outcome{1, false, nil})
+
+	b.key.ID = "key-2"
+	runs := 0
+	got, replayed, err = b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+		if runs++; runs == 1 { // not for its silence
+			var pid int
+			if err := tx.QueryRow(ctx, "select pg_backend_pid()").Scan(&pid); err != nil {
+				return 0, err
+			}
+			b.exec("select pg_terminate_backend($1)", pid)
+		}
+		return charge(b.key.ID, runs)(ctx, tx)
+	})
+	b.wantOutcome(outcome{got, replayed, err}, outcome{2, false, nil})
 }
 
 // opened returns a pool whose n connections are all there, and idle.

@@ -750,7 +750,7 @@ func TestAnotherSettingThatIsRefusedIsAnError(t *testing.T) {
 	b.effects(0)
 }
 
-const timeoutSettings = `select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name in ('idle_in_transaction_session_timeout', 'client_connection_check_interval')`
+const timeoutSettings = `select string_agg(name || '=' || setting, ' ' order by name) || coalesce(current_setting('idempotency.seqscan', true), '') from pg_settings where name in ('idle_in_transaction_session_timeout', 'client_connection_check_interval')`
 
 const plannerSettings = `select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name like 'enable\_%'`
 
