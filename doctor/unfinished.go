@@ -40,7 +40,7 @@ func checkUnfinished(ctx context.Context, p *patient) error {
 		if attempts > 0 {
 			tried = "Store.Complete has tried in vain: look at the last errors"
 		}
-		p.find(Warning, "unfinished", fmt.Sprintf("%d operations of procedures have not progressed for an hour, the oldest for %d hours", operations, seconds/3600),
+		p.find(Warning, "unfinished", fmt.Sprintf("operations of procedures that have not progressed for an hour: %d, the oldest for %d h", operations, seconds/3600),
 			tried+" (idempotency list -state unfinished, and get); after the window of a call (23 h by default) a person has to settle it, see docs/procedures.md")
 	}
 	return nil

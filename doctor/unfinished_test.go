@@ -17,7 +17,7 @@ func TestOperationsThatStandStillAreFoundWithHowLong(t *testing.T) {
 	begun("young", "59 minutes", 1)
 	healthy(t, d.check(d.pool(), idempotency.Config{}))
 	begun("a", "61 minutes", 0)
-	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "1 operations of procedures have not progressed for an hour, the oldest for 1 hours", "run Store.CompleteEvery")
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "operations of procedures that have not progressed for an hour: 1, the oldest for 1 h", "run Store.CompleteEvery")
 	begun("b", "50 hours", 3)
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "2 operations", "the oldest for 50 hours", "has tried in vain")
 	d.exec("revoke all on idempotency_operations from " + d.role)
