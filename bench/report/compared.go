@@ -17,7 +17,7 @@ func compared(w io.Writer, run results.Run, steps *results.Run) {
 		t.addUnlessEmpty(name(p.Name), append(row, stormOf(run, p.Name)...))
 	}
 	if len(t.rows) > 0 {
-		fmt.Fprintf(w, "## Beside other ways\n\nTimes are multiples of the bare transaction's with %s latency and one caller. Round trips are those that a first call and a replay wait for. A bold figure is wrong: it should be one. The last column is the p99 of other keys while the duplicates arrive, as a multiple of the calm one.\n\n%s\n", span(2*run.Conditions.Delay), &t)
+		fmt.Fprintf(w, "## Beside other ways\n\nTimes are multiples of the bare transaction's with %s latency and one caller. Round trips are those that a first call and a replay wait for. A bold figure should be one. The last column is other keys' p99 beside the duplicates; calm = 1.\n\n%s\n", span(2*run.Conditions.Delay), &t)
 	}
 	if steps == nil {
 		return

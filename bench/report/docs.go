@@ -94,9 +94,9 @@ func save(b *bytes.Buffer, path string) error {
 }
 
 const intro = "# Benchmarks\n\n" +
-	"What this package costs, and what it prevents, beside the bare transaction and other ways. `make bench-report` makes this page from the newest results; no figure is written by hand. " +
+	"`make bench-report` makes this page from the newest results; no figure is written by hand. " +
 	"[benchmarks/tables.md](benchmarks/tables.md) has all tables, conditions and peers. [design.md](design.md#what-limits-it) explains the weaker figures.\n\n" +
-	"All peers make the same business write on the same server, in turns. Each is compared with the bare transaction of the same round. Identical things differ by some percent. `%s`, %s: PostgreSQL %s, %s, %d cores (%s).\n"
+	"All peers make the same business write on one server, in turns. Identical things differ by some percent. `%s`, %s: PostgreSQL %s, %s, %d cores (%s).\n"
 
 // drawn draws a chart and links it, if there was something to draw.
 func drawn(w io.Writer, folder, link, file, alt string, draw func(path string) error) error {

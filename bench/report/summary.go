@@ -21,26 +21,26 @@ func Summary(w io.Writer, run results.Run, scale *results.Scale) {
 	}
 	latency := linkName(run, results.Delay)
 	for _, link := range []string{results.Delay, results.Socket} {
-		add("first call, "+linkName(run, link)+", 1 / 8 callers; bare transaction = 1",
+		add("first call, "+linkName(run, link)+", 1 / 8 callers",
 			against(run, peers.Ours, results.First, link, 1), against(run, peers.Ours, results.First, link, 8))
 	}
-	add("first call of one statement, QueryRow, "+latency+", 1 / 8 / 16 callers; bare transaction = 1",
+	add("first call of one statement, QueryRow, "+latency+", 1 / 8 / 16 callers",
 		against(run, peers.QueryRow, results.First, results.Delay, 1), against(run, peers.QueryRow, results.First, results.Delay, 8), against(run, peers.QueryRow, results.First, results.Delay, 16))
 	add("the hand-written pattern of 5 round trips, "+latency+", 1 / 8 callers; ours = 1",
 		overOurs(run, peers.FiveTrips, results.First, 1), overOurs(run, peers.FiveTrips, results.First, 8))
 	for _, link := range []string{results.Delay, results.Socket} {
 		for _, what := range []struct{ key, peer string }{{"of a known key", peers.Ours}, {"of an unknown key", peers.Ours + results.Unknown}} {
-			add("replay "+what.key+", "+linkName(run, link)+", 1 / 8 callers; bare select by primary key = 1",
+			add("replay "+what.key+", "+linkName(run, link)+", 1 / 8 callers",
 				against(run, what.peer, results.Replay, link, 1), against(run, what.peer, results.Replay, link, 8))
 		}
 	}
 	if bare, ours := counted(run, peers.Bare), counted(run, peers.Ours); bare != nil && ours != nil {
-		add("write-ahead log of a first call, with a result of 320 bytes; of the bare transaction, in bytes", count(ours.First.WAL), count(bare.First.WAL))
+		add("write-ahead log of a first call with a result of 320 bytes / of the bare transaction, in bytes", count(ours.First.WAL), count(bare.First.WAL))
 		add("write-ahead log, transaction ids, fsyncs of a replay", count(ours.Replay.WAL), count(ours.Replay.XIDs), count(ours.Replay.Fsyncs))
 	}
 	for _, s := range run.Storms {
 		if s.Peer == peers.Ours {
-			add(fmt.Sprintf("other keys beside %s duplicates, %s: p99 / calls per second; calm = 1; executions", grouped(int64(s.Duplicates)), linkName(run, s.Link)),
+			add(fmt.Sprintf("other keys beside %s duplicates, %s: p99 / calls per second; executions", grouped(int64(s.Duplicates)), linkName(run, s.Link)),
 				times(s.P99Ratio), times(s.RateRatio), count(float64(s.Executions)/float64(max(s.Storms, 1))))
 		}
 	}
@@ -48,7 +48,7 @@ func Summary(w io.Writer, run results.Run, scale *results.Scale) {
 		grown(add, *scale)
 	}
 	if len(t.rows) > 0 {
-		fmt.Fprintf(w, "## In short\n\n%s\n", &t)
+		fmt.Fprintf(w, "## In short\n\nThe bare transaction is 1; for a replay the bare select by primary key, beside duplicates or a purge the calm server, on a grown table the empty one.\n\n%s\n", &t)
 	}
 }
 
@@ -64,11 +64,11 @@ func grown(add func(string, ...string), scale results.Scale) {
 			if p.EmptyWAL > 0 {
 				wal = p.FullWAL / p.EmptyWAL
 			}
-			add(fmt.Sprintf("first call on %s rows, %s: time / write-ahead log; empty table = 1", grouped(p.Rows), p.Shape), times(p.Ratio), times(wal))
+			add(fmt.Sprintf("first call on %s rows, %s: time / write-ahead log", grouped(p.Rows), p.Shape), times(p.Ratio), times(wal))
 		}
 	}
 	for _, p := range scale.Purges {
-		add(fmt.Sprintf("purge of %s rows/s beside %d callers: p99 / calls per second; without = 1", grouped(int64(p.PerSecond)), p.Callers), times(p.P99Ratio), times(p.RateRatio))
+		add(fmt.Sprintf("purge of %s rows/s beside %d callers: p99 / calls per second", grouped(int64(p.PerSecond)), p.Callers), times(p.P99Ratio), times(p.RateRatio))
 	}
 }
 
