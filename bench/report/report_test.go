@@ -106,8 +106,8 @@ func TestPageOfQuestionsHasTheFiguresOfTheRun(t *testing.T) {
 		t.Errorf("only %d lines have figures: is the pattern right?", compared)
 	}
 	for _, line := range []struct{ peer, says string }{
-		{"\n| **" + peers.Procedure + "** | ", "a first call takes %s times as long as without idempotency as a `Procedure`"},
-		{"\n| DBOS Transact, steps | ", "%s times with DBOS Transact"},
+		{"\n| **" + peers.Procedure + "** | ", "a `Procedure` takes %s times"},
+		{"\n| DBOS Transact, steps | ", "DBOS Transact %s times, as long as the same code without idempotency"},
 	} {
 		_, after, _ := strings.Cut(string(page), line.peer)
 		number, _, found := strings.Cut(after, "×")
