@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -42,6 +43,7 @@ type card struct {
 	Typed   bool // not come to from a list
 	Spaces  bool
 
+	Window   time.Duration // in which a call of a procedure is made again
 	TraceURL string
 	Deletes  bool
 	Results  bool // may be asked for
@@ -112,7 +114,7 @@ func (r *request) findAll(s search) (answer, error) {
 }
 
 func (r *request) findOne(scope, id string) (c card, err error) {
-	c = card{Record: inspect.Record{Scope: scope, ID: id, State: inspect.NotFound}, Results: r.maySee(r.Request), Deletes: r.mayDelete(r.Request)}
+	c = card{Window: r.store.Config().CallWindow, Record: inspect.Record{Scope: scope, ID: id, State: inspect.NotFound}, Results: r.maySee(r.Request), Deletes: r.mayDelete(r.Request)}
 	c.Shown = c.Results && r.Method == http.MethodPost && r.form.Get("show") == "result"
 	most := 0
 	if c.Shown {
@@ -158,12 +160,21 @@ func (c card) Duration() string {
 	return inspect.Span(c.CompletedAt.Sub(c.CreatedAt.Time))
 }
 
-// Claimed is what is known of the time of a row without a result.
-func (c card) Claimed() string {
-	if c.PurgeAfter == nil {
-		return ""
+// Claimed is when a row without a result was claimed with the default retention, which it
+// does not know.
+func (c card) Claimed() *moment {
+	if c.PurgeAfter == nil || c.PurgeAfter.Infinite != "" {
+		return nil
 	}
-	return inspect.Claimed(*c.PurgeAfter, c.Now)
+	return &moment{&inspect.Instant{Time: c.PurgeAfter.Add(-inspect.DefaultRetention)}, c.Now}
+}
+
+// Late reports whether the procedure waits for a person.
+func (c card) Late() bool { return late(c.Record, c.Now, c.Window) }
+
+// late: the outcome of a call is not known, and nobody makes it again.
+func late(rec inspect.Record, now inspect.Instant, window time.Duration) bool {
+	return rec.Operation != nil && strings.HasPrefix(rec.Operation.Begun, "call ") && now.Sub(rec.Operation.ProgressedAt.Time) > window
 }
 
 // Example is the command that enters the outcome of the call that is not known.

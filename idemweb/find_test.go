@@ -26,11 +26,34 @@ func TestEachStateOfAKeyIsToldInWords(t *testing.T) {
 		t.Error(done.body)
 	}
 	b.find("customer-7", "expired").want(t, 200, "Expired The call took effect. The retention is over: a retry would run again.", "1h0m ago")
-	b.find("customer-7", "abandoned").want(t, 200, "Abandoned A function has ended its transaction itself", "Call beganone retention before")
+	b.find("customer-7", "abandoned").want(t, 200, "Abandoned A function has ended its transaction itself", "Call began20", " UTC ", "if the retention is 24 h", "the next call runs again")
 	b.find("customer-7", "none").want(t, 200, "No record No call with this key has taken effect, and none is in flight")
 	b.find("customer-7", "held").want(t, 200, "In flight A call is at work, and has not taken effect yet.", "process ", "user ", " for ", ", since ", "select pg_terminate_backend(")
 	b.find("customer-7", "ride").want(t, 200, "Unfinished A procedure has begun and not ended.", "Procedure ride", "done step create", "outcome unknown call charge",
-		"has gone on with it in vain.", "no answer from the provider", "idempotency settle 'customer-7' 'ride' 'charge' OUTCOME-AS-JSON")
+		"Store.Complete has tried to go on with it and has failed. The next attempt is due ", "no answer from the provider", "idempotency settle 'customer-7' 'ride' 'charge' OUTCOME-AS-JSON")
+}
+
+// Until the window is over, a retry or Store.Complete makes the call again.
+func TestProcedureNeedsAPersonWhenItsCallIsOlderThanTheWindow(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	b := open(t, pool, idemweb.Config{})
+	stop(t, pool, "s", "ride")
+	for since, late := range map[string]bool{"22 hours 59 minutes": false, "23 hours 1 minute": true} {
+		do(t, pool, "update idempotency_operations set progressed_at = now() - interval '"+since+"', due_at = now() - interval '1 minute'")
+		key, list := b.find("s", "ride"), b.get("/unfinished")
+		key.want(t, 200, "The next attempt was due ", "1m0s ago, and nobody has made it yet.")
+		list.want(t, 200, "next was due 1m0s ago", "is older than 23h0m")
+		if late {
+			key.want(t, 200, "the call is older than 23h0m: nobody makes it again, and a person has to settle it.")
+			list.want(t, 200, "needs a person ")
+		} else {
+			key.want(t, 200, "A retry, or Store.Complete, goes on with it.")
+			if n := strings.Count(list.text(), "needs a person"); n != 1 { // in the explanation
+				t.Errorf("%d times: %s", n, list.text())
+			}
+		}
+	}
 }
 
 func TestCallOverAnExpiredRecordIsInFlight(t *testing.T) {

@@ -79,7 +79,7 @@ func (f flight) Doing(h inspect.KeyHolder) string {
 	case h.Waiting != "" && h.State == "active":
 		return "at work; PostgreSQL says that it waits for " + h.Waiting
 	case h.State == "idle in transaction":
-		return "at work, between two statements"
+		return "no statement runs: the function is busy elsewhere, or frozen"
 	}
 	return "at work"
 }

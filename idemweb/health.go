@@ -3,6 +3,7 @@ package idemweb
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/doctor"
@@ -50,6 +51,15 @@ func health(r *request) (answer, error) {
 	c.Failed = failed != nil
 	a.data = c
 	return a, nil
+}
+
+// Verdict is how many findings of each kind there are.
+func (c checkup) Verdict() string {
+	counts := make(map[doctor.Severity]int64)
+	for _, f := range c.Findings {
+		counts[f.Severity]++
+	}
+	return fmt.Sprintf("%s, %s, %s.", inspect.Plural(counts[doctor.Error], "error"), inspect.Plural(counts[doctor.Warning], "warning"), inspect.Plural(counts[doctor.Note], "note"))
 }
 
 // Bytes is the size of all.

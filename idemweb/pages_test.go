@@ -97,7 +97,7 @@ func TestWhatIsInFlightIsListedByAge(t *testing.T) {
 		t.Fatal(pids, err)
 	}
 	r := b.get("/in-flight")
-	r.want(t, 200, "2 keys in 2 transactions.", "at work, between two statements", "postgres", "PostgreSQL knows a key in flight as the number of a lock")
+	r.want(t, 200, "2 keys in 2 transactions.", "no statement runs: the function is busy elsewhere, or frozen", "postgres", "PostgreSQL knows a key in flight as the number of a lock")
 	if first, second := strings.Index(r.text(), pids[0]), strings.Index(r.text(), pids[1]); first < 0 || second < first {
 		t.Errorf("%v are not listed, or the oldest is not the first: %s", pids, r.text())
 	}
@@ -182,7 +182,7 @@ func TestHealthHasTheSizesAndWhatTheDoctorFinds(t *testing.T) {
 	execute(t, pool, "s", "i", 1)
 	expire(t, pool, "i")
 	b := open(t, pool, idemweb.Config{})
-	b.get("/health").want(t, 200, "superuser", "note", "Size of all", "The indexes", "Oldest record that the purge should have deleted", "expired 20", "1h0m ago")
+	b.get("/health").want(t, 200, "0 errors, ", " warning", " note", "superuser", "To do: ", "Size of all", "The indexes", "Oldest record that the purge should have deleted", "expired 20", "1h0m ago")
 	do(t, pool, "drop index idempotency_keys_purge_after")
 	b.get("/health").want(t, 200, "purge index", "warning")
 	empty := open(t, pgtest.Empty(t), idemweb.Config{})

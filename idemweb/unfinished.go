@@ -2,6 +2,7 @@ package idemweb
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/inspect"
@@ -17,10 +18,11 @@ type standstill struct {
 	Backlog  *inspect.Backlog
 	Bounded  bool // there are more than were read
 	Now      inspect.Instant
+	Window   time.Duration
 }
 
 func unfinished(r *request) (answer, error) {
-	var s standstill
+	s := standstill{Window: r.store.Config().CallWindow}
 	err := r.look(func(ctx context.Context, tx pgx.Tx, t *inspect.Table) error {
 		o, err := t.Operations(ctx, tx)
 		if err != nil {
@@ -37,6 +39,9 @@ func unfinished(r *request) (answer, error) {
 	})
 	return answer{template: "unfinished", title: "Unfinished procedures", refresh: r.refresh(0), data: s}, err
 }
+
+// Late reports whether the procedure waits for a person.
+func (s standstill) Late(rec inspect.Record) bool { return late(rec, s.Now, s.Window) }
 
 // More is how many are not listed.
 func (s standstill) More() int64 { return s.Backlog.Operations - int64(len(s.Records)) }

@@ -30,6 +30,8 @@ var words = template.FuncMap{
 	"visible":  visible.Text,
 	"visibly":  visibly,
 	"bar":      bar,
+	"span":     inspect.Span,
+	"records":  func(all []inspect.Record, scopes bool) records { return records{all, scopes} },
 	"seconds": func(s *inspect.Seconds) string {
 		return inspect.Span(time.Duration(float64(*s) * float64(time.Second)))
 	},
@@ -79,6 +81,9 @@ type moment struct {
 	now inspect.Instant
 }
 
+// Past reports whether the time has come.
+func (m moment) Past() bool { return m.at.Infinite == "" && !m.at.After(m.now.Time) }
+
 func (m moment) Known() bool { return m.at != nil }
 
 // Exact is for programs, and empty where HTML has no form for it.
@@ -101,6 +106,12 @@ func (m moment) Ago() string {
 		return ""
 	}
 	return m.at.Relative(m.now)
+}
+
+// records are those of a table, with their scopes or all of one.
+type records struct {
+	Records []inspect.Record
+	Scopes  bool
 }
 
 // stateName is a state as the page calls it.

@@ -199,8 +199,8 @@ func (rec Record) ResultSize() string {
 	return Size(*rec.ResultBytes)
 }
 
-// defaultRetention is that of idempotency.Config.
-const defaultRetention = 24 * time.Hour
+// DefaultRetention is that of idempotency.Config.
+const DefaultRetention = 24 * time.Hour
 
 // Claimed is what a row without a completion knows of its time. The retention of the
 // program that has claimed it does not stand in it.
@@ -209,7 +209,7 @@ func Claimed(purgeAfter, now Instant) string {
 	if purgeAfter.Infinite != "" {
 		return text
 	}
-	return text + ": with the default of 24h at " + Instant{Time: purgeAfter.Add(-defaultRetention)}.In(now)
+	return text + ": with the default of 24h at " + Instant{Time: purgeAfter.Add(-DefaultRetention)}.In(now)
 }
 
 // Due is when the purge looks at the record for the first time.
