@@ -271,9 +271,9 @@ func (c Config) validate() error {
 	case c.MaxIdle > maxServerTimeout:
 		problem = fmt.Sprintf("MaxIdle is %v: PostgreSQL takes at most %v; negative means no limit", c.MaxIdle, maxServerTimeout)
 	case c.MaxResult < 0 || c.MaxResult > maxResultLimit:
-		problem = fmt.Sprintf("MaxResult is %d: it has to be 1 to %d bytes", c.MaxResult, maxResultLimit)
-	case c.CallWindow < 0:
-		problem = fmt.Sprintf("CallWindow is %v: it has to be more than 0", c.CallWindow)
+		problem = fmt.Sprintf("MaxResult is %d: it has to be 1 to %d bytes, or 0 for the default", c.MaxResult, maxResultLimit)
+	case c.CallWindow < time.Millisecond:
+		problem = fmt.Sprintf("CallWindow is %v: it has to be a millisecond or more", c.CallWindow)
 	case c.TxOptions.AccessMode == pgx.ReadOnly:
 		problem = "TxOptions.AccessMode is read only: the record could not be written"
 	case !isOne(c.TxOptions.BeginQuery, "begin", "start"):

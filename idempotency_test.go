@@ -156,15 +156,32 @@ func TestTransactionBeginsAndCommitsByTheQueriesOfTheConfig(t *testing.T) {
 func TestConfigErrorsNameTheField(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	for field, cfg := range map[string]idempotency.Config{
-		"Config.Schema":               {Schema: "a\x00b"},
-		"Config.Retention":            {Retention: -time.Second},
-		"Config.MaxIdle":              {MaxIdle: time.Microsecond},
-		"Config.MaxResult":            {MaxResult: -1},
-		"Config.TxOptions.AccessMode": {TxOptions: pgx.TxOptions{AccessMode: pgx.ReadOnly}},
+	const most = (1<<31 - 1) * time.Millisecond // of a timeout setting
+	for _, c := range []struct {
+		refused string // "": it is taken
+		cfg     idempotency.Config
+	}{
+		{"Schema", idempotency.Config{Schema: "a\x00b"}},
+		{"Schema", idempotency.Config{Schema: "a\xff"}},
+		{"Retention", idempotency.Config{Retention: -time.Second}},
+		{"Retention", idempotency.Config{Retention: time.Millisecond - 1}},
+		{"", idempotency.Config{Retention: time.Millisecond}},
+		{"MaxIdle", idempotency.Config{MaxIdle: time.Millisecond - 1}},
+		{"", idempotency.Config{MaxIdle: time.Millisecond}},
+		{"", idempotency.Config{MaxIdle: -1}},
+		{"", idempotency.Config{MaxIdle: most}},
+		{"MaxIdle", idempotency.Config{MaxIdle: most + 1}},
+		{"MaxResult", idempotency.Config{MaxResult: -1}},
+		{"", idempotency.Config{MaxResult: 256 << 20}},
+		{"MaxResult", idempotency.Config{MaxResult: 256<<20 + 1}},
+		{"CallWindow", idempotency.Config{CallWindow: -time.Hour}},
+		{"CallWindow", idempotency.Config{CallWindow: 23}}, // the hours were forgotten
+		{"", idempotency.Config{CallWindow: time.Millisecond}},
+		{"TxOptions.AccessMode", idempotency.Config{TxOptions: pgx.TxOptions{AccessMode: pgx.ReadOnly}}},
 	} {
-		if _, err := idempotency.NewWithConfig(b.pool, cfg); err == nil || !strings.Contains(err.Error(), field+" ") {
-			t.Errorf("%s: got %v", field, err)
+		_, err := idempotency.NewWithConfig(b.pool, c.cfg)
+		if want := "Config." + c.refused + " "; (err != nil) != (c.refused != "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: got %v, want it to say %q", c.cfg, err, want)
 		}
 	}
 	for _, query := range []string{"begin; set local role app", "set local role app", "select 1", ";begin", " ;"} {
