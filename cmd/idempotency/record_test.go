@@ -92,6 +92,17 @@ func objects(t *testing.T, r result) (all []map[string]any) {
 	return all
 }
 
+// Databases that are copies of one have tables of the same number, and a lock's number is
+// made of that and the key.
+func TestCallInAnotherDatabaseIsNotInProgressHere(t *testing.T) {
+	t.Parallel()
+	pool, other := pgtest.New(t), pgtest.New(t)
+	hold(t, other, "s", "i")
+	run(t, on(other), "get", "s", "i").wantAll(t, 4)
+	run(t, on(pool), "get", "s", "i").wantAll(t, 3)
+	run(t, on(pool), "stats").wantAll(t, 0, "Transactions that hold a key now: none")
+}
+
 func TestGetShowsARecordAndHidesItsResult(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
