@@ -19,7 +19,7 @@ func TestOperationsThatStandStillAreFoundWithHowLong(t *testing.T) {
 	begun("a", "61 minutes", 0)
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "operations of procedures that have not progressed for an hour: 1, the oldest for 1 h", "run Store.CompleteEvery")
 	begun("b", "50 hours", 3)
-	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "2 operations", "the oldest for 50 hours", "has tried in vain")
+	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "unfinished", "for an hour: 2, the oldest for 50 h", "has tried in vain")
 	d.exec("revoke all on idempotency_operations from " + d.role)
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Note, "privileges", "lacks select, insert, update, delete on", "it cannot run procedures", "grant select, insert, update, delete on")
 	d.exec("grant insert, delete on idempotency_operations to " + d.role)
