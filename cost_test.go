@@ -459,7 +459,7 @@ func TestCallsUnderWayLeaveConnectionsToOthers(t *testing.T) {
 		case <-time.After(5 * time.Millisecond):
 			waits = append(waits, one())
 			most = max(most, int32(query[int](j.bundle, `select count(*) from pg_stat_activity
-				where datname = current_database() and state = 'idle in transaction' and state_change < clock_timestamp() - interval '20 milliseconds'`)))
+				where datname = current_database() and state = 'idle in transaction' and query like '%set local idempotency.call %'`)))
 		}
 	}
 	slices.Sort(calm)

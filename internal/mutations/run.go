@@ -75,8 +75,12 @@ func within(folder, verdict string) string {
 func (r *runner) healthy(ctx context.Context, tests []string) error {
 	begun := time.Now()
 	for _, folder := range tests {
-		if verdict, err := r.test(ctx, folder, r.pattern, ""); err != nil || verdict != "" {
-			return fmt.Errorf("the tests of %s fail without a mutation: %s %w", folder, verdict, err)
+		verdict, err := r.test(ctx, folder, r.pattern, "")
+		switch {
+		case err != nil:
+			return fmt.Errorf("the tests of %s cannot be run: %w", folder, err)
+		case verdict != "":
+			return fmt.Errorf("the tests of %s fail without a mutation: %s", folder, verdict)
 		}
 	}
 	r.took = time.Since(begun)
