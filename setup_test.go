@@ -925,6 +925,16 @@ func (p *provider) arrives(key, rider string) (hook func(string), ok bool) {
 	return hook, true
 }
 
+// underWay is how many requests are being answered.
+func (p *provider) underWay() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, requests := range p.inFlight {
+		n += requests
+	}
+	return n
+}
+
 func (p *provider) leaves(key string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
