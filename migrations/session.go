@@ -11,7 +11,6 @@ import (
 
 	"github.com/golang-migrate/migrate/v4/database"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pgidem/idempotency/internal/keytable"
@@ -244,18 +243,11 @@ func (s *session) state(ctx context.Context) (at state, err error) {
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // made, and nothing applied yet
 		err = nil
-	case removed(err): // just now
+	case errors.Is(keytable.LockError(err), keytable.ErrMissing): // removed just now
 		return state{}, nil
 	}
 	at.version = uint(max(version, 0))
 	return at, err
-}
-
-// removed reports whether a statement of holdingVersions has not found the table. What
-// LOCK TABLE says has no position, by which remedy.Missing would know it.
-func removed(err error) bool {
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (e.Code == remedy.UndefinedTable || e.Code == remedy.InvalidSchema)
 }
 
 // setVersion is golang-migrate's SetVersion, behind a look at the table.

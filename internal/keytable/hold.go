@@ -32,7 +32,7 @@ var ErrNoTable = errors.New("not a table")
 // only; in one that is, as on a standby, the table is not taken for inert. Only the schema
 // can still be renamed: see StrangerByName.
 func Hold(ctx context.Context, tx pgx.Tx, schema, name string, use Use, options ...any) (t Table, err error) {
-	if err := held(lock(ctx, tx, schema, name, use)); err != nil {
+	if err := LockError(lock(ctx, tx, schema, name, use)); err != nil {
 		return t, err
 	}
 	t, err = Describe(ctx, tx, schema, name, options...)
@@ -50,7 +50,7 @@ func Hold(ctx context.Context, tx pgx.Tx, schema, name string, use Use, options 
 		return t, nil
 	}
 	_, err = tx.Exec(ctx, "lock table "+pgx.Identifier{schema, name}.Sanitize()+" in share update exclusive mode", pgx.QueryExecModeExec)
-	if err := held(err); err != nil {
+	if err := LockError(err); err != nil {
 		return t, err
 	}
 	return Describe(ctx, tx, schema, name, options...)
@@ -63,8 +63,10 @@ func (t Table) Inert() bool {
 	return t.StrangerByName(Reading) == nil && t.StrangerByName(Writing) != nil
 }
 
-// held names the errors of a lock.
-func held(err error) error {
+// LockError is ErrMissing or ErrNoTable where the error of LOCK TABLE means that. What
+// PostgreSQL says there has no position, by which remedy.Missing knows an error of a
+// statement itself.
+func LockError(err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch e.Code {
 		case "42P01", "3F000":
