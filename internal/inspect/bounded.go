@@ -36,13 +36,8 @@ func (t *Table) Find(ctx context.Context, tx pgx.Tx, scope, id string, most int)
 	if err != nil {
 		return rec, false, err
 	}
-	rows, _ := tx.Query(ctx, t.On(beginningSQL(readable, most)), id, scope, most > 0)
-	rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
-	if err == nil && rec.State == Abandoned {
-		err = t.findOperation(ctx, tx, &rec)
-	}
-	if errors.Is(err, pgx.ErrNoRows) {
-		rec = Record{Scope: scope, ID: id, State: NotFound, ResultBytes: new(int64)}
+	rec, err = t.record(ctx, tx, beginningSQL(readable, most), scope, id, most > 0)
+	if err == nil && rec.State == NotFound {
 		err = tx.QueryRow(ctx, standbySQL).Scan(&standby)
 	}
 	rec.IsHeldBy(holders)

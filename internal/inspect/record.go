@@ -142,21 +142,27 @@ func (t *Table) LookUp(ctx context.Context, pool *pgxpool.Pool, scope, id string
 	}
 	var rec Record
 	err = t.Reading(ctx, pool, func(tx pgx.Tx) (err error) {
-		rows, _ := tx.Query(ctx, t.On(recordSQL(readable)), id, scope, result)
-		rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
-		if err == nil && rec.State == Abandoned {
-			err = t.findOperation(ctx, tx, &rec)
-		}
+		rec, err = t.record(ctx, tx, recordSQL(readable), scope, id, result)
 		return err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		rec, err = Record{Scope: scope, ID: id, State: NotFound, ResultBytes: new(int64)}, nil
-	}
 	rec.IsHeldBy(holders)
 	if err == nil && rec.State == NotFound {
 		err = ProvesAbsence(ctx, pool, rec.Key())
 	}
 	return rec, remedy.Of(err, t.Schema)
+}
+
+// record is what the tables have about a key, whoever holds it.
+func (t *Table) record(ctx context.Context, tx pgx.Tx, sql, scope, id string, result bool) (Record, error) {
+	rows, _ := tx.Query(ctx, t.On(sql), id, scope, result)
+	rec, err := pgx.CollectExactlyOneRow(rows, scanRecord)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Record{Scope: scope, ID: id, State: NotFound, ResultBytes: new(int64)}, nil
+	case err == nil && rec.State == Abandoned:
+		err = t.findOperation(ctx, tx, &rec)
+	}
+	return rec, err
 }
 
 // IsHeldBy makes it the record of a call in progress, if there is one. Others that have the
