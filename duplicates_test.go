@@ -564,17 +564,7 @@ func TestFingerprintIsComparedInTheSecondRunAndNotBeforeIt(t *testing.T) {
 func TestNegativeWaitOutlastsAReplayThatHoldsTheLockOfAnExpiredKey(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.executes(1)
-	b.exec("update idempotency_keys set expires_at = now()")
-	replay := b.begin(pgx.TxOptions{})
-	b.locks(replay)
-	store, proxy := b.through(idempotency.Config{Wait: -1})
-	b.store = store
-	b.onSecondClaim(proxy, func() {
-		if err := replay.Rollback(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
+	b.leavesOnSecondClaim()
 	b.executes(2)
 }
 
@@ -583,30 +573,37 @@ func TestNegativeWaitOutlastsAReplayThatHoldsTheLockOfAnExpiredKey(t *testing.T)
 func TestNegativeWaitOutlastsAReplayAlsoAfterAWaitForAConnection(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	b.executes(1)
-	b.exec("update idempotency_keys set expires_at = now()")
-	replay := b.begin(pgx.TxOptions{})
-	b.locks(replay)
-	store, proxy := b.through(idempotency.Config{Wait: -1}, pgtest.MaxConns(1))
-	b.store = store
-	pool := idempotency.PoolOf(store)
+	b.leavesOnSecondClaim(pgtest.MaxConns(1))
+	pool := idempotency.PoolOf(b.store)
 	conn, err := pool.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.onSecondClaim(proxy, func() {
-		if err := replay.Rollback(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
 	waits := pool.Stat().EmptyAcquireCount()
-	call := b.start(t.Context(), store, charge(b.key.ID, 2))
+	call := b.start(t.Context(), b.store, charge(b.key.ID, 2))
 	time.Sleep(3 * idempotency.ImpatientBound) // the call waits meanwhile, or has not begun
 	conn.Release()
 	b.wantOutcome(receive(b, call), outcome{2, false, nil})
 	if pool.Stat().EmptyAcquireCount() == waits {
 		t.Log("the call did not wait for the connection")
 	}
+}
+
+// leavesOnSecondClaim makes the key an expired one whose lock a replay holds, until the
+// bundle's Store, which does not wait, asks for it a second time.
+func (b *bundle) leavesOnSecondClaim(opts ...pgtest.Option) {
+	b.Helper()
+	b.executes(1)
+	b.exec("update idempotency_keys set expires_at = now()")
+	replay := b.begin(pgx.TxOptions{})
+	b.locks(replay)
+	store, proxy := b.through(idempotency.Config{Wait: -1}, opts...)
+	b.store = store
+	b.onSecondClaim(proxy, func() {
+		if err := replay.Rollback(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
 }
 
 // onSecondClaim calls f before the second claim's transaction begins: the first one

@@ -85,9 +85,9 @@ func (c *scene) stops(out any) bool {
 }
 
 // recorder is the attempt that sends a COMMIT, if the COMMIT records the result of the label.
-// Attempts cannot be counted on for that: another process can take the operation over
-// between two steps, and an attempt that makes a call again, which was begun before, sends a
-// COMMIT that records nothing before the call.
+// To count the COMMITs of the round would not tell: another process can take the operation
+// over between two steps. It then makes a call again that was begun before, and its first
+// COMMIT, before that call, records nothing.
 func (c *scene) recorder(s *procedureStorm, label string) *attempt {
 	next := s.next(c.id, label)
 	c.mu.Lock()
