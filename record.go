@@ -289,27 +289,39 @@ func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx
 		return false, err
 	}
 	defer conn.Release()
-	err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error {
-		begun = true
-		sql, err := s.table.statements(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if err := condition.Meet(ctx, tx); err != nil {
-			return err
-		}
-		var same bool
-		err = tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same)
-		if err == nil && !same {
-			err = sql.refuse(ctx, tx)
-		}
-		if err == nil {
-			err = do(tx, sql)
-		}
-		return sql.remedied(err)
-	})
-	closeReadOnly(conn.Conn(), err)
-	return begun, err
+	defer func() { closeReadOnly(conn.Conn(), err) }()
+	tx, err := conn.BeginTx(ctx, readCommitted)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // of one that is committed it does nothing
+	if err := s.changeIn(ctx, tx, maxIdle, do); err != nil {
+		return true, err
+	}
+	// What a COMMIT has done is reported, whatever the context says by now: a purge that
+	// ends here counts what it has deleted.
+	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitBound)
+	defer cancel()
+	return true, tx.Commit(lasting)
+}
+
+func (s *Store) changeIn(ctx context.Context, tx pgx.Tx, maxIdle time.Duration, do func(pgx.Tx, *statements) error) error {
+	sql, err := s.table.statements(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if err := condition.Meet(ctx, tx); err != nil {
+		return err
+	}
+	var same bool
+	err = tx.QueryRow(ctx, sql.prepareChange, idleTimeout(maxIdle), s.checkInterval()).Scan(&same)
+	if err == nil && !same {
+		err = sql.refuse(ctx, tx)
+	}
+	if err == nil {
+		err = do(tx, sql)
+	}
+	return sql.remedied(err)
 }
 
 func (sql *statements) deleteIn(ctx context.Context, tx pgx.Tx, key Key) error {

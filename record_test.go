@@ -236,19 +236,38 @@ func TestPurgeThatIsCancelledCountsWhatItHasDeleted(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	b.expiredRows(5000)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() {
-		for ctx.Err() == nil && b.rows() > 4000 {
-			time.Sleep(time.Millisecond)
-		}
-		cancel()
-	}()
-	n, err := b.store.Purge(ctx)
+	store, proxy := b.through(idempotency.Config{})
+	n, err := store.Purge(cancelledInCommit(t, proxy))
 	b.wantErr(err, context.Canceled)
-	if left := b.rows(); n == 0 || n == 5000 || left != 5000-int(n) {
+	if left := b.rows(); n != 1000 || left != 4000 {
 		t.Errorf("%d counted, %d of 5000 left", n, left)
 	}
+}
+
+func TestDeleteThatIsCancelledInItsCommitSaysWhatItHasDone(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	store, proxy := b.through(idempotency.Config{})
+	if err := store.Delete(cancelledInCommit(t, proxy), b.key); err != nil {
+		t.Error(err)
+	}
+	b.executes(2)
+}
+
+// cancelledInCommit is a context that ends when PostgreSQL has committed. The answer comes
+// a moment later.
+func cancelledInCommit(t *testing.T, proxy *pgproxy.Proxy) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if commitAnswered(m) {
+			cancel()
+			time.Sleep(200 * time.Millisecond)
+		}
+		return pgproxy.Pass
+	})
+	return ctx
 }
 
 // Rows can be due for the purge and not have expired: purge_after is of the claim.
