@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/doctor"
 	"github.com/pgidem/idempotency/internal/pgtest"
@@ -58,4 +59,45 @@ func TestRemedyWorksAsItIsPrintedForEveryName(t *testing.T) {
 	for _, f := range d.check(pool, idempotency.Config{}) {
 		t.Errorf("after its remedies: %s", f)
 	}
+}
+
+// What a role has set by default is read when it logs in, so the remedy names who has logged
+// in, and not whose rights the session has.
+func TestRemedyOfASettingIsForTheRoleThatHasLoggedIn(t *testing.T) {
+	t.Parallel()
+	d := setup(t)
+	login := d.role + ` lo"gin; role`
+	quoted := pgx.Identifier{login}.Sanitize()
+	d.exec(`create role ` + quoted + ` login password 'secret' in role ` + d.role + `;
+		alter role ` + quoted + ` set synchronous_commit = off; alter role ` + quoted + ` set idle_in_transaction_session_timeout = 0; alter role ` + quoted + ` set role = ` + d.role)
+	t.Cleanup(func() {
+		if _, err := d.admin.Exec(context.Background(), "drop role "+quoted); err != nil {
+			t.Error(err)
+		}
+	})
+	connect := func() *pgxpool.Pool {
+		cfg := d.pool("role", d.role).Config()
+		cfg.ConnConfig.User, cfg.ConnConfig.Password = login, "secret"
+		for _, set := range []string{"role", "synchronous_commit", "idle_in_transaction_session_timeout"} {
+			delete(cfg.ConnConfig.RuntimeParams, set)
+		}
+		pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		return pool
+	}
+	findings := d.check(connect(), idempotency.Config{})
+	if len(findings) != 2 || findings[0].Check != "synchronous_commit" || findings[1].Check != "idle timeout" {
+		t.Errorf("%v", findings)
+	}
+	for _, f := range findings {
+		_, sql, found := strings.Cut(f.Remedy, "alter role ")
+		if !found {
+			t.Errorf("no statement in %q", f.Remedy)
+		}
+		d.exec("alter role " + sql)
+	}
+	healthy(t, d.check(connect(), idempotency.Config{}))
 }

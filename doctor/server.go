@@ -68,7 +68,7 @@ select current_setting('default_transaction_read_only'::text)::bool,
 	inet_client_addr() is not null,
 	current_setting('tcp_keepalives_idle'::text)::bigint,
 	current_setting('tcp_keepalives_interval'::text)::bigint * current_setting('tcp_keepalives_count'::text)::bigint,
-	current_setting('server_encoding'::text), current_setting('client_encoding'::text)`
+	current_setting('server_encoding'::text), current_setting('client_encoding'::text), quote_ident(session_user)`
 
 // A session is what the program's connections have by default.
 type session struct {
@@ -78,7 +78,11 @@ type session struct {
 	tcp                            bool
 	keepalive, probes              int64 // seconds until the first, and from there to the last
 	encoding, client               string
+	user                           string // quoted, who has logged in: a setting of another role is not read
 }
+
+// alter makes setting that of each new connection of the program.
+func (s session) alter(setting string) string { return "alter role " + s.user + " set " + setting }
 
 // checkSession looks at what matters to calls alone.
 func checkSession(ctx context.Context, p *patient) error {
@@ -88,7 +92,7 @@ func checkSession(ctx context.Context, p *patient) error {
 	var s session
 	err := p.query(ctx, "asking for the connection's settings", sessionSQL, nil,
 		&s.readOnly, &s.isolation, &s.commit, &s.synchronous, &s.idleMillis, &s.tcp, &s.keepalive, &s.probes,
-		&s.encoding, &s.client)
+		&s.encoding, &s.client, &s.user)
 	if err != nil {
 		return err
 	}
@@ -110,10 +114,10 @@ func (p *patient) checkModes(s session) {
 	switch {
 	case s.commit == "off":
 		p.find(Warning, "synchronous_commit", "synchronous_commit is off: a crash can lose calls that were already answered, effect and key together, and their retries run again",
-			"set synchronous_commit = on, at least for this role: alter role ... set synchronous_commit = on")
+			"set synchronous_commit = on, at least for this role: "+s.alter("synchronous_commit = on"))
 	case s.commit == "local" && s.synchronous != "":
 		p.find(Warning, "synchronous_commit", "synchronous_commit is local: COMMIT does not wait for the synchronous standby, so a failover can lose calls that were already answered",
-			"set synchronous_commit = on, at least for this role: alter role ... set synchronous_commit = on")
+			"set synchronous_commit = on, at least for this role: "+s.alter("synchronous_commit = on"))
 	}
 }
 
@@ -151,7 +155,7 @@ func (p *patient) checkDeadClients(s session) {
 			"leave Config.MaxIdle at its default, or set idle_in_transaction_session_timeout")
 	case idle == 0:
 		p.find(Note, "idle timeout", "idle_in_transaction_session_timeout is off: Do sets its own (Config.MaxIdle), but a client that freezes in a transaction with DoTx keeps its keys for ever",
-			"alter role ... set idle_in_transaction_session_timeout = '1min'")
+			s.alter("idle_in_transaction_session_timeout = '1min'"))
 	}
 }
 
