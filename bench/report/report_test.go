@@ -69,9 +69,9 @@ func TestReadmeNamesTheNumbersOfTheRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	for summary, says := range map[string]string{
-		"| first call, 1 ms latency, ":                              "a first call takes %s times as long as the bare transaction",
-		"| replay of a known key, 1 ms latency, ":                   "a replay of a key that the process knows %s times as long as a bare select",
-		"| the hand-written pattern of 5 round trips, 1 ms latency": "the hand-written pattern of five round trips %s times as long as a first call",
+		"| first call, 1 ms latency, ":                            "a first call takes %s times as long as the bare transaction",
+		"| first call of one statement, QueryRow, 1 ms latency, ": "one of a single statement (`QueryRow`) %s times",
+		"| replay of a known key, 1 ms latency, ":                 "a replay of a key that the process knows %s times as long as a bare select",
 	} {
 		_, line, _ := strings.Cut(string(page), summary)
 		_, line, _ = strings.Cut(line, " | ")
