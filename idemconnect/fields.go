@@ -46,8 +46,7 @@ func restore(h, before http.Header) {
 func own(h, outer http.Header) http.Header {
 	mine := make(http.Header, len(h))
 	for name, values := range h {
-		before := outer[name]
-		if len(values) >= len(before) && slices.Equal(values[:len(before)], before) {
+		if before := outer[name]; extends(values, before) {
 			values = values[len(before):]
 		}
 		if len(values) > 0 {
@@ -55,6 +54,27 @@ func own(h, outer http.Header) http.Header {
 		}
 	}
 	return mine
+}
+
+func extends(values, before []string) bool {
+	return len(values) >= len(before) && slices.Equal(values[:len(before)], before)
+}
+
+// replaced are the names of the fields of interceptors in front that the handler has set
+// anew or deleted.
+func replaced(h, outer http.Header) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(outer)) {
+		if !extends(h[name], outer[name]) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func remove(h http.Header, names []string) {
+	for _, name := range names {
+		delete(h, name)
+	}
 }
 
 // binarySuffix is of names whose values are bytes, which are sent in base64.

@@ -18,6 +18,8 @@ var replayedField = http.CanonicalHeaderKey(transport.ReplayedTrailer)
 
 // record is the answer of the last run as it is stored.
 func (c *call) record() (rec transport.Record, err error) {
+	rec.ReplacedHeader = replaced(c.fields.header, c.fields.outerHeader)
+	rec.ReplacedTrailer = replaced(c.fields.trailer, c.fields.outerTrailer)
 	header := []http.Header{own(c.fields.header, c.fields.outerHeader)}
 	trailer := []http.Header{own(c.fields.trailer, c.fields.outerTrailer)}
 	if c.err != nil {
@@ -93,6 +95,8 @@ func (c *call) replay(rec transport.Record) (connect.AnyResponse, error) {
 	if err := errors.Join(proto.Unmarshal(rec.Response, message), proto.Unmarshal(rec.Status, final)); err != nil {
 		return nil, c.refuse(transport.RefusalOf(transport.Undecodable), fmt.Errorf("idemconnect: the recorded answer: %w", err))
 	}
+	remove(c.fields.header, rec.ReplacedHeader)
+	remove(c.fields.trailer, rec.ReplacedTrailer)
 	if final.GetCode() == int32(code.Code_OK) {
 		response := &replayedResponse{connect.NewResponse(&struct{}{}), message}
 		fromRecord(response.Header(), rec.Header)

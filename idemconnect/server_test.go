@@ -401,7 +401,9 @@ func TestHeaderAndTrailerOfTheLastRunAreSentAfterTheCommitAndReplayed(t *testing
 			return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
 				info, _ := connect.CallInfoForHandlerContext(ctx)
 				info.ResponseHeader().Set("Outer", "mine")
+				info.ResponseHeader()["Replaced"] = []string{"mine", "too"}
 				info.ResponseTrailer().Set("Both", "mine")
+				info.ResponseTrailer().Set("Deleted", "mine")
 				return next(ctx, r)
 			}
 		})
@@ -416,8 +418,10 @@ func TestHeaderAndTrailerOfTheLastRunAreSentAfterTheCommitAndReplayed(t *testing
 			info, _ := connect.CallInfoForHandlerContext(ctx)
 			run := fmt.Sprint(b.runs.Load())
 			info.ResponseHeader().Add("Info", run)
+			info.ResponseHeader().Set("Replaced", run)
 			info.ResponseHeader().Set("Idempotent-Replayed", "true")
 			info.ResponseTrailer().Add("Both", run)
+			info.ResponseTrailer().Del("Deleted")
 			response, err := done(ctx, r)
 			response.Header().Set("Own", run)
 			response.Header().Set("Idempotent-Replayed", "true")
@@ -431,12 +435,12 @@ func TestHeaderAndTrailerOfTheLastRunAreSentAfterTheCommitAndReplayed(t *testing
 		for i := range 3 {
 			a := c.pay("k")
 			a.is(t, 10, i > 0)
-			for name, want := range map[string]string{"Outer": "mine", "Info": "2", "Own": "2"} {
+			for name, want := range map[string]string{"Outer": "mine", "Replaced": "2", "Info": "2", "Own": "2"} {
 				if got := strings.Join(a.header[name], ","); got != want {
 					t.Errorf("header %s is %q, want %q", name, got, want)
 				}
 			}
-			for name, want := range map[string]string{"Both": "mine,2", "Own-Trailer": "2"} {
+			for name, want := range map[string]string{"Both": "mine,2", "Deleted": "", "Own-Trailer": "2"} {
 				if got := strings.Join(a.trailer[name], ","); got != want {
 					t.Errorf("trailer %s is %q, want %q", name, got, want)
 				}

@@ -139,8 +139,8 @@ func TestSortingIsBounded(t *testing.T) {
 		later proto.Message
 		same  bool
 	}{
-		{"as deep as is looked", deep(maxSortedDepth/2 - 1), true},
-		{"deeper", deep(maxSortedDepth), false},
+		{"as deep as is looked", deep(maxSortedDepth / 2), true},
+		{"one deeper", deep(maxSortedDepth/2 + 1), false},
 	} {
 		wire, err := proto.Marshal(test.later)
 		if err != nil {

@@ -21,6 +21,11 @@ type Record struct {
 	// ends in "-bin" are bytes.
 	Header  map[string][]Octets `json:"header,omitempty"`
 	Trailer map[string][]Octets `json:"trailer,omitempty"`
+
+	// The names of what interceptors in front had set, and the handler has replaced or
+	// deleted. With Connect it can; with gRPC a handler can only add.
+	ReplacedHeader  []string `json:"replaced_header,omitempty"`
+	ReplacedTrailer []string `json:"replaced_trailer,omitempty"`
 }
 
 // errNotRecord says nothing of what is stored, as errors of encoding/json do: it
