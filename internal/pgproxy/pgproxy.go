@@ -237,15 +237,17 @@ func (l *link) pump(from, to net.Conn, fromServer bool) {
 			return
 		case CutClient:
 			l.clientCut.Store(true)
-			if !fromServer {
-				to.Write(raw)
-			}
-			l.client.Close()
+			l.client.Close() // first: the server can answer at once
 			if fromServer {
 				io.Copy(io.Discard, from)
+			} else {
+				to.Write(raw)
 			}
 			return
 		case PassAndCut:
+			if !fromServer {
+				l.client.Close()
+			}
 			to.Write(raw)
 			l.cut()
 			return

@@ -108,6 +108,17 @@ func TestRuleSeesThePreparedStatementsOfPgxByTheirText(t *testing.T) {
 	}
 }
 
+// uncancelled is rule, and loses what pgx asks for when it gives a connection up: that the
+// server cancels the statement.
+func uncancelled(rule pgproxy.Rule) pgproxy.Rule {
+	return func(m pgproxy.Message) pgproxy.Verdict {
+		if m.Type == pgproxy.CancelRequest {
+			return pgproxy.Drop
+		}
+		return rule(m)
+	}
+}
+
 func TestCommitIsLostOrDoneByTheVerdict(t *testing.T) {
 	t.Parallel()
 	commit := func(m pgproxy.Message) bool { return m.SQL == "commit" }
@@ -129,19 +140,19 @@ func TestCommitIsLostOrDoneByTheVerdict(t *testing.T) {
 			s := newSession(t)
 			s.exec(s.conn, "begin")
 			s.exec(s.conn, "insert into effects values (1)")
-			s.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+			s.SetRule(uncancelled(func(m pgproxy.Message) pgproxy.Verdict {
 				if row.at(m) {
 					return row.verdict
 				}
 				return pgproxy.Pass
-			})
+			}))
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if _, err := s.conn.Exec(ctx, "commit"); err == nil || ctx.Err() != nil {
 				t.Errorf("the client is not cut: %v", err)
 			}
-			s.CutAll()
 			s.effects(row.effects)
+			s.CutAll() // the server, whose client alone was cut
 		})
 	}
 }
@@ -156,7 +167,7 @@ func TestStatementOfAClientThatIsCutIsExecutedToItsEnd(t *testing.T) {
 	}
 	defer lock.Rollback(context.Background())
 	s.exec(lock, "lock table effects")
-	s.SetRule(on(false, 'Q', pgproxy.CutClient))
+	s.SetRule(uncancelled(on(false, 'Q', pgproxy.CutClient)))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, err := s.conn.Exec(ctx, "insert into effects values (1); select 1"); err == nil || ctx.Err() != nil {
