@@ -67,6 +67,8 @@ var keyFields = []struct{ field, key string }{
 	{"\"ä\"", ""},
 	{"ä", ""},
 	{"\"a\xffb\"", ""},
+	{`a;p="` + strings.Repeat("x", maxKeyField-6) + `"`, "a"},
+	{`a;p="` + strings.Repeat("x", maxKeyField-5) + `"`, ""},
 }
 
 func TestKeyIsAStringOrABareKey(t *testing.T) {

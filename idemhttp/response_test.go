@@ -102,6 +102,14 @@ var writings = []writing{
 		w.Header().Set("Content-Length", "-1")
 		io.WriteString(w, "a")
 	}, 200, "a", map[string]string{"Content-Length": "1"}},
+	{"304 with the Content-Length of what it leaves out", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "5")
+		w.WriteHeader(304)
+	}, 304, "", nil},
+	{"a Transfer-Encoding", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Transfer-Encoding", "chunked")
+		io.WriteString(w, "a")
+	}, 200, "a", map[string]string{"Content-Length": "1"}},
 	{"no Content-Type, on purpose", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header()["Content-Type"] = nil
 		io.WriteString(w, "<html>")
@@ -278,6 +286,13 @@ func TestFirstResponseNeverSaysThatItIsAReplay(t *testing.T) {
 	})
 	b.post(server, "k").is(t, 201, `{"id": 1}`, false)
 	b.post(server, "k").is(t, 201, `{"id": 1}`, true)
+	protected := b.middleware(idemhttp.Config{}).Handler(b.charging(created))
+	server = b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Idempotent-Replayed", "true") // of a server in front
+		protected.ServeHTTP(w, r)
+	}))
+	b.post(server, "l").is(t, 201, `{"id": 1}`, false)
+	b.post(server, "l").is(t, 201, `{"id": 1}`, true)
 }
 
 func TestReplayLeavesOutWhatBelongsToOneExchange(t *testing.T) {
