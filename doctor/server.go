@@ -68,7 +68,7 @@ select current_setting('default_transaction_read_only'::text)::bool,
 	inet_client_addr() is not null,
 	current_setting('tcp_keepalives_idle'::text)::bigint,
 	current_setting('tcp_keepalives_interval'::text)::bigint * current_setting('tcp_keepalives_count'::text)::bigint,
-	current_setting('server_encoding'::text), current_setting('client_encoding'::text), quote_ident(session_user)`
+	current_setting('server_encoding'::text), current_setting('client_encoding'::text), quote_ident(session_user::text)`
 
 // A session is what the program's connections have by default.
 type session struct {
