@@ -188,6 +188,30 @@ func TestRequestWhoseProcedureStopsIsUnfinishedAndTheRetryGoesOn(t *testing.T) {
 	bank.charged(t, 1, 3) // with the same key
 }
 
+func TestRequestWhoseContextEndsInACallIsUnfinishedToo(t *testing.T) {
+	t.Parallel()
+	b, bank, protected := openShop(t)
+	bank.lose.Store(1)
+	ended := make(chan struct{})
+	end := sync.OnceFunc(func() { close(ended) })
+	t.Cleanup(end) // before the bank closes
+	bank.wait = func() { <-ended }
+	server := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context()) // of a server in front
+		defer cancel()
+		go func() {
+			<-bank.reached
+			cancel()
+			end()
+		}()
+		protected.Config.Handler.ServeHTTP(w, r.WithContext(ctx))
+	}))
+	b.order(server, "k").isProblem(t, 503, "unfinished")
+	b.order(protected, "k").is(t, 201, "tea for ch_1", false)
+	b.effects(1)
+	bank.charged(t, 1, 2)
+}
+
 func TestTransportGoesOnWithAProcedureUntilItEnds(t *testing.T) {
 	t.Parallel()
 	b, bank, server := openShop(t)
