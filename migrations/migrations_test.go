@@ -117,8 +117,8 @@ func TestAnySchemaName(t *testing.T) {
 		})
 	}
 	for _, schema := range []string{"nul\x00", "bad\xff", "pg_reserved", "$user"} {
-		if err := migrations.Up(t.Context(), pool, schema); err == nil {
-			t.Errorf("schema %q was accepted", schema)
+		if err := migrations.Up(t.Context(), pool, schema); err == nil || schema == "$user" && !strings.Contains(err.Error(), "name another") {
+			t.Errorf("schema %q: %v", schema, err)
 		}
 	}
 	wantNothing(t, pool, "public")

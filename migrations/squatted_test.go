@@ -348,9 +348,11 @@ func TestNothingPlantedInTheSchemaRuns(t *testing.T) {
 	pool := pgtest.Empty(t)
 	pgtest.Plant(t, pool, "*.go", "../internal/keytable/*.go")
 	// golang-migrate compares domains of the information schema.
-	do(t, pool, `create function planted.trap(information_schema.sql_identifier, information_schema.sql_identifier) returns bool
-			language plpgsql as $$ begin raise exception 'what somebody has planted runs'; end $$;
-		create operator planted.= (leftarg = information_schema.sql_identifier, rightarg = information_schema.sql_identifier, function = planted.trap)`)
+	for _, schema := range []string{"planted", "public"} {
+		do(t, pool, `create function `+schema+`.trap(information_schema.sql_identifier, information_schema.sql_identifier) returns bool
+				language plpgsql as $$ begin raise exception 'what somebody has planted runs'; end $$;
+			create operator `+schema+`.= (leftarg = information_schema.sql_identifier, rightarg = information_schema.sql_identifier, function = `+schema+`.trap)`)
+	}
 	for _, schema := range []string{"planted", "", "new"} {
 		planted := pgtest.Pool(t, pool)
 		up(t, planted, schema)
