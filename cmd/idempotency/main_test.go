@@ -188,6 +188,8 @@ func TestUsageErrorsExitWith2(t *testing.T) {
 		{"settle -yes s k call ch_1", "OUTCOME is not JSON: a text needs quotes"},
 		{"list -state lost", "-state lost: it has to be done, expired, unfinished or abandoned: see 'idempotency list -h'"},
 		{"list -newer soon", "want a time such as 90s, 15m, 24h or 7d: see 'idempotency list -h'"},
+		{"list -newer 0d", "want a time"},
+		{"list -older -1d", "want a time"},
 		{"list -newer 1h -older 2h", "nothing can be both"},
 		{"list -limit -1", "-limit -1"},
 		{"list -state abandoned -newer 1h", "an abandoned record does not have"},

@@ -119,7 +119,7 @@ func TestTableOfATrustedRoleIsWorkedOn(t *testing.T) {
 	// The owner of the schema can put something there while a superuser is at work.
 	superusers := []string{"DATABASE_URL=" + with(pool, "role", "none")}
 	run(t, superusers, "list").wantAll(t, 0)
-	for _, args := range []string{"purge -once", "delete -yes s none"} {
+	for _, args := range []string{"purge -once", "delete -yes s none", "delete -unfinished -yes s none", "settle -yes s none call 1"} {
 		run(t, superusers, strings.Fields(args)...).wantLine(t, 1, `belongs to role "`+owner+`"`)
 	}
 	do(t, pool, "alter schema public owner to current_user; grant "+owner+" to "+who)
@@ -218,5 +218,25 @@ func TestNoCommandWorksWherePgCatalogIsSearchedLast(t *testing.T) {
 		if strings.Contains(r.stdout+r.stderr, "planted") {
 			t.Errorf("%s: %+v", args, r)
 		}
+	}
+}
+
+// It looks at the session that the program gets, and so has to find what others refuse.
+func TestDoctorExaminesTheSessionAsTheURLMakesIt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	r := run(t, []string{"DATABASE_URL=" + with(pool, "search_path", "public,pg_catalog")}, "doctor")
+	r.wantAll(t, 1, "error: ", "pg_catalog", "to do: ")
+}
+
+func TestTableOfOperationsOfOtherTypesIsNotRead(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `alter table idempotency_operations alter id type varchar collate "C";
+		create function public.trap(varchar, text) returns boolean language plpgsql as $$ begin raise exception 'planted'; end $$;
+		create operator public.= (leftarg = varchar, rightarg = text, function = public.trap);
+		insert into idempotency_keys (purge_after, id, scope) values (now(), 'k', 's')`)
+	for _, args := range []string{"get s k", "find k", "list", "stats"} {
+		runOn(t, pool, args).wantLine(t, 1, "idempotency_operations", "was not made by this package", "it needs id text")
 	}
 }

@@ -52,3 +52,13 @@ func TestPreparedTransactionThatHoldsAKeyIsNoProcess(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+func TestBarsOfTheHoursAreInProportion(t *testing.T) {
+	t.Parallel()
+	_, lines := statistic{inspect.Statistic{Arrivals: []inspect.Arrivals{{Keys: 100}, {Keys: 50}, {Keys: 3}}}}.hours()
+	for i, want := range []int{40, 20, 1} {
+		if bar := lines[i][2]; bar != strings.Repeat("#", want) {
+			t.Errorf("bar %d: %q", i, bar)
+		}
+	}
+}

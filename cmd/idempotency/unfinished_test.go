@@ -213,3 +213,36 @@ func TestOperationsOfAStrangerAreNotChanged(t *testing.T) {
 		run(t, on(pool), strings.Fields(args)...).wantLine(t, 1, "idempotency_operations", "belongs to role")
 	}
 }
+
+func TestSettleAsksAboutWhatItWillEnter(t *testing.T) {
+	t.Parallel()
+	cmd := command(t, []string{"DATABASE_URL=postgres://u@127.0.0.1:1/shop"}, "settle", "customer-7", "ride-1", "charge", `"ch_1"`)
+	cmd.Stdin = strings.NewReader("yes\n") // a pipe
+	finish(t, cmd).
+		wantLine(t, 2, `this enters "ch_1" as the outcome of call charge of key ride-1 of scope customer-7 in database "shop" at 127.0.0.1:1`, "add -yes")
+}
+
+// An attempt that ends behind a step leaves nothing whose outcome is not known.
+func TestProcedureBetweenItsStepsIsInNoCall(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	notNow := errors.New("not now")
+	stops := idempotency.Procedure[int, int]{Name: "ride", Run: func(ctx context.Context, op *idempotency.Op, amount int) (int, error) {
+		if _, err := idempotency.Step(ctx, op, "create", func(context.Context, pgx.Tx) (int, error) { return 7, nil }); err != nil {
+			return 0, err
+		}
+		return 0, notNow
+	}}
+	if _, _, err := stops.Do(t.Context(), idempotency.New(pool), idempotency.Key{Scope: "s", ID: "ride"}, 20); !errors.Is(err, notNow) {
+		t.Fatal(err)
+	}
+	r := run(t, on(pool), "get", "s", "ride")
+	if r.wantAll(t, 0, "done:", "step create"); strings.Contains(r.stdout, "begun:") || strings.Contains(r.stdout, "attempts:") {
+		t.Errorf("%+v", r)
+	}
+	b := objects(t, run(t, on(pool), "stats", "-json"))[0]["unfinished"].(map[string]any)
+	if b["operations"] != 1.0 || b["in_calls"] != 0.0 || b["failed"] != 0.0 {
+		t.Errorf("%v", b)
+	}
+	run(t, on(pool), "stats").wantAll(t, 0, "1, the oldest has not progressed since")
+}

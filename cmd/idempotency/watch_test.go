@@ -159,3 +159,19 @@ func TestTimeoutOfTheStatsLoopIsForEachRound(t *testing.T) {
 	eventually(t, "the next round", func() bool { return len(stdout.String()) > len(seen) })
 	ends(t, cmd, os.Interrupt, 0)
 }
+
+func TestStatsLoopThatIsInterruptedInARoundEndsWell(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	begin(t, pool, "lock table idempotency_keys")
+	name := pool.Config().ConnConfig.Database + "-stats"
+	cmd, stdout, stderr := watched(t, append(on(pool), "PGAPPNAME="+name), "stats", "-every", "1h")
+	eventually(t, "the round waits for the table", func() (waits bool) {
+		_ = pool.QueryRow(t.Context(), "select exists (select from pg_stat_activity where application_name = $1 and wait_event_type = 'Lock')", name).Scan(&waits)
+		return waits
+	})
+	ends(t, cmd, os.Interrupt, 0)
+	if text := stdout.String() + stderr.String(); text != "" {
+		t.Error(text)
+	}
+}

@@ -124,3 +124,19 @@ func TestWebFailsAtOnceWhereItCannotServe(t *testing.T) {
 	run(t, on(pgtest.Empty(t)), "web", "-listen", "127.0.0.1:0").wantLine(t, 1, "is missing", "migrations.Up")
 	run(t, []string{"DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/d"}, "web", "-listen", "127.0.0.1:0").wantLine(t, 1, "cannot connect", "127.0.0.1:1")
 }
+
+func TestWebAllowsWhatItsFlagSaysAndNoMore(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", "recorded")
+	for flag, allows := range map[string]string{"-delete": "Delete…", "-show-results": "Show the result"} {
+		cmd, stdout, _ := watched(t, on(pool), "web", "-listen", "127.0.0.1:0", flag)
+		_, body := page(t, "POST", serves(t, stdout)+"key", "", url.Values{"scope": {"s"}, "id": {"i"}})
+		for _, button := range []string{"Delete…", "Show the result"} {
+			if strings.Contains(body, button) != (button == allows) {
+				t.Errorf("%s: button %q: %s", flag, button, body)
+			}
+		}
+		ends(t, cmd, os.Interrupt, 0)
+	}
+}
