@@ -295,3 +295,25 @@ func TestAbandonedRecordHasATime(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// A replay in a transaction of the program's own keeps the lock of its key until that ends.
+func TestCallWhoseKeyIsKnownIsNotOneThatCouldBeIt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	begin(t, pool, lockOf("s", "i"), asACall)
+	r := run(t, on(pool), "find", "i")
+	if r.wantAll(t, 0, "done"); r.stderr != "" {
+		t.Errorf("%+v", r)
+	}
+	run(t, on(pool), "find", "other").wantLine(t, 3, "1 call is in progress that could be")
+}
+
+// A program can have an advisory lock of its own while it reads the table.
+func TestReadingTheTableIsNoCallInProgress(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	begin(t, pool, "select pg_advisory_xact_lock(4711)", "select from idempotency_keys")
+	run(t, on(pool), "find", "none").wantLine(t, 3, "no call is in progress")
+	run(t, on(pool), "stats").wantAll(t, 0, "Transactions that hold a key now: none")
+}

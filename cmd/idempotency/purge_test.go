@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -316,4 +317,82 @@ func TestPurgeDoesNotWriteProgressToAPipe(t *testing.T) {
 	if r := run(t, on(pool), "purge", "-once"); bytes.ContainsRune([]byte(r.stdout+r.stderr), '\r') {
 		t.Errorf("%+v", r)
 	}
+}
+
+// Whatever a trigger, or the server, says.
+func TestPasswordInAMessageOfTheServerIsNotPrinted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	aged(t, pool, "s", 25*time.Hour)
+	do(t, pool, `create function refuse() returns trigger language plpgsql as $$ begin raise 'cannot ask postgres://u:s3cret@127.0.0.1/d, nor password=s3cret host=h'; end $$;
+		create trigger t before delete on idempotency_keys for each row execute function refuse()`)
+	for _, args := range []string{"purge -once", "purge -once -json", "delete -yes s i"} {
+		r := run(t, on(pool), strings.Fields(args)...)
+		if all := r.stdout + r.stderr; r.exit != 1 || !strings.Contains(all, "cannot ask postgres://u:***@127.0.0.1/d") || strings.Contains(all, "s3cret") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+	cmd, stdout, stderr := watched(t, on(pool), "purge", "-every", "50ms", "-json")
+	eventually(t, "a failed purge", func() bool {
+		return strings.Contains(stderr.String(), "cannot ask ") && strings.Contains(stdout.String(), "cannot ask ")
+	})
+	ends(t, cmd, os.Interrupt, 0)
+	if all := stdout.String() + stderr.String(); strings.Contains(all, "s3cret") {
+		t.Error(all)
+	}
+}
+
+func TestArrivalsAreThoseOf24Hours(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 's', '1', t, t + interval '1 day', t + interval '1 day' from generate_series(0, 60) i, lateral (select now() - i * interval '30 minutes') x (t)`)
+	s := objects(t, run(t, on(pool), "stats", "-json"))[0]
+	instant := func(value any) time.Time {
+		at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	hours := s["hourly_arrivals"].([]any)
+	for _, h := range hours {
+		if hour := instant(h.(map[string]any)["hour"]); instant(s["now"]).Sub(hour) > 24*time.Hour {
+			t.Errorf("%v is not of the last 24 hours before %v", hour, s["now"])
+		}
+	}
+	if len(hours) < 23 || len(hours) > 24 { // nothing is made in the last one where it has just begun
+		t.Errorf("%d hours", len(hours))
+	}
+}
+
+// All have the same time, scope and state.
+func TestEachCountOfALargeTableIsScaledUp(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select i::text, 's', convert_to(repeat('x', 300), 'utf8'), now(), now(), now() from generate_series(1, 20000) i`)
+	s := objects(t, run(t, on(pool), "stats", "-json", "-sample", "400"))[0]
+	hours, scopes := s["hourly_arrivals"].([]any), s["scopes"].([]any)
+	if len(hours) != 1 || len(scopes) != 1 {
+		t.Fatalf("%v", s)
+	}
+	for what, n := range map[string]any{"expired": s["expired"], "the scope's": scopes[0].(map[string]any)["keys"], "the hour's": hours[0].(map[string]any)["keys"]} {
+		if n != s["keys"] || s["estimated"] != true {
+			t.Errorf("%s: %v of %v", what, n, s["keys"])
+		}
+	}
+}
+
+func TestReplayThatHoldsAKeyIsNotWriting(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, "create table other (n int)")
+	begin(t, pool, lockOf("s", "i"), asACall)
+	begin(t, pool, "insert into other values (1)") // somebody else writes
+	if h := objects(t, run(t, on(pool), "stats", "-json"))[0]["holders"].([]any); len(h) != 1 || h[0].(map[string]any)["writing"] != false {
+		t.Errorf("%v", h)
+	}
+	run(t, on(pool), "stats").wantAll(t, 0, "replaying, or just begun")
 }

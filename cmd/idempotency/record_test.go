@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -386,14 +387,105 @@ func TestRecordThatIsDoneIsDoneWhoeverHasTheLock(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
 	execute(t, pool, "s", "i", 1)
+	begin(t, pool, lockOf("s", "i"))
+	run(t, on(pool), "get", "s", "i").wantAll(t, 0, "done")
+	run(t, on(pool), "find", "i").wantAll(t, 0, "done")
+}
+
+// Its next call fails, and does not take the key.
+func TestAbandonedRecordIsAbandonedWhoeverHasTheLock(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, "insert into idempotency_keys (id, scope, purge_after) values ('i', 's', now())")
+	begin(t, pool, lockOf("s", "i"), asACall)
+	run(t, on(pool), "get", "s", "i").wantAll(t, 0, "abandoned: ")
+	run(t, on(pool), "find", "i").wantAll(t, 0, "abandoned")
+}
+
+// asACall is the lock of a statement that writes to the table.
+const asACall = "lock table idempotency_keys in row exclusive mode"
+
+// lockOf takes the lock of a key.
+func lockOf(scope, id string) string {
+	return fmt.Sprintf("select pg_advisory_xact_lock((%d)::bigint # 'idempotency_keys'::regclass::oid::bigint)", keylock.ID(scope, id))
+}
+
+// begin runs the statements in a transaction that ends with the test.
+func begin(t *testing.T, pool *pgxpool.Pool, statements ...string) {
+	t.Helper()
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(context.Background())
-	if _, err := tx.Exec(t.Context(), "select pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)", keylock.ID("s", "i")); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	for _, sql := range statements {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
-	run(t, on(pool), "get", "s", "i").wantAll(t, 0, "done")
-	run(t, on(pool), "find", "i").wantAll(t, 0, "done")
+}
+
+// To end its process would not help.
+func TestWhoWaitsForAKeyDoesNotHoldIt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	pid, end := hold(t, pool, "s", "i")
+	waited := make(chan error, 1)
+	go func() {
+		waited <- pgx.BeginFunc(context.Background(), pool, func(tx pgx.Tx) error {
+			_, err := tx.Exec(context.Background(), asACall+"; "+lockOf("s", "i"), pgx.QueryExecModeSimpleProtocol)
+			return err
+		})
+	}()
+	defer func() {
+		end()
+		if err := <-waited; err != nil {
+			t.Error(err)
+		}
+	}()
+	eventually(t, "the other waits", func() (waits bool) {
+		_ = pool.QueryRow(t.Context(), "select exists (select from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database()))").Scan(&waits)
+		return waits
+	})
+	holders := objects(t, run(t, on(pool), "get", "s", "i", "-json"))[0]["holders"].([]any)
+	if len(holders) != 1 || holders[0].(map[string]any)["pid"] != float64(pid) {
+		t.Errorf("%d: %v", pid, holders)
+	}
+	if s := objects(t, run(t, on(pool), "stats", "-json"))[0]; len(s["holders"].([]any)) != 1 {
+		t.Errorf("%v", s["holders"])
+	}
+}
+
+func TestListPrintsNoMoreThanItsLimit(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	plainRows(t, pool, 1300)
+	for _, args := range []string{"list -json -limit 1200", "list -json -limit 50 -show-result"} { // more than one page of the command's own
+		r := run(t, on(pool), strings.Fields(args)...)
+		if n := strconv.Itoa(len(objects(t, r))); n != strings.Fields(args)[3] || !strings.Contains(r.stderr, "there is more") {
+			t.Errorf("%s: %s records, %s", args, n, r.stderr)
+		}
+	}
+}
+
+// The scope alone tells them apart.
+func TestListPagesThroughOneKeyInManyScopesOfOneTime(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	do(t, pool, `insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after)
+		select 'daily', 's' || i, '1', now(), now(), now() from generate_series(1, 9) i`)
+	var all []string
+	args := []string{"list", "-json", "-limit", "2"}
+	for pages := 0; pages < 9; pages++ {
+		r := run(t, on(pool), args...)
+		all = append(all, found(t, r)...)
+		_, after, more := strings.Cut(strings.TrimSpace(r.stderr), "add -after ")
+		if !more {
+			break
+		}
+		args = append(args[:4:4], "-after", after)
+	}
+	if want := "s9 daily,s8 daily,s7 daily,s6 daily,s5 daily,s4 daily,s3 daily,s2 daily,s1 daily"; strings.Join(all, ",") != want {
+		t.Errorf("%q, want %s", all, want)
+	}
 }
