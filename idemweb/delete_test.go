@@ -73,7 +73,11 @@ func TestDeletionIsOfTheRecordThatWasShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	execute(t, pool, "s", "i", 2) // another one
-	b.press(asked, "Delete the record").want(t, 409, "Nothing was deleted", "Another call with this key has taken effect since")
+	refused := b.press(asked, "Delete the record")
+	refused.want(t, 409, "Nothing was deleted", "Another call with this key has taken effect since")
+	if !strings.Contains(refused.body, `<p class="notice bad" role="status">`) {
+		t.Errorf("it looks like a deletion: %s", refused.body)
+	}
 	do(t, pool, "update idempotency_keys set completed_at = completed_at + interval '1 microsecond'")
 	b.press(asked, "Delete the record").want(t, 409, "Nothing was deleted")
 	b.post("/delete", "key", idemweb.HandleOf("s", "i"), "confirmed", "yes").want(t, 409, "Nothing was deleted") // none was shown
@@ -113,11 +117,23 @@ func TestFormThatIsNotOursDeletesNothing(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
 	b := open(t, pool, idemweb.Config{Delete: always})
-	execute(t, pool, "s", "i", 1)
-	for _, key := range []string{"", ".", "czE", idemweb.HandleOf("", "i"), idemweb.HandleOf("s", ""), idemweb.HandleOf("s", strings.Repeat("x", 256))} {
+	execute(t, pool, "s", "iii", 1)
+	for _, key := range []string{"", ".", "czE", idemweb.HandleOf("s", "iii") + "!", idemweb.HandleOf("", "i"), idemweb.HandleOf("s", ""), idemweb.HandleOf("s", strings.Repeat("x", 256))} {
 		b.post("/delete", "key", key, "confirmed", "yes").want(t, 400, "Nothing was done")
 	}
 	if records(t, pool) != 1 {
 		t.Error("the record was deleted")
 	}
+}
+
+// Somebody could have made the link.
+func TestFieldsOfAFormAreNotTakenFromTheURL(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	b := open(t, pool, idemweb.Config{Delete: always, Results: always})
+	execute(t, pool, "s", "i", "secret")
+	key := idemweb.HandleOf("s", "i")
+	b.post("/delete?confirmed=yes", "key", key).want(t, 200, "Delete this record?")
+	b.post("/key?show=result", "key", key).wantNot(t, "secret")
+	b.post("/key?key="+key).want(t, 200, "Find a key")
 }

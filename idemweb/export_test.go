@@ -2,8 +2,10 @@ package idemweb
 
 // What tests of this package in another one need.
 var (
-	HandleOf = handleOf
-	TraceURL = traceURL
+	About     = about
+	HandleOf  = handleOf
+	NewFlight = newFlight
+	TraceURL  = traceURL
 )
 
 // Paths are those of all pages.

@@ -148,3 +148,31 @@ func TestHostileKeysAreShownHarmlessAndReachedFromEachList(t *testing.T) {
 	}
 	b.get("/").want(t, 200, "The table has no keys.")
 }
+
+func TestKeyThatIsKeptForeverHasNoTimeOfItsClaim(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	abandon(t, pool, "s", "lost")
+	do(t, pool, "update idempotency_keys set purge_after = 'infinity'")
+	r := open(t, pool, idemweb.Config{}).find("s", "lost")
+	r.want(t, 200, "Abandoned")
+	r.wantNot(t, "Call began")
+}
+
+func TestDurationOfACallIsFromItsBeginningToItsRecord(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", 1)
+	do(t, pool, "update idempotency_keys set completed_at = now() - interval '1 hour', expires_at = now() + interval '1 day', purge_after = now() + interval '1 day' - interval '3 seconds'")
+	open(t, pool, idemweb.Config{}).find("s", "i").want(t, 200, "1h0m ago, 3s after it began")
+}
+
+func TestCommandThatSettlesIsQuotedForAShell(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	stop(t, pool, "it's", "ride $(x) \u202e")
+	stop(t, pool, "it's", "'; echo $(x)")
+	b := open(t, pool, idemweb.Config{})
+	b.find("it's", "'; echo $(x)").want(t, 200, `idempotency settle 'it'\''s' ''\''; echo $(x)' 'charge' OUTCOME-AS-JSON`)
+	b.post("/key", "key", idemweb.HandleOf("it's", "ride $(x) \u202e")).want(t, 200, `idempotency settle 'it'\''s' … 'charge' OUTCOME-AS-JSON`)
+}

@@ -7,13 +7,16 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/idemweb"
+	"github.com/pgidem/idempotency/internal/inspect"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
@@ -68,6 +71,9 @@ func TestScopeWithTheMostBytesIsShownHoweverFewKeysItHas(t *testing.T) {
 	r.want(t, 200, "There are 13 scopes.")
 	if large, small := strings.Index(r.body, "large"), strings.Index(r.body, "small-"); large < 0 || large > small {
 		t.Errorf("it is not the first: %s", r.body)
+	}
+	if m := regexp.MustCompile(`<bdi>large</bdi>.*?<rect width="([\d.]+)"`).FindStringSubmatch(r.body); m == nil || m[1] != "100.0" {
+		t.Errorf("its bar is not the widest: %v", m)
 	}
 }
 
@@ -151,7 +157,9 @@ func TestProceduresThatStandStillAreListedLongestFirst(t *testing.T) {
 	defer func() { close(end); <-ended }()
 	<-begun
 	b.get("/unfinished").want(t, 200, "at work now")
-	b.find("rider", "held").want(t, 200, "In flight A procedure is at work.", "Procedure ride", "At work on it now")
+	held := b.find("rider", "held")
+	held.want(t, 200, "In flight A procedure is at work.", "Procedure ride", "At work on it now", "call charge")
+	held.wantNot(t, "idempotency settle") // it may end well
 }
 
 func TestKeysOfAScopeArePaged(t *testing.T) {
@@ -185,6 +193,7 @@ func TestHealthHasTheSizesAndWhatTheDoctorFinds(t *testing.T) {
 	b.get("/health").want(t, 200, "0 errors, ", " warning", " note", "superuser", "To do: ", "Size of all", "The indexes", "Oldest record that the purge should have deleted", "expired 20", "1h0m ago")
 	do(t, pool, "drop index idempotency_keys_purge_after")
 	b.get("/health").want(t, 200, "purge index", "warning")
+	b.get("/health").wantNot(t, "could not ask all")
 	empty := open(t, pgtest.Empty(t), idemweb.Config{})
 	empty.get("/health").want(t, 200, "is missing", "migrations.Up")
 	empty.get("/").want(t, 503, "is missing", "migrations.Up")
@@ -358,4 +367,71 @@ func abandonAgain(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	do(t, pool, "delete from idempotency_keys where id = 'lost'")
 	abandon(t, pool, "s", "lost")
+}
+
+func TestTransactionsInFlightAreCountedByTheirAge(t *testing.T) {
+	t.Parallel()
+	now := inspect.Instant{Time: time.Now()}
+	var holders []inspect.KeyHolder
+	for i, seconds := range []inspect.Seconds{700, 600, 599, 60, 10, 1, 0.999, 0.1, 0.05, 0.01} { // the oldest first
+		start := inspect.Instant{Time: now.Add(-time.Duration(float64(seconds) * float64(time.Second)))}
+		holders = append(holders, inspect.KeyHolder{Holder: inspect.Holder{PID: int32(i + 1), Start: &start, Seconds: &seconds}, Keys: int64(i + 1)})
+	}
+	f := idemweb.NewFlight(append(holders, inspect.KeyHolder{Keys: 1}), now) // one that this role may not see
+	var counts []int64
+	for _, class := range f.Ages {
+		counts = append(counts, class.Transactions)
+	}
+	if want := []int64{2, 2, 1, 1, 2, 2}; !slices.Equal(counts, want) || f.Most != 2 {
+		t.Errorf("%v, want %v; most %d", counts, want, f.Most)
+	}
+	if f.Keys != 56 || f.Count() != 11 || f.More() != 0 || f.Oldest != holders[0].Start {
+		t.Errorf("%d keys in %d transactions, %d not listed, the oldest since %v", f.Keys, f.Count(), f.More(), f.Oldest)
+	}
+	if f := idemweb.NewFlight(make([]inspect.KeyHolder, 203), now); f.More() != 3 || len(f.Holders) != 200 || f.Count() != 203 {
+		t.Errorf("%d of %d are listed, %d not", len(f.Holders), f.Count(), f.More())
+	}
+}
+
+func TestEstimateHasTwoDigitsThatCount(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int64]string{0: "about 0", 7: "about 7", 99: "about 99", 104: "about 100", 1234: "about 1,200", 1250: "about 1,300", 98_765_432: "about 99,000,000"} {
+		if got := idemweb.About(n, true); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+	if got := idemweb.About(98_765_432, false); got != "98,765,432" {
+		t.Error(got)
+	}
+}
+
+// A pool that the program has used up is not waited for for ever.
+func TestRequestGivesUpWithinItsBound(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t, pgtest.MaxConns(1))
+	b := open(t, pool, idemweb.Config{})
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	b.send(httptest.NewRequest(http.MethodGet, "/in-flight", nil).WithContext(ctx)).want(t, 503, "No connection of the pool was free, or none could be made, within 10s.")
+}
+
+// A role that may read results, too, makes no calls.
+func TestReaderOfTheWholeTableIsExaminedAsAReader(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	who := "reader_of_all_" + pool.Config().ConnConfig.Database
+	do(t, pool, "create role "+who)
+	t.Cleanup(func() {
+		_, _ = pool.Exec(context.Background(), "drop owned by "+who)
+		_, _ = pool.Exec(context.Background(), "drop role "+who)
+	})
+	do(t, pool, "grant select on idempotency_keys, idempotency_operations, idempotency_migrations to "+who)
+	r := open(t, pgtest.Pool(t, pool, func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["role"] = who }), idemweb.Config{}).get("/health")
+	r.want(t, 200, "Nothing that endangers the promise.", "This role cannot make calls")
+	r.wantNot(t, "lacks")
 }

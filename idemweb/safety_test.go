@@ -330,23 +330,26 @@ func TestSessionInWhichAnythingCouldRunIsRefused(t *testing.T) {
 // again.
 func TestPageLeavesNothingInTheSession(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.New(t, pgtest.MaxConns(1))
-	execute(t, pool, "s", "i", 1)
-	settings := func() (all string) {
-		t.Helper()
-		err := pool.QueryRow(t.Context(), `select string_agg(name || '=' || setting, ' ' order by name) || (select ' ' || count(*) from pg_prepared_statements)
-			from pg_settings where source = 'session' and name not like 'transaction%' or name in ('jit', 'enable_seqscan', 'statement_timeout', 'client_encoding')`, pgx.QueryExecModeExec).Scan(&all)
-		if err != nil {
-			t.Fatal(err)
+	all := pgtest.New(t)
+	execute(t, all, "s", "i", 1)
+	for _, encoding := range []string{"UTF8", "LATIN1"} { // of which the page makes UTF8
+		pool := pgtest.Pool(t, all, pgtest.MaxConns(1), func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["client_encoding"] = encoding })
+		settings := func() (all string) {
+			t.Helper()
+			err := pool.QueryRow(t.Context(), `select string_agg(name || '=' || setting, ' ' order by name) || (select ' ' || count(*) from pg_prepared_statements)
+				from pg_settings where source = 'session' and name not like 'transaction%' or name in ('jit', 'enable_seqscan', 'statement_timeout', 'client_encoding')`, pgx.QueryExecModeExec).Scan(&all)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return all
 		}
-		return all
-	}
-	before := settings()
-	b := open(t, pool, idemweb.Config{})
-	for _, path := range []string{"/", "/in-flight", "/unfinished", "/scope?scope=s", "/key?scope=s&id=i", "/key?id=i"} {
-		b.get(path).want(t, 200)
-	}
-	if after := settings(); after != before {
-		t.Errorf("before: %s, after: %s", before, after)
+		before := settings()
+		b := open(t, pool, idemweb.Config{})
+		for _, path := range []string{"/", "/in-flight", "/unfinished", "/scope?scope=s", "/key?scope=s&id=i", "/key?id=i"} {
+			b.get(path).want(t, 200)
+		}
+		if after := settings(); after != before || !strings.Contains(after, "client_encoding="+encoding) {
+			t.Errorf("before: %s, after: %s", before, after)
+		}
 	}
 }
