@@ -160,3 +160,33 @@ func TestOperationsThatAppearAfterTheLookAreNotRead(t *testing.T) {
 		t.Error(left, err)
 	}
 }
+
+// A schema that comes first in the search_path can get a table of the name when it has been
+// found in another one.
+func TestTableThatAppearsInFrontAfterTheLookIsNotWorkedOn(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"delete", "purge"} {
+		pool := pgtest.New(t)
+		run := func(sql string) {
+			if _, err := pool.Exec(context.Background(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+				t.Error(err)
+			}
+		}
+		run("create schema front; insert into idempotency_keys (id, scope, result, completed_at, expires_at, purge_after) values ('i', 's', '1', now(), now(), now())")
+		run("alter database " + pool.Config().ConnConfig.Database + " set search_path = front, public")
+		planted := false
+		l := &looker{seen: map[*pgx.Conn][]string{}, named: map[string]bool{}, before: func(sql string) {
+			if strings.HasPrefix(sql, "lock table") && !planted { // it has been found
+				planted = true
+				run("create table front.idempotency_keys (like public.idempotency_keys including all)")
+			}
+		}}
+		if err := works(t, l, pool)[command](); err != nil || !planted {
+			t.Errorf("%s: %v, planted: %v", command, err, planted)
+		}
+		var left int
+		if err := pool.QueryRow(t.Context(), "select count(*) from public.idempotency_keys").Scan(&left); err != nil || left != 0 {
+			t.Errorf("%s: %d records left, %v", command, left, err)
+		}
+	}
+}
