@@ -17,6 +17,7 @@ func TestEachStateOfAKeyIsToldInWords(t *testing.T) {
 	expire(t, pool, "expired")
 	abandon(t, pool, "customer-7", "abandoned")
 	stop(t, pool, "customer-7", "ride")
+	do(t, pool, "update idempotency_operations set due_at = now() + interval '1 hour'")
 	hold(t, pool, "customer-7", "held")
 
 	done := b.find("customer-7", "done")

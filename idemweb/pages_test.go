@@ -138,6 +138,7 @@ func TestProceduresThatStandStillAreListedLongestFirst(t *testing.T) {
 	stop(t, pool, "rider", "young")
 	stop(t, pool, "rider", "zero")
 	stop(t, pool, "rider", "held")
+	do(t, pool, "update idempotency_operations set due_at = now() + interval '1 hour'")
 	do(t, pool, "update idempotency_operations set progressed_at = progressed_at - interval '25 hours' where id = 'zero'")
 	hold(t, pool, "other", "held") // another key
 	r := b.get("/unfinished")
