@@ -39,6 +39,9 @@ func TestNoTableIsMadeInTheSchemaOfAStranger(t *testing.T) {
 	up(t, pgtest.Pool(t, pool, as(app)), app)
 	do(t, pool, "grant create on database "+database+" to "+stranger)
 	up(t, pgtest.Pool(t, pool, as(app)), app) // nothing is made
+	do(t, pool, "alter table "+app+".idempotency_migrations rename to versions")
+	wantError(t, migrations.Up(t.Context(), pgtest.Pool(t, pool, as(app)), app), "belongs to role", `"idempotency_migrations"`)
+	do(t, pool, "alter table "+app+".versions rename to idempotency_migrations")
 	do(t, pool, "drop table "+app+".idempotency_operations; update "+app+".idempotency_migrations set version = 2")
 	wantError(t, migrations.Up(t.Context(), pgtest.Pool(t, pool, as(app)), app), "belongs to role", `"idempotency_operations"`)
 	do(t, pool, "grant "+app+" to "+stranger)
