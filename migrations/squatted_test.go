@@ -301,6 +301,30 @@ func TestNothingIsPutOnTheVersionsOfAnotherWhileASuperuserReadsThem(t *testing.T
 	}
 }
 
+// Who may create triggers on it could have one run with the rights of who writes.
+func TestNothingIsPutOnTheVersionsWhileTheyAreWritten(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	name, theirs := squatter(t, pool)
+	up(t, pool, "")
+	do(t, pool, "grant trigger on idempotency_migrations to "+name+"; create schema theirs authorization "+name)
+	do(t, theirs, "create function theirs.run() returns trigger language plpgsql as $$ begin raise exception 'theirs runs'; end $$")
+	tried := 0
+	tracer := &before{words: "truncate", do: func() {
+		tried++
+		const plant = "set lock_timeout = '200ms'; create trigger t before truncate on public.idempotency_migrations execute function theirs.run()"
+		if _, err := theirs.Exec(context.Background(), plant, pgx.QueryExecModeSimpleProtocol); err == nil || !strings.Contains(err.Error(), "55P03") {
+			t.Error("they could plant, or were kept from it by something else: ", err)
+		}
+	}}
+	if err := migrations.Down(t.Context(), pgtest.Pool(t, pool, traced(tracer)), ""); err != nil {
+		t.Error(err)
+	}
+	if tried == 0 {
+		t.Error("they had no occasion")
+	}
+}
+
 // before calls do before each statement that has these words.
 type before struct {
 	words string
