@@ -285,8 +285,9 @@ func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 	if !asked || waits.Attempts != 1 {
 		t.Errorf("the provider has not been asked with the key of %+v", waits)
 	}
+	j.exec("update idempotency_operations set due_at = now() + interval '1 hour'")
 	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), waits.Begun, payment{ID: "seen there"}), nil)
-	if u := j.unfinished()[0]; u.Attempts != 0 || u.Error != "" || u.Begun != "" || u.CallKey != "" {
+	if u := j.unfinished()[0]; time.Until(u.DueAt) > time.Minute || u.Attempts != 0 || u.Error != "" || u.Begun != "" || u.CallKey != "" {
 		t.Errorf("what was settled still waits: %+v", u)
 	}
 	got, replayed, err := j.ride("a")
@@ -299,7 +300,7 @@ func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 
 func TestCallIsSettledByItsNameOrByItsLabel(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{})
+	b := setup(t, idempotency.Config{MaxResult: 1000})
 	for name, by := range map[string][]string{"c": {"c", "call c"}, "call c": {"call c", "call call c"}, "step c": {"step c", "call step c"}} {
 		for _, by := range by {
 			b.key.ID = name + " by " + by
@@ -309,7 +310,11 @@ func TestCallIsSettledByItsNameOrByItsLabel(t *testing.T) {
 					t.Errorf("call %q was settled by %q", name, other)
 				}
 			}
+			b.wantErr(b.store.Settle(t.Context(), b.key, by, strings.Repeat("x", 2000)), idempotency.ErrTooLarge)
 			b.wantErr(b.store.Settle(t.Context(), b.key, by, 1), nil)
+			if err := b.store.Settle(t.Context(), b.key, by, 2); err == nil {
+				t.Errorf("call %q was settled twice", name)
+			}
 		}
 	}
 	b.key.ID = "a step"
@@ -437,6 +442,7 @@ func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
 		says    string
 		effects int
 	}{
+		"step and call":      {[]part{ok("a"), fails("a")}, `two steps have the name "a"`, 1},
 		"two of one name":    {[]part{ok("a"), ok("a")}, `two steps have the name "a"`, 1},
 		"no name":            {[]part{ok("a"), ok("")}, "the name of a step is empty", 1},
 		"a long name":        {[]part{ok("a"), fails(strings.Repeat("x", 256))}, "the name of a call has 256 bytes", 1},
@@ -490,6 +496,10 @@ func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
 	if _, _, err := lost.Do(t.Context(), b.store, b.key, func() {}); !errors.Is(err, idempotency.ErrUndecodable) || !strings.Contains(err.Error(), "input") {
 		t.Error(err)
 	}
+	large := idempotency.Procedure[int, string]{Name: "p", Run: func(context.Context, *idempotency.Op, int) (string, error) { return strings.Repeat("x", 2000), nil }}
+	if _, _, err := large.Do(t.Context(), b.store, b.key, 1); !errors.Is(err, idempotency.ErrTooLarge) || !strings.Contains(err.Error(), "result of procedure") {
+		t.Error(err)
+	}
 	nameless := procedureOf()
 	nameless.Name = ""
 	if _, _, err := nameless.Do(t.Context(), b.store, b.key, 1); err == nil || !strings.Contains(err.Error(), "Procedure.Name") {
@@ -534,6 +544,11 @@ func TestProcedureThatReturnsWhileAStepRunsWaitsForItAndIsNoSuccess(t *testing.T
 		go func() {
 			_, _ = idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
 				close(inside)
+				select {
+				case <-ctx.Done(): // what still runs is to end
+				case <-time.After(20 * time.Second):
+					t.Error("the context of a step goes on after its procedure has returned")
+				}
 				time.Sleep(50 * time.Millisecond)
 				return charge("key-1", 1)(context.WithoutCancel(ctx), tx)
 			})
@@ -862,7 +877,11 @@ func TestProcedureInDoubtBesideDuplicatesFindsOut(t *testing.T) {
 		j := setupRides(t, idempotency.Config{})
 		j.p.delay.Store(int64(20 * time.Millisecond))
 		var others sync.WaitGroup
-		store, proxy := j.through(idempotency.Config{})
+		store, proxy := j.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+			if e.Operation == "Procedure" && e.Outcome != "executed" && e.Outcome != "replayed" {
+				t.Errorf("without the answer to COMMIT %d: %+v", nth, e)
+			}
+		}})
 		lost := answered("COMMIT", nth)
 		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 			if !lost(m) {
@@ -885,4 +904,372 @@ func TestProcedureInDoubtBesideDuplicatesFindsOut(t *testing.T) {
 		others.Wait()
 		j.once(1)
 	}
+}
+
+// The types of another release are others.
+func TestWhatAnotherReleaseHasRecordedAndThisOneCannotReadIsErrUndecodable(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	undecodable := func(err error, says string) {
+		t.Helper()
+		if !errors.Is(err, idempotency.ErrUndecodable) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want one that says %q", err, says)
+		}
+	}
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	_, _, err := idempotency.Procedure[string, int]{Name: "p", Run: func(context.Context, *idempotency.Op, string) (int, error) {
+		t.Error("it was run without its input")
+		return 1, nil
+	}}.Do(t.Context(), b.store, b.key, "7")
+	undecodable(err, "the operation's input")
+	undecodable(b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "a", func(context.Context, pgx.Tx) (string, error) { return "", nil })
+		return err
+	}, answers("c", &calls)), `the recorded value of step "a" as string`)
+	if calls.Load() != 0 {
+		t.Error("it went on without the value of its first step")
+	}
+	b.wantErr(b.proceed(ok("a"), answers("c", &calls)), nil)
+	_, _, err = idempotency.Procedure[int, string]{Name: "p"}.Do(t.Context(), b.store, b.key, 7)
+	undecodable(err, "took effect earlier")
+	b.charged(1)
+}
+
+func TestKeyOfAProcedureFromInsideItFailsAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{Wait: time.Hour})
+	var kept context.Context
+	inside := func(ctx context.Context) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		_, _, err := procedureOf(ok("a")).Do(ctx, b.store, b.key, 7)
+		b.wantErr(err, idempotency.ErrInProgress)
+		_, _, err = idempotency.Do(ctx, b.store, b.key, charge("key-1", 1))
+		b.wantErr(err, idempotency.ErrInProgress)
+	}
+	b.wantErr(b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		inside(ctx)
+		_, err := idempotency.Step(ctx, op, "a", func(ctx context.Context, _ pgx.Tx) (int, error) { inside(ctx); return 1, nil })
+		return err
+	}, func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "b", func(ctx context.Context, _ string) (int, error) { inside(ctx); return 1, nil })
+		kept = ctx
+		return err
+	}), nil)
+	b.charged(0)
+	// It has returned: its context does not hold the key.
+	_, replayed, err := procedureOf().Do(context.WithoutCancel(kept), b.store, b.key, 7)
+	if !replayed || err != nil {
+		t.Error(replayed, err)
+	}
+}
+
+func TestStepCannotEndItsTransactionNorKeepIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var kept pgx.Tx
+	b.wantErr(b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
+			kept = tx
+			for what, end := range map[string]func(context.Context) error{"Commit": tx.Commit, "Rollback": tx.Rollback} {
+				if err := end(ctx); err == nil || !strings.Contains(err.Error(), "does not end its transaction") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			return charge("key-1", 1)(ctx, tx)
+		})
+		return err
+	}, func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, _ pgx.Tx) (int, error) {
+			_, err := charge("key-1", 1)(ctx, kept)
+			b.wantErr(err, pgx.ErrTxClosed)
+			return 1, nil
+		})
+		return err
+	}), nil)
+	b.charged(1)
+}
+
+func TestConflictOrLostConnectionInAStepRunsAgain(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(b *bundle, ctx context.Context, tx pgx.Tx) error{
+		"conflict": func(_ *bundle, ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "do $$ begin raise exception using errcode = '40001'; end $$")
+			return err
+		},
+		"lost connection": func(b *bundle, ctx context.Context, tx pgx.Tx) error {
+			b.exec("select pg_terminate_backend($1, 10000)", int(tx.Conn().PgConn().PID()))
+			_, err := tx.Exec(ctx, "select 1")
+			return err
+		},
+		"lost connection whose error is swallowed": func(b *bundle, ctx context.Context, tx pgx.Tx) error {
+			b.exec("select pg_terminate_backend($1, 10000)", int(tx.Conn().PgConn().PID()))
+			_, _ = tx.Exec(ctx, "select 1")
+			return nil
+		},
+	} {
+		b := setup(t, idempotency.Config{}, pgtest.Direct)
+		runs := 0
+		err := b.proceed(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) {
+				if _, err := charge("key-1", 1)(ctx, tx); err != nil {
+					return 0, err
+				}
+				if runs++; runs == 1 {
+					return 1, spoil(b, ctx, tx)
+				}
+				return 1, nil
+			})
+			return err
+		}, ok("c"))
+		if err != nil || runs != 2 {
+			t.Errorf("%s: %d runs, %v", name, runs, err)
+		}
+		b.charged(3)
+	}
+}
+
+func TestClientThatHasGoneBeginsNoFurtherCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	first := 0
+	var second atomic.Int64
+	p := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { first++; cancel(); return 1, nil })
+		return err
+	}, answers("d", &second))
+	_, _, err := p.Do(ctx, b.store, b.key, 7)
+	b.wantErr(err, context.Canceled)
+	if first != 1 || second.Load() != 0 {
+		t.Errorf("%d and %d calls, want 1 and none", first, second.Load())
+	}
+	_, _, err = p.Do(t.Context(), b.store, b.key, 7)
+	if err != nil || first != 1 || second.Load() != 1 {
+		t.Errorf("%d and %d calls, want one of each, %v", first, second.Load(), err)
+	}
+}
+
+func TestWindowOfACallCountsFromWhereItWasBegun(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), func(context.Context, *idempotency.Op) error { return errNoAnswer }), errNoAnswer)
+	b.exec("update idempotency_operations set started_at = started_at - interval '2 days', progressed_at = progressed_at - interval '2 days'")
+	for range 2 { // it was not begun, and then just now
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	b.charged(1)
+}
+
+// The process was frozen for as long, between what is recorded and the call.
+func TestCallIsNotBegunOnceMaxIdleIsNearlyOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	const maxIdle = 500 * time.Millisecond
+	store, proxy := b.through(idempotency.Config{MaxIdle: maxIdle})
+	var once sync.Once
+	rests := bound("set local idempotency.call")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if rests(m) {
+			once.Do(func() { time.Sleep(maxIdle) })
+		}
+		return pgproxy.Pass
+	})
+	var calls atomic.Int64
+	_, _, err := procedureOf(ok("a"), answers("c", &calls)).Do(t.Context(), store, b.key, 7)
+	b.wantErr(err, context.DeadlineExceeded)
+	if calls.Load() != 0 || !strings.Contains(err.Error(), "9 tenths of Config.MaxIdle") {
+		t.Errorf("%d calls, %v", calls.Load(), err)
+	}
+}
+
+func TestEachCallHasNineTenthsOfMaxIdleForItself(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: time.Hour})
+	var ends []time.Time
+	call := func(name string) part {
+		return func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, name, func(ctx context.Context, _ string) (int, error) {
+				end, _ := ctx.Deadline()
+				ends = append(ends, end)
+				return 1, nil
+			})
+			return err
+		}
+	}
+	began := time.Now()
+	b.wantErr(b.proceed(call("c"), call("d")), nil)
+	if len(ends) != 2 || ends[0].Before(began.Add(54*time.Minute)) || ends[1].After(time.Now().Add(54*time.Minute)) || !ends[1].After(ends[0]) {
+		t.Errorf("begun at %v, the calls end at %v", began, ends)
+	}
+}
+
+func TestCallsMayUseAllConnectionsOfTheirOwnPool(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.MaxConns(2))
+	const calls = 3
+	store := b.storeOn(b.pool, idempotency.Config{CallPool: b.anotherPool(pgtest.MaxConns(calls))})
+	inside, leave, ended := make(chan struct{}, calls), make(chan struct{}), make(chan error, calls)
+	p := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { inside <- struct{}{}; <-leave; return 1, nil })
+		return err
+	})
+	release := sync.OnceFunc(func() { close(leave) })
+	defer release()
+	for i := range calls {
+		go func() {
+			_, _, err := p.Do(context.Background(), store, idempotency.Key{Scope: "s", ID: fmt.Sprint(i)}, 7)
+			ended <- err
+		}()
+	}
+	for range calls {
+		receive(b, inside)
+	}
+	release()
+	for range calls {
+		b.wantErr(receive(b, ended), nil)
+	}
+}
+
+func TestErrorOfAProcedureSaysWhenItsLastStepCouldNotBeRecorded(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{})
+	opens := bound("insert into idempotency_operations")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if opens(m) {
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	_, _, err := procedureOf(ok("a"), func(context.Context, *idempotency.Op) error { return errNoAnswer }).Do(t.Context(), store, b.key, 7)
+	b.wantErr(err, errNoAnswer)
+	if err.Error() == errNoAnswer.Error() {
+		t.Error("the step is not recorded, and the error does not say so: ", err)
+	}
+	b.charged(0)
+}
+
+// Somebody has begun it anew meanwhile, whom the lock has not kept from it.
+func TestResultOfAnOperationIsNotRecordedForAnotherOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	calls := 0
+	b.wantErr(b.proceed(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			if calls++; calls == 1 {
+				b.exec("update idempotency_operations set number = gen_random_uuid()")
+			}
+			return 1, nil
+		})
+		return err
+	}), nil)
+	if calls != 2 {
+		t.Errorf("%d calls, want one of each operation", calls)
+	}
+	b.charged(1)
+}
+
+// The lock was another attempt's when the key was found, and is free when it is asked for.
+func TestOperationThatEndsWhileItIsLookedAtIsReplayed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	inside, leave := make(chan struct{}), make(chan struct{})
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
+		return err
+	})
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := p.Do(context.Background(), b.store, b.key, 7)
+		first <- err
+	}()
+	receive(b, inside)
+	store, proxy := b.through(idempotency.Config{})
+	held, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	reads := bound("left join idempotency_operations")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if reads(m) {
+			once.Do(func() { close(held); <-release })
+		}
+		return pgproxy.Pass
+	})
+	go func() {
+		_, replayed, err := p.Do(context.Background(), store, b.key, 7)
+		if err == nil && !replayed {
+			err = errors.New("it was not replayed")
+		}
+		second <- err
+	}()
+	receive(b, held)
+	close(leave)
+	b.wantErr(receive(b, first), nil)
+	close(release)
+	b.wantErr(receive(b, second), nil)
+	b.charged(1)
+}
+
+func TestEachStepHasTheTransactionsOptions(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}})
+	var levels []string
+	level := func(name string) part {
+		return func(ctx context.Context, op *idempotency.Op) error {
+			got, err := idempotency.Step(ctx, op, name, func(ctx context.Context, tx pgx.Tx) (level string, err error) {
+				err = tx.QueryRow(ctx, "show transaction_isolation").Scan(&level)
+				return level, err
+			})
+			levels = append(levels, got)
+			return err
+		}
+	}
+	var calls atomic.Int64
+	b.wantErr(b.proceed(level("a"), level("b"), answers("c", &calls), level("d")), nil)
+	if fmt.Sprint(levels) != "[serializable serializable serializable]" {
+		t.Error(levels)
+	}
+}
+
+func TestRoleWithoutTheGrantsThatALaterStepLeavesIsNamed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	role := b.aRole()
+	b.exec("grant select, insert, update, delete on idempotency_operations to " + pgx.Identifier{role}.Sanitize())
+	runs := 0
+	err := b.proceed(ok("a"), ok("b"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "c", func(ctx context.Context, tx pgx.Tx) (int, error) {
+			runs++
+			_, err := tx.Exec(ctx, "set local role "+pgx.Identifier{role}.Sanitize())
+			return 1, err
+		})
+		return err
+	})
+	if sqlState(err) != "42501" || !strings.Contains(fmt.Sprint(err), fmt.Sprintf("%q", role)) || runs != 2 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+	b.charged(2)
+}
+
+// The transaction of the COMMIT has the key until that is done: it is no other call's.
+func TestProcedureWaitsForItsOwnCommitUnderWay(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.exec(`create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.5); return null; end $$`)
+	d.exec(`create constraint trigger slow after insert on charges deferrable initially deferred for each row execute function slow()`)
+	d.store, d.proxy = d.through(idempotency.Config{Wait: -1})
+	hit := d.once(commitComplete(), pgproxy.CutClient)
+	go func() {
+		receive(d, hit)
+		d.eventually("the step is recorded", func() bool { return query[int](d.bundle, "select count(*) from idempotency_operations") == 1 })
+		d.proxy.CutAll() // now the server notices
+	}()
+	var calls atomic.Int64
+	d.wantErr(d.proceed(ok("a"), answers("c", &calls)), nil)
+	if calls.Load() != 1 {
+		t.Errorf("%d calls", calls.Load())
+	}
+	d.charged(1)
 }

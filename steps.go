@@ -259,7 +259,7 @@ func (p *progress) run(ctx context.Context, fn func(context.Context, pgx.Tx) ([]
 		return nil, p.x.failed(p.c.store.waitedForThePool(p.x.tx, err))
 	}
 	if err := checkOpen(p.x.tx); err != nil {
-		return nil, &failure{err: err}
+		return nil, p.x.failed(err)
 	}
 	return stored, nil
 }
