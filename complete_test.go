@@ -155,6 +155,14 @@ func TestPendingReadsPageByPage(t *testing.T) {
 	for _, err := range b.store.Pending(t.Context(), 2*time.Hour) {
 		t.Error("one that has progressed since: ", err)
 	}
+	n := 0
+	for _, err := range b.store.Pending(t.Context(), 30*time.Minute) { // begun just now, and progressed before
+		b.wantErr(err, nil)
+		n++
+	}
+	if n != 350 {
+		t.Errorf("%d operations have not progressed for half an hour", n)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, err := range b.store.Pending(ctx, 0) {
@@ -265,6 +273,130 @@ func TestCompleteStopsWithItsContextAndCountsNoAttempt(t *testing.T) {
 		if u.Attempts != 0 {
 			t.Errorf("%+v", u)
 		}
+	}
+}
+
+func TestCompleteWorksAtOneOperationForAMinute(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	var left time.Duration
+	b.completes(1, procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, _ string) (int, error) {
+			end, _ := ctx.Deadline()
+			left = time.Until(end)
+			return 1, nil
+		})
+		return err
+	}))
+	if left <= 0 || left > time.Minute {
+		t.Errorf("it has %v left", left)
+	}
+}
+
+// Each result that the attempt brings is there already.
+func TestAttemptThatOthersAreAheadOfIsNoFailure(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	overtaken := false
+	p := idempotency.Procedure[int, int]{Name: "p", Run: func(ctx context.Context, op *idempotency.Op, in int) (int, error) {
+		for i := range 20 {
+			if _, err := idempotency.Call(ctx, op, fmt.Sprint(i), func(context.Context, string) (int, error) {
+				if !overtaken {
+					return 0, errNoAnswer
+				}
+				b.exec(`update idempotency_operations set results = results || '1'::bytea`)
+				return 1, nil
+			}); err != nil {
+				return 0, err
+			}
+		}
+		return in, nil
+	}}
+	_, _, err := p.Do(t.Context(), b.store, b.key, 7)
+	b.wantErr(err, errNoAnswer)
+	overtaken = true
+	b.completes(0, p)
+	if all := b.unfinished(); len(all) != 1 || all[0].Attempts != 0 || len(all[0].Done) != 10 {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestCompleteEveryGoesOnAfterLostConnections(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	store, proxy := b.through(idempotency.Config{})
+	var lost, calls atomic.Int64
+	proxy.SetRule(func(pgproxy.Message) pgproxy.Verdict { lost.Add(1); return pgproxy.Drop })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- store.CompleteEvery(ctx, time.Millisecond, 0, procedureOf(ok("a"), answers("c", &calls)))
+	}()
+	b.eventually("connections are lost", func() bool { return lost.Load() >= 10 })
+	proxy.SetRule(nil)
+	b.eventually("it is completed", func() bool { return len(b.unfinished()) == 0 })
+	cancel()
+	b.wantErr(receive(b, ended), context.Canceled)
+}
+
+// Its turn is a transaction that is silent meanwhile.
+func TestCompleterKeepsItsTurnWhileAnOperationTakesLongerThanMaxIdle(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{MaxIdle: time.Second})
+	for _, id := range []string{"first", "second"} {
+		b.key.ID = id
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	var calls atomic.Int64
+	slow := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "d", func(ctx context.Context, tx pgx.Tx) (int, error) {
+			_, err := tx.Exec(ctx, "select pg_sleep(1.5)")
+			return 1, err
+		})
+		return err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- b.store.CompleteEvery(ctx, time.Hour, 0, procedureOf(ok("a"), answers("c", &calls), slow))
+	}()
+	b.eventually("both are completed", func() bool { return len(b.unfinished()) == 0 })
+	cancel()
+	b.wantErr(receive(b, ended), context.Canceled)
+}
+
+func TestCompleterThatHasLostItsTurnGoesOnWithNoOtherOperation(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.Direct)
+	for _, id := range []string{"first", "second"} {
+		b.key.ID = id
+		b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	}
+	store := b.storeOn(b.anotherPool(pgtest.Direct, named("completer")), idempotency.Config{})
+	var calls atomic.Int64
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			if calls.Add(1) == 1 {
+				if n := query[int](b, `select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where datname = current_database()
+					and application_name = 'completer' and query like '%idempotency.turn%'`); n != 1 {
+					t.Errorf("%d transactions have the turn", n)
+				}
+			}
+			return 1, nil
+		})
+		return err
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- store.CompleteEvery(ctx, time.Hour, 0, p) }()
+	b.eventually("the first one is completed", func() bool { return len(b.unfinished()) <= 1 })
+	b.eventually("its connections are given back", func() bool { return idempotency.PoolOf(store).Stat().AcquiredConns() == 0 })
+	cancel()
+	b.wantErr(receive(b, ended), context.Canceled)
+	if calls.Load() != 1 {
+		t.Errorf("%d calls", calls.Load())
 	}
 }
 

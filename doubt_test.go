@@ -157,6 +157,11 @@ func TestCommitAnsweredWithRollbackIsAnError(t *testing.T) {
 	b.store.CommitBy("rollback")
 	_, _, err := b.do(charge(b.key.ID, 1))
 	b.wantErr(err, pgx.ErrTxCommitRollback)
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), answers("c", &calls)), pgx.ErrTxCommitRollback)
+	if calls.Load() != 0 {
+		t.Error("a call was made behind a step that is not recorded")
+	}
 	b.effects(0)
 }
 
@@ -283,11 +288,12 @@ func TestCallLeavesNoDeadlineOnItsConnection(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	var deadline atomic.Pointer[time.Time]
+	var set atomic.Int64
 	pool := b.anotherPool(pgtest.MaxConns(1), func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
 		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dial(ctx, network, address)
-			return watchedConn{conn, &deadline}, err
+			return watchedConn{conn, &deadline, &set}, err
 		}
 	})
 	b.store = b.storeOn(pool, idempotency.Config{})
@@ -297,10 +303,18 @@ func TestCallLeavesNoDeadlineOnItsConnection(t *testing.T) {
 			_, _, err := idempotency.QueryRow[int](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "1"}, "insert into charges (key, amount) values ('1', 1) returning amount")
 			b.wantErr(err, nil)
 		},
+		func() { // one for the COMMIT of its step
+			b.key.ID = "a procedure"
+			b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+		},
 	} {
+		before := set.Load()
 		call()
 		if at := deadline.Load(); at == nil || !at.IsZero() {
 			t.Errorf("the deadline is %v", at)
+		}
+		if b.key.ID == "a procedure" && set.Load() == before {
+			t.Error("the COMMIT of a step has no deadline")
 		}
 	}
 }
@@ -309,10 +323,14 @@ func TestCallLeavesNoDeadlineOnItsConnection(t *testing.T) {
 type watchedConn struct {
 	net.Conn
 	deadline *atomic.Pointer[time.Time]
+	set      *atomic.Int64 // how many there were
 }
 
 func (c watchedConn) SetDeadline(t time.Time) error {
 	c.deadline.Store(&t)
+	if !t.IsZero() {
+		c.set.Add(1)
+	}
 	return c.Conn.SetDeadline(t)
 }
 

@@ -1093,3 +1093,24 @@ func TestConflictThatNeverEndsIsGivenUpWithItsErrorAndNothingHeld(t *testing.T) 
 	b.effects(0)
 	b.executes(1)
 }
+
+// Callers that met once do not meet again.
+func TestPauseBetweenTwoQuestionsIsCutByChance(t *testing.T) {
+	t.Parallel()
+	full := []time.Duration{2, 4, 8, 16, 32, 64, 100, 100}
+	uncut := 0
+	for range 100 {
+		for i, pause := range idempotency.Pauses(len(full)) {
+			longest := full[i] * time.Millisecond
+			if pause <= longest/2 || pause > longest {
+				t.Errorf("pause %d is %v, want more than a half of %v, and no more than that", i, pause, longest)
+			}
+			if pause == longest {
+				uncut++
+			}
+		}
+	}
+	if uncut > 10 {
+		t.Errorf("%d of 800 pauses are as long as they can be", uncut)
+	}
+}

@@ -157,3 +157,12 @@ func RestAfter(batch time.Duration) time.Duration { return restAfter(batch) }
 
 // ImpatientBound is how long a call with a negative Config.Wait asks again.
 const ImpatientBound = impatientBound
+
+// Pauses are the first n pauses of a call that waits.
+func Pauses(n int) (all []time.Duration) {
+	var b backoff
+	for range n {
+		all = append(all, b.next())
+	}
+	return all
+}

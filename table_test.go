@@ -132,10 +132,7 @@ func TestTableReplacedByTheFunctionIsAnErrorAndLeavesNothing(t *testing.T) {
 			b := *b
 			b.TB, b.key.ID = t, w.name
 			got := w.call(&b, func(ctx context.Context, tx pgx.Tx) (int, error) {
-				for _, statement := range []string{
-					"alter table idempotency_keys rename to former",
-					"create table idempotency_keys (like former including all)",
-				} {
+				for _, statement := range replaceTable {
 					if _, err := tx.Exec(ctx, statement); err != nil {
 						return 0, err
 					}
@@ -149,6 +146,28 @@ func TestTableReplacedByTheFunctionIsAnErrorAndLeavesNothing(t *testing.T) {
 			b.executes(2)
 		})
 	}
+	b.key.ID = "a procedure"
+	err := b.proceed(func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "a", func(ctx context.Context, tx pgx.Tx) (int, error) {
+			for _, statement := range replaceTable {
+				if _, err := tx.Exec(ctx, statement); err != nil {
+					return 0, err
+				}
+			}
+			return charge(b.key.ID, 1)(ctx, tx)
+		})
+		return err
+	}, ok("b"))
+	if err == nil || !strings.Contains(err.Error(), "another one in its place") {
+		t.Error(err)
+	}
+	b.effects(0)
+}
+
+// replaceTable puts another table in the place of that of the claim.
+var replaceTable = []string{
+	"alter table idempotency_keys rename to former",
+	"create table idempotency_keys (like former including all)",
 }
 
 func searchPath(path string) pgtest.Option { return param("search_path", path) }

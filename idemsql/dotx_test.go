@@ -122,3 +122,27 @@ func TestValueThatJSONWouldLoseFailsTheFirstCallHereToo(t *testing.T) {
 	b.charges(0)
 	b.records(0)
 }
+
+func TestErrTxDoneOfAnotherTransactionIsNoUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	db := stdlib.OpenDBFromPool(b.pool)
+	defer db.Close()
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	_, _, err = idemsql.DoTx(t.Context(), b.store, tx, b.key, func(ctx context.Context, tx *sql.Tx) (int64, error) {
+		id, _ := charge(ctx, tx)
+		return id, fmt.Errorf("another transaction: %w", sql.ErrTxDone)
+	})
+	if !errors.Is(err, sql.ErrTxDone) || errors.Is(err, idempotency.ErrOutcomeUnknown) {
+		t.Errorf("got %v", err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Error(err)
+	}
+	b.charges(0)
+	b.records(0)
+}
