@@ -403,12 +403,17 @@ func TestCompleterThatHasLostItsTurnGoesOnWithNoOtherOperation(t *testing.T) {
 func TestSettleAndDiscardWaitForNoAttemptThatIsAtWork(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
+	other := b.storeOn(b.anotherPool(), idempotency.Config{Wait: -1})
 	during := func(context.Context, string) (int, error) {
 		b.wantErr(b.store.Settle(t.Context(), b.key, "c", 1), idempotency.ErrInProgress)
 		b.wantErr(b.store.Discard(t.Context(), b.key), idempotency.ErrInProgress)
-		if n, err := b.store.Complete(t.Context(), 0, procedureOf()); n != 0 || err != nil {
-			t.Error(n, err)
+		for _, store := range []*idempotency.Store{b.store, other} {
+			if n, err := store.Complete(t.Context(), 0, procedureOf()); n != 0 || err != nil {
+				t.Error(n, err)
+			}
 		}
+		_, _, err := procedureOf(ok("a"), fails("c")).Do(t.Context(), other, b.key, 7)
+		b.wantErr(err, idempotency.ErrInProgress)
 		return 1, nil
 	}
 	b.wantErr(b.proceed(ok("a"), func(ctx context.Context, op *idempotency.Op) error {

@@ -725,9 +725,11 @@ func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) 
 		b.executes(1)
 	}
 	b.exec("update idempotency_keys set expires_at = now(), purge_after = now()")
+	b.exec("vacuum full idempotency_keys") // so that each has its rows from the first place on
 	b.exec("delete from charges")
 	k := newBlocker()
-	b.key.Scope = "scope-0"
+	taken := query[string](b, `select a.scope from idempotency_keys a join idempotency_keys b on a.ctid = b.ctid and a.tableoid <> b.tableoid order by 1 limit 1`)
+	b.key.Scope = taken
 	taking := b.start(t.Context(), b.store, k.charge(b.key.ID, 2))
 	receive(b, k.begun)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -736,12 +738,25 @@ func TestPurgeOfAPartitionedTableWaitsForNoCallInAnotherPartition(t *testing.T) 
 	if n != keys-1 || err != nil {
 		t.Errorf("purged %d beside a call that takes one over, %v", n, err)
 	}
-	b.key.Scope = "scope-1" // nor does the purge keep another key from its callers
+	b.key.Scope = "scope-another" // nor does the purge keep another key from its callers
 	b.executes(3)
 	k.goOn <- nil
 	b.wantOutcome(receive(b, taking), outcome{2, false, nil})
-	b.key.Scope = "scope-0"
+	b.key.Scope = taken
 	b.replays(2)
+}
+
+func TestPurgeOfAPartitionedTableDeletesTheOldestFirst(t *testing.T) {
+	onOneServer(t, "each node deletes its own oldest")
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.partition(2)
+	b.exec(`insert into idempotency_keys (id, scope, purge_after, result, completed_at, expires_at)
+		select i::text, 'scope-' || i % 50, now() - (2000 - i) * interval '1 second', '1', now(), now() from generate_series(1, 1500) i`)
+	n, err := b.store.PurgeBatch(t.Context())
+	if oldest := query[int](b, "select min(id::int) from idempotency_keys"); n != 1000 || err != nil || oldest != 1001 {
+		t.Errorf("purged %d, %v; the oldest that is left is %d", n, err, oldest)
+	}
 }
 
 // partition makes the table one of n partitions by scope.

@@ -49,6 +49,31 @@ func TestLostCommitAnswerIsFoundOutByTheSameCall(t *testing.T) {
 	d.replays(1)
 }
 
+// The server shows a commit before its standbys have it. A write of the call's own waits for
+// them, up to that commit.
+func TestRecordThatIsFoundInDoubtIsConfirmedByAWrite(t *testing.T) {
+	onOneServer(t, "the write is another one")
+	t.Parallel()
+	d := setupDoubt(t)
+	var confirmed atomic.Bool
+	lost, confirms := answered("COMMIT", 1), bound("pg_logical_emit_message")
+	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if confirms(m) {
+			confirmed.Store(true)
+		}
+		if lost(m) {
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	value, replayed, err := d.do(d.charge)
+	d.wantOutcome(outcome{value, replayed, err}, outcome{1, true, nil})
+	if !confirmed.Load() {
+		t.Error("the record was returned as it was found")
+	}
+	d.effects(1)
+}
+
 func TestLostCommitAnswerReachesTheWaitersToo(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)

@@ -365,7 +365,11 @@ func TestTransactionIsUselessOnceTheFunctionHasReturned(t *testing.T) {
 
 func TestOwnRowRemovedByTheFunctionIsAnErrorAndLeavesNothing(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{})
+	b := setup(t, idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) {
+		if e.InDoubt != "" { // the server has said that the transaction is still open
+			t.Errorf("%+v", e)
+		}
+	}})
 	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		charge(b.key.ID, 1)(ctx, tx)
 		_, err := tx.Exec(ctx, "delete from idempotency_keys")
@@ -1134,6 +1138,7 @@ func TestErrorsMeanNoMoreThanTheyProve(t *testing.T) {
 	}
 	within := func(e *pgconn.PgError) { e.Where = `PL/pgSQL function f() line 1 at SQL statement` }
 	network := &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}
+	_, unreachable := pgconn.Connect(t.Context(), "postgres://127.0.0.1:1/?sslmode=disable")
 	for _, c := range []struct {
 		err  error
 		want string
@@ -1169,6 +1174,7 @@ func TestErrorsMeanNoMoreThanTheyProve(t *testing.T) {
 		{fmt.Errorf("read: %w", io.EOF), "lostConnection"},
 		{fmt.Errorf("read: %w", io.ErrUnexpectedEOF), "lostConnection"},
 		{pgconn.ErrConnClosed, "lostConnection"},
+		{unreachable, ""}, // it was never there
 		{context.Canceled, ""},
 		{context.DeadlineExceeded, ""},
 		{errors.Join(network, context.Canceled), ""}, // pgx closes a connection whose context ends

@@ -371,6 +371,18 @@ func TestDoTxThatReplaysLeavesNoLockAndNoSavepoint(t *testing.T) {
 	tx.Rollback(t.Context())
 }
 
+func TestDoTxThatExecutesLeavesNoSavepoint(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 1)), outcome{1, false, nil})
+	_, err := tx.Exec(t.Context(), idempotency.RollbackToSavepoint)
+	if sqlState(err) != "3B001" { // no such savepoint
+		t.Errorf("got %v", err)
+	}
+}
+
 // now() of an old transaction is before the expiry.
 func TestDoTxTakesOverWhatHasExpiredSinceItsTransactionBegan(t *testing.T) {
 	t.Parallel()

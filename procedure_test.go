@@ -924,8 +924,8 @@ func TestWhatAnotherReleaseHasRecordedAndThisOneCannotReadIsErrUndecodable(t *te
 	}}.Do(t.Context(), b.store, b.key, "7")
 	undecodable(err, "the operation's input")
 	undecodable(b.proceed(func(ctx context.Context, op *idempotency.Op) error {
-		_, err := idempotency.Step(ctx, op, "a", func(context.Context, pgx.Tx) (string, error) { return "", nil })
-		return err
+		_, _ = idempotency.Step(ctx, op, "a", func(context.Context, pgx.Tx) (string, error) { return "", nil })
+		return nil // swallowed
 	}, answers("c", &calls)), `the recorded value of step "a" as string`)
 	if calls.Load() != 0 {
 		t.Error("it went on without the value of its first step")

@@ -829,6 +829,23 @@ func TestErrorOfAnotherCallIsAFailureOfTheFunction(t *testing.T) {
 	}
 }
 
+// A picky value can be written, and is read with an error that another call could have.
+type picky int
+
+func (*picky) UnmarshalJSON([]byte) error { return idempotency.ErrInProgress }
+
+func TestReplayThatCannotBeReadIsAFailureWhateverItsErrorSays(t *testing.T) {
+	t.Parallel()
+	var last idempotency.Event
+	var seen []any
+	b := setup(t, traced(&last, &seen))
+	b.executes(1)
+	_, replayed, err := idempotency.Do(t.Context(), b.store, b.key, func(context.Context, pgx.Tx) (picky, error) { return 1, nil })
+	if !errors.Is(err, idempotency.ErrUndecodable) || replayed || last.Outcome != "failed" {
+		t.Errorf("%v, %v, %+v", replayed, err, last)
+	}
+}
+
 func TestConfigOfAStoreHasItsDefaults(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{MaxResult: 7})

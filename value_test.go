@@ -99,6 +99,11 @@ func TestResultOverTheLimitIsErrTooLargeAndRollsBack(t *testing.T) {
 			b.wantErr(err, idempotency.ErrTooLarge)
 			b.effects(0)
 			b.executes(7)
+			b.key.ID = "one that fits"
+			_, _, err = idempotency.Do(t.Context(), b.store, b.key, func(context.Context, pgx.Tx) (string, error) {
+				return strings.Repeat("x", limit-2), nil
+			})
+			b.wantErr(err, nil)
 		})
 	}
 }
