@@ -322,6 +322,37 @@ func TestAttemptThatOthersAreAheadOfIsNoFailure(t *testing.T) {
 	}
 }
 
+func TestCompleteWaitsForNoPlaceAmongTheCallsUnderWay(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, pgtest.MaxConns(2)) // one place
+	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
+	inside, leave, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(leave) })
+	defer release()
+	go func() {
+		_, _, err := procedureOf(func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { close(inside); <-leave; return 1, nil })
+			return err
+		}).Do(context.Background(), b.store, idempotency.Key{Scope: "s", ID: "holder"}, 1)
+		ended <- err
+	}()
+	receive(b, inside)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var calls atomic.Int64
+	n, err := b.store.Complete(ctx, 0, procedureOf(ok("a"), answers("c", &calls)))
+	if n != 0 || err != nil || calls.Load() != 0 {
+		t.Errorf("completed %d with %d calls, %v", n, calls.Load(), err)
+	}
+	for _, u := range b.unfinished() {
+		if u.Attempts != 0 {
+			t.Errorf("%+v", u)
+		}
+	}
+	release()
+	b.wantErr(receive(b, ended), nil)
+}
+
 func TestCompleteEveryGoesOnAfterLostConnections(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})

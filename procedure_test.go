@@ -456,6 +456,10 @@ func TestStepsThatBreakTheRulesAreErrorsAndNothingHappensTwice(t *testing.T) {
 			_, err := idempotency.Call(ctx, op, "b", func(ctx context.Context, key string) (int, error) { return 1, ok("c")(ctx, op) })
 			return err
 		}}, "not nested", 1},
+		"swallowed error of SQL": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (int, error) { _, _ = tx.Exec(ctx, "select 1/0"); return 1, nil })
+			return err
+		}}, "one of its statements failed", 1},
 		"result too large": {[]part{ok("a"), func(ctx context.Context, op *idempotency.Op) error {
 			_, err := idempotency.Step(ctx, op, "b", func(ctx context.Context, tx pgx.Tx) (string, error) { return strings.Repeat("x", 2000), nil })
 			return err

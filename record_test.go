@@ -144,6 +144,27 @@ func TestDeleteIsNotTurnedAwayByReplays(t *testing.T) {
 	}
 }
 
+func TestDeleteAsksAgainForAKeyThatIsHeldForAMoment(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.executes(1)
+	holder := b.begin(pgx.TxOptions{})
+	b.locks(holder)
+	store, proxy := b.through(idempotency.Config{})
+	var asked atomic.Int64
+	asks := bound("pg_try_advisory_xact_lock")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if asks(m) && asked.Add(1) == 2 {
+			_ = holder.Rollback(context.Background())
+		}
+		return pgproxy.Pass
+	})
+	b.wantErr(store.Delete(t.Context(), b.key), nil)
+	if asked.Load() != 2 {
+		t.Errorf("it has asked %d times", asked.Load())
+	}
+}
+
 // freezes starts a call that freezes with the answer to a statement.
 func (b *bundle) freezes(statement string, call func(context.Context, *idempotency.Store) error) {
 	b.Helper()
@@ -434,6 +455,36 @@ func TestFleetOfPurgersIsNoFasterThanOne(t *testing.T) {
 	if took := time.Since(start); took < 1200*time.Millisecond {
 		t.Errorf("20,000 records took %v: more than one purger was at work", took)
 	}
+}
+
+// The turn may just have been another's, who has not paused yet.
+func TestPurgerPausesInItsTurnBeforeItsFirstBatch(t *testing.T) {
+	onOneServer(t, "the lock of the turn is another one")
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.expiredRows(1)
+	store, proxy := b.through(idempotency.Config{})
+	turns, deletes := bound("::integer, 0)"), bound("delete from idempotency_keys")
+	var turn time.Time
+	paused := make(chan time.Duration, 1)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		switch {
+		case turns(m) && turn.IsZero():
+			turn = time.Now()
+		case deletes(m) && !turn.IsZero():
+			select {
+			case paused <- time.Since(turn):
+			default:
+			}
+		}
+		return pgproxy.Pass
+	})
+	stop := b.purging(store)
+	if got := receive(b, paused); got < 100*time.Millisecond {
+		t.Errorf("it has deleted %v after it took the turn", got)
+	}
+	proxy.SetRule(nil)
+	b.wantErr(stop(), context.Canceled)
 }
 
 func TestPurgerMayPauseForLongerThanMaxIdle(t *testing.T) {
