@@ -931,3 +931,88 @@ func TestStepThatAnotherAttemptHasMadeMeanwhileIsNotMadeAgain(t *testing.T) {
 		}
 	}
 }
+
+// The other attempt is one of another release, which asks for something else.
+func TestStepThatAnotherReleaseHasPassedMeanwhileIsNotMade(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	if b.pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+		t.Skip("nothing can come between the commit of a step and the next one")
+	}
+	store, proxy := b.through(idempotency.Config{})
+	held, release := make(chan struct{}), make(chan struct{})
+	var begins atomic.Int64
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if bound("begin")(m) && begins.Add(1) == 2 {
+			close(held)
+			<-release
+		}
+		return pgproxy.Pass
+	})
+	first := make(chan error, 1)
+	go func() {
+		_, _, err := procedureOf(ok("a"), ok("b")).Do(t.Context(), store, b.key, 7)
+		first <- err
+	}()
+	receive(b, held)
+	b.eventually("the first step is committed", func() bool { return len(b.unfinished()) == 1 })
+	b.wantErr(b.proceed(ok("a"), fails("x")), errNoAnswer)
+	close(release)
+	b.wantErr(receive(b, first), idempotency.ErrStepsChanged)
+	b.charged(1)
+	var calls atomic.Int64
+	b.wantErr(b.proceed(ok("a"), answers("x", &calls)), nil)
+}
+
+// Nobody has the lock between the commit of a step and the call.
+func TestCallThatAnotherAttemptIsInIsNotMadeAsWell(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	if b.pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+		t.Skip("nothing can come between the commit of a step and the call")
+	}
+	store, proxy := b.through(idempotency.Config{})
+	var calls, begins atomic.Int64
+	inside, leave := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(leave) })
+	defer goOn()
+	p := procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) {
+			if calls.Add(1) == 1 {
+				close(inside)
+			}
+			<-leave
+			return 1, nil
+		})
+		return err
+	})
+	held, release := make(chan struct{}), make(chan struct{})
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if bound("begin")(m) && begins.Add(1) == 2 {
+			close(held)
+			<-release
+		}
+		return pgproxy.Pass
+	})
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, _, err := p.Do(context.Background(), store, b.key, 7)
+		first <- err
+	}()
+	receive(b, held)
+	b.eventually("the step is committed", func() bool { return len(b.unfinished()) == 1 })
+	go func() {
+		_, _, err := p.Do(context.Background(), b.store, b.key, 7)
+		second <- err
+	}()
+	receive(b, inside)
+	close(release)
+	b.eventually("the first one begins anew", func() bool { return begins.Load() > 2 || calls.Load() > 1 })
+	goOn()
+	b.wantErr(receive(b, first), nil)
+	b.wantErr(receive(b, second), nil)
+	if calls.Load() != 1 {
+		t.Errorf("%d calls", calls.Load())
+	}
+	b.charged(1)
+}

@@ -1178,6 +1178,7 @@ func TestResultOfAnOperationIsNotRecordedForAnotherOne(t *testing.T) {
 
 // The lock was another attempt's when the key was found, and is free when it is asked for.
 func TestOperationThatEndsWhileItIsLookedAtIsReplayed(t *testing.T) {
+	onOneServer(t, "the lock is taken by another statement")
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	inside, leave := make(chan struct{}), make(chan struct{})
@@ -1194,9 +1195,9 @@ func TestOperationThatEndsWhileItIsLookedAtIsReplayed(t *testing.T) {
 	store, proxy := b.through(idempotency.Config{})
 	held, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	reads := bound("left join idempotency_operations")
+	asks := bound("select pg_try_advisory_xact_lock(")
 	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if reads(m) {
+		if asks(m) {
 			once.Do(func() { close(held); <-release })
 		}
 		return pgproxy.Pass
