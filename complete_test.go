@@ -282,11 +282,9 @@ func TestCompleteWorksAtOneOperationForAMinute(t *testing.T) {
 	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
 	var left time.Duration
 	b.completes(1, procedureOf(ok("a"), func(ctx context.Context, op *idempotency.Op) error {
-		_, err := idempotency.Call(ctx, op, "c", func(ctx context.Context, _ string) (int, error) {
-			end, _ := ctx.Deadline()
-			left = time.Until(end)
-			return 1, nil
-		})
+		end, _ := ctx.Deadline()
+		left = time.Until(end)
+		_, err := idempotency.Call(ctx, op, "c", func(context.Context, string) (int, error) { return 1, nil })
 		return err
 	}))
 	if left <= 0 || left > time.Minute {
