@@ -1169,6 +1169,8 @@ func TestErrorsMeanNoMoreThanTheyProve(t *testing.T) {
 		{state("0A000", from("transformStmt")), ""},
 		{state("42501", from("ExecWithCheckOptions")), "refusedByPolicy"},
 		{state("42501", from("aclcheck_error")), ""},
+		{remedied(state("42703", func(e *pgconn.PgError) { e.Position = 1 })), "misconfigured"},
+		{remedied(state("25006")), ""}, // a failover ends it
 		{pgx.ErrTxCommitRollback, "provesAbort"},
 		{network, "lostConnection"},
 		{fmt.Errorf("read: %w", io.EOF), "lostConnection"},

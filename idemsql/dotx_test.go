@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,6 +142,34 @@ func TestErrTxDoneOfAnotherTransactionIsNoUnknownOutcome(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if err := tx.Commit(); err != nil {
+		t.Error(err)
+	}
+	b.charges(0)
+	b.records(0)
+}
+
+func TestRecordThatFailsIsTheErrorOfDoTx(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	db := stdlib.OpenDBFromPool(b.pool)
+	defer db.Close()
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	_, _, err = idemsql.DoTx(t.Context(), b.store, tx, b.key, func(ctx context.Context, tx *sql.Tx) (int64, error) {
+		id, err := charge(ctx, tx)
+		if err != nil {
+			return 0, err
+		}
+		_, err = tx.ExecContext(ctx, "delete from idempotency_keys")
+		return id, err
+	})
+	if err == nil || !strings.Contains(err.Error(), "row of its own key") {
+		t.Errorf("got %v", err)
+	}
+	if err := tx.Commit(); err != nil { // it is usable
 		t.Error(err)
 	}
 	b.charges(0)

@@ -522,3 +522,37 @@ func TestParallelCallsDoNotMeet(t *testing.T) {
 	}
 	b.charges(64)
 }
+
+// A pgx.Tx of the caller's own has no guard of Do.
+func TestSqlTxOfRunEndsNoTransaction(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for name, end := range map[string]func(*sql.Tx) error{
+		"Commit":   (*sql.Tx).Commit,
+		"Rollback": (*sql.Tx).Rollback,
+		"nothing":  func(*sql.Tx) error { return errRollBack },
+	} {
+		tx, err := b.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		if _, err := idemsql.Run(t.Context(), tx, func(sqlTx *sql.Tx) (int64, error) {
+			id, err := charge(t.Context(), sqlTx)
+			if end(sqlTx) == nil {
+				t.Errorf("%s reported success", name)
+			}
+			return id, err
+		}); err != nil {
+			t.Error(err)
+		}
+		b.charges(0) // it is not committed
+		var inside int
+		if err := tx.QueryRow(t.Context(), "select count(*) from charges").Scan(&inside); err != nil || inside != 1 {
+			t.Errorf("%s: %d charges in the transaction, %v", name, inside, err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -206,6 +206,14 @@ func TestTransactionIsUsableAfterAnErrorOfDoTx(t *testing.T) {
 			_, _ = tx.ExecContext(ctx, "select 1/0")
 			return c, err
 		}, want: pgx.ErrTxCommitRollback},
+		"a transaction that is made read-only": {fn: func(ctx context.Context, tx *sql.Tx) (Charge, error) {
+			c, err := alice(ctx, tx)
+			if err != nil {
+				return c, err
+			}
+			_, err = tx.ExecContext(ctx, "set local transaction_read_only = on")
+			return c, err
+		}, says: "has made its transaction read-only"},
 		"a reused key": {prepare: func(c *caller) {
 			other := c.key
 			c.key.Fingerprint = idempotency.FingerprintOf([]byte("other"))
