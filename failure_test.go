@@ -222,13 +222,16 @@ func TestDeferredConstraintThatFailsAtCommitReachesTheCaller(t *testing.T) {
 	b.executes(1)
 	b.key.ID = "key-2"
 	runs := 0
-	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
+	value, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		runs++
 		return charge(b.key.ID, 1)(ctx, tx)
 	})
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) || pgErr.ConstraintName != "one_charge" {
 		t.Errorf("got %v", err)
+	}
+	if value != 0 {
+		t.Errorf("the value of what was undone is %d", value)
 	}
 	if runs != 1 {
 		t.Errorf("%d runs", runs)

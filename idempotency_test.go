@@ -371,6 +371,24 @@ func TestDoTxThatReplaysLeavesNoLockAndNoSavepoint(t *testing.T) {
 	tx.Rollback(t.Context())
 }
 
+// The savepoint of the one inside cannot be set, and its name means that of the outer one.
+func TestDoTxInsideABrokenOneUndoesNothingOfTheOuterOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	tx := b.begin(pgx.TxOptions{})
+	defer tx.Rollback(t.Context())
+	got := b.doTx(tx, func(ctx context.Context, tx pgx.Tx) (int, error) {
+		_, _ = tx.Exec(ctx, "select 1/0")
+		_, _, err := idempotency.DoTx(ctx, b.store, tx, idempotency.Key{Scope: "s", ID: "inside"}, charge("inside", 1))
+		if err == nil {
+			t.Error("it was executed")
+		}
+		return 1, nil
+	})
+	b.wantErr(got.err, pgx.ErrTxCommitRollback)
+	b.usable(tx)
+}
+
 func TestDoTxThatExecutesLeavesNoSavepoint(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
