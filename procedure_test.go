@@ -1071,20 +1071,20 @@ func TestWindowOfACallCountsFromWhereItWasBegun(t *testing.T) {
 func TestCallIsNotBegunOnceMaxIdleIsNearlyOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
-	const maxIdle = 500 * time.Millisecond
+	const maxIdle = 2 * time.Second
 	store, proxy := b.through(idempotency.Config{MaxIdle: maxIdle})
 	var once sync.Once
 	rests := bound("set local idempotency.call")
 	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 		if rests(m) {
-			once.Do(func() { time.Sleep(maxIdle) })
+			once.Do(func() { time.Sleep(maxIdle / 100 * 95) })
 		}
 		return pgproxy.Pass
 	})
 	var calls atomic.Int64
 	_, _, err := procedureOf(ok("a"), answers("c", &calls)).Do(t.Context(), store, b.key, 7)
-	b.wantErr(err, context.DeadlineExceeded)
-	if calls.Load() != 0 || !strings.Contains(err.Error(), "9 tenths of Config.MaxIdle") {
+	late := errors.Is(err, context.DeadlineExceeded) && strings.Contains(err.Error(), "9 tenths of Config.MaxIdle")
+	if calls.Load() != 0 || !late && sqlState(err) != "25P03" { // on a busy machine all of MaxIdle is over
 		t.Errorf("%d calls, %v", calls.Load(), err)
 	}
 }
