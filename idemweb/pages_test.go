@@ -206,7 +206,7 @@ func TestReaderSeesAllButWhatWasRecorded(t *testing.T) {
 	execute(t, pool, "s", "i", "secret")
 	stop(t, pool, "s", "ride")
 	who := "reader_" + pool.Config().ConnConfig.Database
-	do(t, pool, "create role "+who)
+	do(t, pool, "revoke create on schema public from public; create role "+who) // which PostgreSQL 14 grants
 	t.Cleanup(func() {
 		_, _ = pool.Exec(context.Background(), "drop owned by "+who)
 		_, _ = pool.Exec(context.Background(), "drop role "+who)
@@ -426,7 +426,7 @@ func TestReaderOfTheWholeTableIsExaminedAsAReader(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
 	who := "reader_of_all_" + pool.Config().ConnConfig.Database
-	do(t, pool, "create role "+who)
+	do(t, pool, "revoke create on schema public from public; create role "+who) // which PostgreSQL 14 grants
 	t.Cleanup(func() {
 		_, _ = pool.Exec(context.Background(), "drop owned by "+who)
 		_, _ = pool.Exec(context.Background(), "drop role "+who)
