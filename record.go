@@ -294,7 +294,7 @@ func (s *Store) changeOn(ctx context.Context, maxIdle time.Duration, do func(pgx
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = tx.Rollback(ctx) }() // of one that is committed it does nothing
+	defer func() { _ = tx.Rollback(ctx) }() // after the COMMIT it does nothing
 	if err := s.changeIn(ctx, tx, maxIdle, do); err != nil {
 		return true, err
 	}

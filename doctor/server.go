@@ -78,10 +78,10 @@ type session struct {
 	tcp                            bool
 	keepalive, probes              int64 // seconds until the first, and from there to the last
 	encoding, client               string
-	user                           string // quoted, who has logged in: a setting of another role is not read
+	user                           string // who has logged in, quoted: a new connection reads the settings of that role alone
 }
 
-// alter makes setting that of each new connection of the program.
+// alter is the statement that sets it for each new connection of the program.
 func (s session) alter(setting string) string { return "alter role " + s.user + " set " + setting }
 
 // checkSession looks at what matters to calls alone.
