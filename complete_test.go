@@ -890,6 +890,20 @@ func TestRidesInAStormOfKillsAreTakenOnce(t *testing.T) {
 	t.Logf("%d rides, %d kills, %d cuts, %d requests at the provider", rides, kills, cuts, j.p.requests.Load())
 }
 
+// holdSecondBegin holds the BEGIN behind the first step up until release is closed, and
+// counts all of them.
+func holdSecondBegin(proxy *pgproxy.Proxy) (held, release chan struct{}, begins *atomic.Int64) {
+	held, release, begins = make(chan struct{}), make(chan struct{}), new(atomic.Int64)
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if bound("begin")(m) && begins.Add(1) == 2 {
+			close(held)
+			<-release
+		}
+		return pgproxy.Pass
+	})
+	return held, release, begins
+}
+
 // Between the commit of a step and the transaction of the next one nobody has the lock.
 // What was recorded meanwhile must be found out by comparing, not by the lock.
 func TestStepThatAnotherAttemptHasMadeMeanwhileIsNotMadeAgain(t *testing.T) {
@@ -901,15 +915,7 @@ func TestStepThatAnotherAttemptHasMadeMeanwhileIsNotMadeAgain(t *testing.T) {
 		b := setup(t, idempotency.Config{})
 		var calls atomic.Int64
 		store, proxy := b.through(idempotency.Config{})
-		held, release := make(chan struct{}), make(chan struct{})
-		var begins atomic.Int64
-		proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-			if bound("begin")(m) && begins.Add(1) == 2 {
-				close(held)
-				<-release
-			}
-			return pgproxy.Pass
-		})
+		held, release, _ := holdSecondBegin(proxy)
 		first := make(chan error, 1)
 		go func() {
 			_, _, err := procedureOf(ok("a"), part(&calls), fails("c")).Do(t.Context(), store, b.key, 7)
@@ -938,15 +944,7 @@ func TestStepThatAnotherReleaseHasPassedMeanwhileIsNotMade(t *testing.T) {
 		t.Skip("nothing can come between the commit of a step and the next one")
 	}
 	store, proxy := b.through(idempotency.Config{})
-	held, release := make(chan struct{}), make(chan struct{})
-	var begins atomic.Int64
-	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if bound("begin")(m) && begins.Add(1) == 2 {
-			close(held)
-			<-release
-		}
-		return pgproxy.Pass
-	})
+	held, release, _ := holdSecondBegin(proxy)
 	first := make(chan error, 1)
 	go func() {
 		_, _, err := procedureOf(ok("a"), ok("b")).Do(t.Context(), store, b.key, 7)
@@ -970,7 +968,7 @@ func TestCallThatAnotherAttemptIsInIsNotMadeAsWell(t *testing.T) {
 		t.Skip("nothing can come between the commit of a step and the call")
 	}
 	store, proxy := b.through(idempotency.Config{})
-	var calls, begins atomic.Int64
+	var calls atomic.Int64
 	inside, leave := make(chan struct{}), make(chan struct{})
 	goOn := sync.OnceFunc(func() { close(leave) })
 	defer goOn()
@@ -984,14 +982,7 @@ func TestCallThatAnotherAttemptIsInIsNotMadeAsWell(t *testing.T) {
 		})
 		return err
 	})
-	held, release := make(chan struct{}), make(chan struct{})
-	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
-		if bound("begin")(m) && begins.Add(1) == 2 {
-			close(held)
-			<-release
-		}
-		return pgproxy.Pass
-	})
+	held, release, begins := holdSecondBegin(proxy)
 	first, second := make(chan error, 1), make(chan error, 1)
 	go func() {
 		_, _, err := p.Do(context.Background(), store, b.key, 7)

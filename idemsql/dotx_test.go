@@ -127,23 +127,19 @@ func TestValueThatJSONWouldLoseFailsTheFirstCallHereToo(t *testing.T) {
 func TestErrTxDoneOfAnotherTransactionIsNoUnknownOutcome(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	db := stdlib.OpenDBFromPool(b.pool)
-	defer db.Close()
-	tx, err := db.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	_, _, err = idemsql.DoTx(t.Context(), b.store, tx, b.key, func(ctx context.Context, tx *sql.Tx) (int64, error) {
-		id, _ := charge(ctx, tx)
-		return id, fmt.Errorf("another transaction: %w", sql.ErrTxDone)
+	ofStdlib(t, b.pool, func(tx *sql.Tx) string {
+		_, _, err := idemsql.DoTx(t.Context(), b.store, tx, b.key, func(ctx context.Context, tx *sql.Tx) (int64, error) {
+			id, _ := charge(ctx, tx)
+			return id, fmt.Errorf("another transaction: %w", sql.ErrTxDone)
+		})
+		if !errors.Is(err, sql.ErrTxDone) || errors.Is(err, idempotency.ErrOutcomeUnknown) {
+			t.Errorf("got %v", err)
+		}
+		if err := tx.Commit(); err != nil {
+			t.Error(err)
+		}
+		return ""
 	})
-	if !errors.Is(err, sql.ErrTxDone) || errors.Is(err, idempotency.ErrOutcomeUnknown) {
-		t.Errorf("got %v", err)
-	}
-	if err := tx.Commit(); err != nil {
-		t.Error(err)
-	}
 	b.charges(0)
 	b.records(0)
 }
@@ -151,27 +147,23 @@ func TestErrTxDoneOfAnotherTransactionIsNoUnknownOutcome(t *testing.T) {
 func TestRecordThatFailsIsTheErrorOfDoTx(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	db := stdlib.OpenDBFromPool(b.pool)
-	defer db.Close()
-	tx, err := db.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	_, _, err = idemsql.DoTx(t.Context(), b.store, tx, b.key, func(ctx context.Context, tx *sql.Tx) (int64, error) {
-		id, err := charge(ctx, tx)
-		if err != nil {
-			return 0, err
+	ofStdlib(t, b.pool, func(tx *sql.Tx) string {
+		_, _, err := idemsql.DoTx(t.Context(), b.store, tx, b.key, func(ctx context.Context, tx *sql.Tx) (int64, error) {
+			id, err := charge(ctx, tx)
+			if err != nil {
+				return 0, err
+			}
+			_, err = tx.ExecContext(ctx, "delete from idempotency_keys")
+			return id, err
+		})
+		if err == nil || !strings.Contains(err.Error(), "row of its own key") {
+			t.Errorf("got %v", err)
 		}
-		_, err = tx.ExecContext(ctx, "delete from idempotency_keys")
-		return id, err
+		if err := tx.Commit(); err != nil { // it is usable
+			t.Error(err)
+		}
+		return ""
 	})
-	if err == nil || !strings.Contains(err.Error(), "row of its own key") {
-		t.Errorf("got %v", err)
-	}
-	if err := tx.Commit(); err != nil { // it is usable
-		t.Error(err)
-	}
 	b.charges(0)
 	b.records(0)
 }

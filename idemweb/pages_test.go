@@ -200,21 +200,32 @@ func TestHealthHasTheSizesAndWhatTheDoctorFinds(t *testing.T) {
 	empty.get("/").want(t, 503, "is missing", "migrations.Up")
 }
 
-func TestReaderSeesAllButWhatWasRecorded(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.New(t)
-	execute(t, pool, "s", "i", "secret")
-	stop(t, pool, "s", "ride")
+// reader makes a role without rights, and returns its name.
+func reader(t *testing.T, pool *pgxpool.Pool) string {
+	t.Helper()
 	who := "reader_" + pool.Config().ConnConfig.Database
 	do(t, pool, "revoke create on schema public from public; create role "+who) // which PostgreSQL 14 grants
 	t.Cleanup(func() {
 		_, _ = pool.Exec(context.Background(), "drop owned by "+who)
 		_, _ = pool.Exec(context.Background(), "drop role "+who)
 	})
+	return who
+}
+
+func as(who string) pgtest.Option {
+	return func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["role"] = who }
+}
+
+func TestReaderSeesAllButWhatWasRecorded(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	execute(t, pool, "s", "i", "secret")
+	stop(t, pool, "s", "ride")
+	who := reader(t, pool)
 	do(t, pool, "grant select (id, scope, completed_at, expires_at, purge_after, fingerprint, origin) on idempotency_keys to "+who)
 	do(t, pool, "grant select (id, scope, number, started_at, progressed_at, due_at, attempts, name, labels) on idempotency_operations to "+who)
 	do(t, pool, "grant select on idempotency_migrations to "+who)
-	b := open(t, pgtest.Pool(t, pool, func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["role"] = who }), idemweb.Config{Results: always, Delete: always})
+	b := open(t, pgtest.Pool(t, pool, as(who)), idemweb.Config{Results: always, Delete: always})
 	hold(t, pool, "s", "held")
 	for _, r := range []reply{b.find("s", "i"), b.find("", "i"), b.post("/scope", "scope", "s"), b.post("/key", "key", idemweb.HandleOf("s", "i"), "show", "result")} {
 		r.want(t, 200, "Recorded", "not for this role to read")
@@ -425,14 +436,9 @@ func TestRequestGivesUpWithinItsBound(t *testing.T) {
 func TestReaderOfTheWholeTableIsExaminedAsAReader(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	who := "reader_of_all_" + pool.Config().ConnConfig.Database
-	do(t, pool, "revoke create on schema public from public; create role "+who) // which PostgreSQL 14 grants
-	t.Cleanup(func() {
-		_, _ = pool.Exec(context.Background(), "drop owned by "+who)
-		_, _ = pool.Exec(context.Background(), "drop role "+who)
-	})
+	who := reader(t, pool)
 	do(t, pool, "grant select on idempotency_keys, idempotency_operations, idempotency_migrations to "+who)
-	r := open(t, pgtest.Pool(t, pool, func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["role"] = who }), idemweb.Config{}).get("/health")
+	r := open(t, pgtest.Pool(t, pool, as(who)), idemweb.Config{}).get("/health")
 	r.want(t, 200, "Nothing that endangers the promise.", "This role cannot make calls")
 	r.wantNot(t, "lacks")
 }
