@@ -126,6 +126,18 @@ func TestWhatCannotBeHeldIsMissingOrNoTable(t *testing.T) {
 	}
 }
 
+// The schema can go between the look and the lock.
+func TestLockOfATableWhoseSchemaHasGoneSaysThatItIsMissing(t *testing.T) {
+	t.Parallel()
+	err := pgx.BeginFunc(t.Context(), pgtest.New(t), func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "lock table none.idempotency_keys")
+		return err
+	})
+	if !errors.Is(keytable.LockError(err), keytable.ErrMissing) {
+		t.Error(err)
+	}
+}
+
 func TestTableIsHeldUntilTheTransactionEnds(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)

@@ -107,7 +107,6 @@ func (s *Stranger) Found(table string) string {
 
 // Remedy says what to do.
 func (s *Stranger) Remedy() string {
-	role := pgx.Identifier{s.Role}.Sanitize()
 	if s.Kind == "condition" {
 		trigger := fmt.Sprintf("trigger %s on %s", pgx.Identifier{s.Name}.Sanitize(), pgx.Identifier(s.On).Sanitize())
 		return fmt.Sprintf("drop %s; if it is yours: as the owner of the table, comment on %[1]s is '%s', and again after each change of the trigger", trigger, Wanted)
@@ -121,14 +120,12 @@ func (s *Stranger) Remedy() string {
 	case "schema":
 		return fmt.Sprintf("connect as role %q, or as a member of it that is no superuser, or make a trusted role the owner of the schema", s.Role)
 	case "right":
-		if s.Role == "public" {
-			role = "public"
-		}
 		on := pgx.Identifier(s.On).Sanitize()
 		if s.Grantor != "" { // what was passed on is taken away with the option to do so
 			return fmt.Sprintf("drop the triggers that are not yours, and revoke grant option for trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Grantor}.Sanitize())
 		}
-		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s cascade", on, role)
+		// In quotes, too, public is everybody.
+		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Role}.Sanitize())
 	}
 	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
 }

@@ -49,15 +49,14 @@ cross join lateral (select left(o.rolname::text, 3) = 'pg_') pre (defined)
 cross join lateral (select
 	not pre.defined and (o.oid = base.datdba or o.oid = n.nspowner and not exists (
 		select from pg_roles r
-		where not r.rolsuper and has_database_privilege(r.oid, base.oid, 'create'::text) and not ` + acts("r.oid", "base.datdba") + `
+		where has_database_privilege(r.oid, base.oid, 'create'::text) and not ` + acts("r.oid", "base.datdba") + `
 			and r.oid <> all(array(select oid from friends where inherits)))),
 	not pre.defined and exists (select from friends f where f.oid = o.oid and f.becomes)
 ) host (landlord, becomes)`
 
 // obeysSQL is true, behind judgeSQL, for who has the rights of the current role already,
-// or is trusted with them.
-const obeysSQL = `(o.oid = me.oid or o.rolsuper
-	or pg_has_role(o.oid, me.oid, ` + becomesMode + `)
+// or is trusted with them. For pg_has_role, that role itself and superusers are members.
+const obeysSQL = `(pg_has_role(o.oid, me.oid, ` + becomesMode + `)
 	or (not me.rolsuper and not pre.defined and exists (select from friends f where f.oid = o.oid and f.inherits)))`
 
 // Wanted in the comment of a trigger, a rule or a policy says that the owner of the table

@@ -19,22 +19,30 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // server's.
 func described(t *testing.T, pool *pgxpool.Pool, sql, role, schema string) (table keytable.Table, in func(string) string) {
 	t.Helper()
+	tx, in := session(t, pool, sql, role)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	table, err := keytable.Describe(t.Context(), tx, in(schema), keytable.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table, in
+}
+
+// session is that of the role, in which nobody sees the statements.
+func session(t *testing.T, pool *pgxpool.Pool, sql, role string) (tx pgx.Tx, in func(string) string) {
+	t.Helper()
 	in = strings.NewReplacer("NAME", pool.Config().ConnConfig.Database, "DATABASE", pool.Config().ConnConfig.Database).Replace
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	if role != "none" {
 		sql = strings.TrimSuffix(sql, ";") + "; set local session authorization " + role
 	}
 	if _, err := tx.Exec(t.Context(), in(sql), pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(in(sql), ": ", err)
 	}
-	if table, err = keytable.Describe(t.Context(), tx, in(schema), keytable.Name); err != nil {
-		t.Fatal(err)
-	}
-	return table, in
+	return tx, in
 }
 
 const run = `create function run() returns trigger language plpgsql as $$ begin return null; end $$; create role NAME_me;`
@@ -328,13 +336,17 @@ func TestMemberWithoutRightsIsNobodyWhoCouldActAsTheRole(t *testing.T) {
 
 func since16(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
-	var version int
+	if version(t, pool) < 160000 {
+		t.Skip("a membership has no options before PostgreSQL 16")
+	}
+}
+
+func version(t *testing.T, pool *pgxpool.Pool) (version int) {
+	t.Helper()
 	if err := pool.QueryRow(t.Context(), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
 		t.Fatal(err)
 	}
-	if version < 160000 {
-		t.Skip("a membership has no options before PostgreSQL 16")
-	}
+	return version
 }
 
 // A statement that names a column which is not there, or has another type, can run what
@@ -362,5 +374,42 @@ func TestTableWithoutOurColumnsIsNotInert(t *testing.T) {
 			}
 			_ = tx.Rollback(context.WithoutCancel(t.Context()))
 		}
+	}
+}
+
+// A superuser needs no membership, so one that it has says nothing of whom it trusts.
+func TestOwnerOfASchemaWhoseMemberOneIsIsAStrangerToSuperusersAlone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	made := run + `create role NAME_x; create role NAME_y; grant NAME_x to current_user, NAME_me; alter role NAME_me noinherit;
+		grant create on database DATABASE to NAME_y; alter schema public owner to NAME_x`
+	for role, owners := range map[string][]string{"NAME_me": nil, "none": {"NAME_x"}} {
+		tx, in := session(t, pool, made, role)
+		open, err := keytable.OpenInPath(t.Context(), tx)
+		var found []string
+		for _, o := range open {
+			found = append(found, o.Owner)
+		}
+		for i := range owners {
+			owners[i] = in(owners[i])
+		}
+		if err != nil || !slices.Equal(found, owners) {
+			t.Errorf("%s: %+v, %v", role, open, err)
+		}
+		_ = tx.Rollback(t.Context())
+	}
+}
+
+// PostgreSQL 16 does not let a role go that has made somebody a member.
+func TestMemberByTheWillOfARoleThatIsGoneIsTrusted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	if version(t, pool) >= 160000 {
+		t.Skip("a grantor cannot be dropped since PostgreSQL 16")
+	}
+	table, _ := described(t, pool, run+`create role NAME_x; create role NAME_gone; grant NAME_x to NAME_gone with admin option;
+		set local role NAME_gone; grant NAME_x to NAME_me; reset role; drop role NAME_gone; alter table idempotency_keys owner to NAME_x`, "NAME_me", "public")
+	if table.StrangerToCalls() != nil {
+		t.Errorf("%+v", table.Strangers)
 	}
 }
