@@ -382,7 +382,7 @@ func TestOwnerOfASchemaWhoseMemberOneIsIsAStrangerToSuperusersAlone(t *testing.T
 	t.Parallel()
 	pool := pgtest.New(t)
 	made := run + `create role NAME_x; create role NAME_y; grant NAME_x to current_user, NAME_me; alter role NAME_me noinherit;
-		grant create on database DATABASE to NAME_y; alter schema public owner to NAME_x`
+		grant create on database DATABASE to NAME_y; alter schema public owner to NAME_x; revoke create on schema public from public`
 	for role, owners := range map[string][]string{"NAME_me": nil, "none": {"NAME_x"}} {
 		tx, in := session(t, pool, made, role)
 		open, err := keytable.OpenInPath(t.Context(), tx)
