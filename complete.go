@@ -312,12 +312,8 @@ func (s *Store) CompleteEvery(ctx context.Context, interval, olderThan time.Dura
 // no transaction id. Before each operation it asks whether it still has it: PostgreSQL
 // ends the transaction of a process that is frozen.
 func (s *Store) completeInTurn(ctx context.Context, olderThan time.Duration, procedures []Completable) error {
-	maxIdle := s.cfg.MaxIdle
-	if maxIdle > 0 {
-		maxIdle = min(maxIdle+completeBound, maxServerTimeout)
-	}
 	var completed error // an attempt's failure is not one of the completer
-	err := s.change(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {
+	err := s.change(ctx, s.maxIdleWith(completeBound), func(tx pgx.Tx, sql *statements) error {
 		var ours bool
 		if err := tx.QueryRow(ctx, sql.journal.turn).Scan(&ours); err != nil || !ours {
 			return err

@@ -386,6 +386,10 @@ func TestCompleterKeepsItsTurnWhileAnOperationTakesLongerThanMaxIdle(t *testing.
 		})
 		return err
 	}
+	purge := b.begin(pgx.TxOptions{}) // whose turn is another one
+	if _, err := purge.Exec(t.Context(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -647,6 +651,9 @@ func TestCompleterNeedsTwoConnections(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{}, pgtest.MaxConns(1))
 	if err := b.store.CompleteEvery(t.Context(), time.Hour, 0, procedureOf()); err == nil || !strings.Contains(err.Error(), "two are needed") {
+		t.Error(err)
+	}
+	if err := b.store.CompleteEvery(t.Context(), 0, 0, procedureOf()); err == nil || !strings.Contains(err.Error(), "interval") {
 		t.Error(err)
 	}
 	b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)

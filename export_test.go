@@ -155,6 +155,25 @@ var RollbackToSavepoint = rollbackToSQL
 // RestAfter is the pause of a purge after a batch.
 func RestAfter(batch time.Duration) time.Duration { return restAfter(batch) }
 
+// MaxIdleWith is what a transaction with a turn has in the place of Config.MaxIdle.
+func (s *Store) MaxIdleWith(silence time.Duration) time.Duration { return s.maxIdleWith(silence) }
+
+// PurgeBy is Purge by another step, which says whether its batch was full.
+func (s *Store) PurgeBy(ctx context.Context, step func(pause time.Duration) (full bool)) error {
+	_, err := s.purge(ctx, func(_ context.Context, pause time.Duration, _ *int64) (batch, error) {
+		if step(pause) {
+			return batch{deleted: purgeBatch}, nil
+		}
+		return batch{}, nil
+	})
+	return err
+}
+
+// Retried makes an operation as those other than calls are made.
+func (s *Store) Retried(ctx context.Context, operation func() (executed bool, err error)) error {
+	return s.retried(ctx, operation)
+}
+
 // ImpatientBound is how long a call with a negative Config.Wait asks again.
 const ImpatientBound = impatientBound
 

@@ -123,11 +123,7 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration, from 
 	if pause == 0 { // the turn may just have been another's, who has not paused yet
 		pause = purgePace
 	}
-	maxIdle := s.cfg.MaxIdle
-	if maxIdle > 0 {
-		maxIdle = min(maxIdle+pause, maxServerTimeout)
-	}
-	return s.purgeBatchIf(ctx, maxIdle, from, func(tx pgx.Tx, sql *statements) error {
+	return s.purgeBatchIf(ctx, s.maxIdleWith(pause), from, func(tx pgx.Tx, sql *statements) error {
 		var ours bool
 		if err := tx.QueryRow(ctx, sql.purgeTurn).Scan(&ours); err != nil {
 			return err
@@ -137,6 +133,14 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration, from 
 		}
 		return sleep(ctx, pause)
 	})
+}
+
+// maxIdleWith is Config.MaxIdle for a transaction that is also silent by intention.
+func (s *Store) maxIdleWith(silence time.Duration) time.Duration {
+	if s.cfg.MaxIdle < 0 { // no limit
+		return s.cfg.MaxIdle
+	}
+	return min(s.cfg.MaxIdle+silence, maxServerTimeout)
 }
 
 func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *int64, allowed func(pgx.Tx, *statements) error) (done batch, err error) {

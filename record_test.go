@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/internal/condition"
 	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
@@ -96,6 +97,28 @@ func TestDeleteForgetsARecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.executes(2)
+}
+
+// The command looks at the tables in the transaction that deletes.
+func TestNothingIsDeletedThatTheConditionRefuses(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	b.wantErr(b.proceed(fails("c")), errNoAnswer)
+	says := func(operations bool, err error) context.Context {
+		return condition.With(t.Context(), func(context.Context, pgx.Tx) (bool, error) { return operations, err })
+	}
+	refusal := errors.New("another table")
+	b.wantErr(b.store.Delete(says(true, refusal), b.key), refusal)
+	_, err := b.store.Purge(says(true, refusal))
+	b.wantErr(err, refusal)
+	b.wantErr(b.store.Delete(says(true, nil), b.key), idempotency.ErrUnfinished)
+	if b.rows() != 1 {
+		t.Errorf("%d rows", b.rows())
+	}
+	b.wantErr(b.store.Delete(says(false, nil), b.key), nil) // it must not name the table of operations
+	if b.rows() != 0 {
+		t.Errorf("%d rows", b.rows())
+	}
 }
 
 func TestDeleteIsErrInProgressWhileACallHoldsTheKey(t *testing.T) {
@@ -324,11 +347,42 @@ func TestPurgeRestsForATenthOfASecondAndAsLongAsASlowBatchHasTaken(t *testing.T)
 	}
 }
 
+// What a batch has paused before it began is no part of what it has taken.
+func TestPausesOfAPurgeDoNotGrow(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var before time.Duration
+	var begun time.Time
+	batches := 0
+	err := b.store.PurgeBy(t.Context(), func(pause time.Duration) bool {
+		if took := time.Since(begun) - before; batches > 0 && pause > max(100*time.Millisecond, took) {
+			t.Errorf("a pause of %v behind a batch of %v", pause, took)
+		}
+		before, begun = pause, time.Now()
+		time.Sleep(pause + 10*time.Millisecond)
+		batches++
+		return batches < 5
+	})
+	b.wantErr(err, nil)
+}
+
+func TestTransactionWithATurnMayBeSilentForLonger(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	const most = (1<<31 - 1) * time.Millisecond
+	for _, c := range []struct{ maxIdle, want time.Duration }{{-1, -1}, {0, 2 * time.Minute}, {time.Second, 61 * time.Second}, {most - time.Second, most}, {most, most}} {
+		store := b.storeOn(b.pool, idempotency.Config{MaxIdle: c.maxIdle})
+		if got := store.MaxIdleWith(time.Minute); got != c.want {
+			t.Errorf("MaxIdle %v: %v, want %v", c.maxIdle, got, c.want)
+		}
+	}
+}
+
 func TestPurgeDeletesMoreThanABatchOfRowsOfTheBeginningOfTime(t *testing.T) {
 	t.Parallel()
 	b := setup(t, idempotency.Config{})
 	b.expiredRows(2500)
-	b.exec("update idempotency_keys set purge_after = case when id like '%7' then '4000-01-01 BC' else '-infinity' end::timestamptz")
+	b.exec("update idempotency_keys set purge_after = case when id::int <= 1200 then '-infinity' else '4000-01-01 BC' end::timestamptz")
 	n, err := b.store.Purge(t.Context())
 	if n != 2500 || b.rows() != 0 || err != nil {
 		t.Errorf("purged %d, %v; %d rows are left", n, err, b.rows())
