@@ -56,12 +56,13 @@ func TestRecordThatIsFoundInDoubtIsConfirmedByAWrite(t *testing.T) {
 	t.Parallel()
 	d := setupDoubt(t)
 	var confirmed atomic.Bool
-	lost, confirms := answered("COMMIT", 1), bound("pg_logical_emit_message")
+	lost, confirms := answered("COMMIT", 1), bound("pg_logical_emit_message(true,") // what is not transactional waits for nothing
+	var tries atomic.Int64
 	d.proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
 		if confirms(m) {
 			confirmed.Store(true)
 		}
-		if lost(m) {
+		if lost(m) || confirms(m) && tries.Add(1) == 1 { // the first confirmation fails
 			return pgproxy.Drop
 		}
 		return pgproxy.Pass
@@ -322,24 +323,27 @@ func TestCallLeavesNoDeadlineOnItsConnection(t *testing.T) {
 		}
 	})
 	b.store = b.storeOn(pool, idempotency.Config{})
-	for _, call := range []func(){
-		func() { b.executes(1) }, // which sets one for its COMMIT
-		func() {
+	for _, c := range []struct {
+		call  func()
+		bound bool // its COMMIT
+	}{
+		{func() { b.executes(1) }, true},
+		{func() {
 			_, _, err := idempotency.QueryRow[int](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "1"}, "insert into charges (key, amount) values ('1', 1) returning amount")
 			b.wantErr(err, nil)
-		},
-		func() { // one for the COMMIT of its step
+		}, false},
+		{func() {
 			b.key.ID = "a procedure"
 			b.wantErr(b.proceed(ok("a"), fails("c")), errNoAnswer)
-		},
+		}, true},
 	} {
 		before := set.Load()
-		call()
+		c.call()
 		if at := deadline.Load(); at == nil || !at.IsZero() {
 			t.Errorf("the deadline is %v", at)
 		}
-		if b.key.ID == "a procedure" && set.Load() == before {
-			t.Error("the COMMIT of a step has no deadline")
+		if c.bound && set.Load() == before {
+			t.Errorf("%s: the COMMIT has no deadline", b.key.ID)
 		}
 	}
 }
@@ -445,6 +449,64 @@ func TestPoolOfSixteenDeadConnectionsServesTheNextCall(t *testing.T) {
 	proxy.CutAll()
 	b.executes(1)
 	b.effects(1)
+}
+
+func TestPoolOfOneMayLoseMoreThanOneConnection(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	store, proxy := b.through(idempotency.Config{}, pgtest.MaxConns(1))
+	b.store = store
+	var lost atomic.Int64
+	begins := bound("begin")
+	proxy.SetRule(func(m pgproxy.Message) pgproxy.Verdict {
+		if begins(m) && lost.Add(1) <= 5 {
+			return pgproxy.Drop
+		}
+		return pgproxy.Pass
+	})
+	b.executes(1)
+	if lost.Load() < 6 {
+		t.Errorf("%d connections were lost", lost.Load())
+	}
+}
+
+func TestOperationIsMadeAgainOnlyWhereNothingCanHaveBeenDone(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	conflict, ended := &pgconn.PgError{Code: "40001"}, errors.New("no more")
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		ctx      context.Context
+		executed bool
+		err      error
+		want     int // how often it is made, where the fourth one succeeds
+	}{
+		"a conflict":                    {t.Context(), false, conflict, 4},
+		"a conflict that was executed":  {t.Context(), true, conflict, 1},
+		"a conflict, context ended":     {canceled, false, conflict, 1},
+		"a lost connection":             {t.Context(), false, pgconn.ErrConnClosed, 4},
+		"a lost connection, executed":   {t.Context(), true, pgconn.ErrConnClosed, 1},
+		"a lost connection, context":    {canceled, false, pgconn.ErrConnClosed, 1},
+		"an error that says no such":    {t.Context(), false, ended, 1},
+		"a conflict inside another one": {t.Context(), false, errors.Join(ended, conflict), 4},
+	} {
+		made := 0
+		err := b.store.Retried(c.ctx, func() (bool, error) {
+			if made++; made == 4 {
+				return true, nil
+			}
+			return c.executed, c.err
+		})
+		if made != c.want || (err == nil) != (c.want == 4) {
+			t.Errorf("%s: made %d times, want %d: %v", name, made, c.want, err)
+		}
+	}
+	made := 0
+	err := b.store.Retried(t.Context(), func() (bool, error) { made++; return false, conflict })
+	if made != 11 || err != conflict {
+		t.Errorf("a conflict that does not end: made %d times, %v", made, err)
+	}
 }
 
 func TestNegativeMaxIdleIsNoLimit(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency"
 	"github.com/pgidem/idempotency/internal/pgproxy"
 	"github.com/pgidem/idempotency/internal/pgtest"
@@ -304,7 +305,8 @@ func TestExpiredIsTakenOverWithAnyFingerprint(t *testing.T) {
 
 func TestRetentionBeginsWhenTheResultIsRecorded(t *testing.T) {
 	t.Parallel()
-	b := setup(t, idempotency.Config{Retention: time.Second})
+	const retention = time.Minute
+	b := setup(t, idempotency.Config{Retention: retention})
 	_, _, err := b.do(func(ctx context.Context, tx pgx.Tx) (int, error) {
 		_, err := tx.Exec(ctx, "select pg_sleep(0.3)")
 		return 1, err
@@ -312,15 +314,21 @@ func TestRetentionBeginsWhenTheResultIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec, err := b.store.Get(t.Context(), b.key)
-	if err != nil {
+	statement := idempotency.Key{Scope: "s", ID: "a statement"}
+	if _, _, err := idempotency.QueryRow[int](t.Context(), b.store, statement, "select length(pg_sleep(0.3)::text)"); err != nil {
 		t.Fatal(err)
 	}
-	if d := rec.CompletedAt.Sub(rec.CreatedAt); d < 300*time.Millisecond {
-		t.Errorf("completed %v after it was created", d)
-	}
-	if d := rec.ExpiresAt.Sub(rec.CompletedAt); d < time.Second || d > time.Second+50*time.Millisecond {
-		t.Errorf("expires %v after it was completed", d)
+	for _, key := range []idempotency.Key{b.key, statement} {
+		rec, err := b.store.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := rec.CompletedAt.Sub(rec.CreatedAt); d < 300*time.Millisecond {
+			t.Errorf("%s: completed %v after it was created", key.ID, d)
+		}
+		if d := rec.ExpiresAt.Sub(rec.CompletedAt); d < retention || d > retention+50*time.Millisecond {
+			t.Errorf("%s: expires %v after it was completed", key.ID, d)
+		}
 	}
 }
 
@@ -622,6 +630,39 @@ func (b *bundle) onSecondClaim(proxy *pgproxy.Proxy, f func()) {
 			b.Error("the key was not asked for again")
 		}
 	})
+}
+
+// Another call can have the key between two runs of this one.
+func TestCallThatFindsARecordAfterItsConflictReplaysIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var event idempotency.Event
+	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { event = e }})
+	b.onSecondClaim(proxy, func() {
+		b.wantOutcome(receive(b, b.start(t.Context(), b.store, charge(b.key.ID, 1))), outcome{1, false, nil})
+	})
+	got := receive(b, b.start(t.Context(), store, func(context.Context, pgx.Tx) (int, error) { return 2, &pgconn.PgError{Code: "40001"} }))
+	b.wantOutcome(got, outcome{1, true, nil})
+	if event.Outcome != "replayed" || event.Runs != 1 {
+		t.Errorf("%+v", event)
+	}
+	b.effects(1)
+}
+
+func TestEventCountsTheWaitForACallElsewhere(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{})
+	var event idempotency.Event
+	store, proxy := b.through(idempotency.Config{Observe: func(_ context.Context, e idempotency.Event) { event = e }})
+	k := newBlocker()
+	first := b.start(t.Context(), b.store, k.charge(b.key.ID, 1))
+	receive(b, k.begun)
+	b.onSecondClaim(proxy, func() { k.goOn <- nil })
+	b.wantOutcome(receive(b, b.start(t.Context(), store, charge(b.key.ID, 2))), outcome{1, true, nil})
+	b.wantOutcome(receive(b, first), outcome{1, false, nil})
+	if event.Waited < time.Millisecond { // half of the first pause
+		t.Errorf("waited for %v", event.Waited)
+	}
 }
 
 // Once a call has returned a result, no call is in progress for the next one.

@@ -1094,6 +1094,9 @@ func TestFunctionThatWaitsForThePoolItHasUsedUpIsToldSo(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if _, _, err := b.do(func(context.Context, pgx.Tx) (int, error) { return 0, errNoAnswer }); err != errNoAnswer {
+		t.Errorf("an error that is no deadline: %v", err)
+	}
 	b.store = b.storeOn(b.pool, idempotency.Config{}) // of eight, of which one is in use
 	_, _, err := b.do(func(ctx context.Context, _ pgx.Tx) (int, error) {
 		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)

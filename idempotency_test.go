@@ -360,10 +360,7 @@ func TestDoTxThatReplaysLeavesNoLockAndNoSavepoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.wantOutcome(b.doTx(tx, charge(b.key.ID, 2)), outcome{1, true, nil})
-	var locks int
-	if err := tx.QueryRow(t.Context(), "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()").Scan(&locks); err != nil || locks != 0 {
-		t.Errorf("%d locks, %v", locks, err)
-	}
+	b.unlocked(tx)
 	_, err := tx.Exec(t.Context(), idempotency.RollbackToSavepoint)
 	if sqlState(err) != "3B001" { // no such savepoint
 		t.Errorf("got %v", err)

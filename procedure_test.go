@@ -287,7 +287,7 @@ func TestCallThatIsTooOldIsNotMadeAgainUntilItIsSettled(t *testing.T) {
 	}
 	j.exec("update idempotency_operations set due_at = now() + interval '1 hour'")
 	j.wantErr(j.store.Settle(t.Context(), rideKey("a"), waits.Begun, payment{ID: "seen there"}), nil)
-	if u := j.unfinished()[0]; time.Until(u.DueAt) > time.Minute || u.Attempts != 0 || u.Error != "" || u.Begun != "" || u.CallKey != "" {
+	if u := j.unfinished()[0]; time.Until(u.DueAt) > time.Minute || u.Attempts != 0 || u.Error != "" || u.Begun != "" || u.CallKey != "" || time.Since(u.ProgressedAt) > time.Hour {
 		t.Errorf("what was settled still waits: %+v", u)
 	}
 	got, replayed, err := j.ride("a")
@@ -740,6 +740,12 @@ func TestProceduresUseTheirOwnPoolWhereThereIsOne(t *testing.T) {
 	})
 	_, _, err := p.Do(t.Context(), store, b.key, 1)
 	b.wantErr(err, nil)
+	before = own.Stat().AcquireCount()
+	_, _, err = idempotency.Do(t.Context(), store, idempotency.Key{Scope: "s", ID: "Do"}, charge("Do", 1))
+	b.wantErr(err, nil)
+	if n := own.Stat().AcquireCount() - before; n != 0 {
+		t.Errorf("Do has used the pool of procedures %d times", n)
+	}
 }
 
 func TestRoleWithoutGrantsOnOperationsIsToldOfThem(t *testing.T) {
@@ -1033,6 +1039,17 @@ func TestConflictOrLostConnectionInAStepRunsAgain(t *testing.T) {
 		}
 		b.charged(3)
 	}
+}
+
+func TestConnectionLostWhileAnOperationIsReadIsReplaced(t *testing.T) {
+	t.Parallel()
+	d := setupDoubt(t)
+	d.wantErr(d.proceed(ok("a"), fails("c")), errNoAnswer)
+	hit := d.once(bound("with ordinality"), pgproxy.Drop)
+	var calls atomic.Int64
+	d.wantErr(d.proceed(ok("a"), answers("c", &calls)), nil)
+	receive(d, hit)
+	d.charged(1)
 }
 
 func TestClientThatHasGoneBeginsNoFurtherCall(t *testing.T) {

@@ -611,6 +611,11 @@ func TestResultThatIsTooLargeIsNotSent(t *testing.T) {
 	if n := bytes.Load(); n < 1000 || n > 100_000 {
 		t.Errorf("%d bytes came", n)
 	}
+	for _, sql := range []string{"select repeat('x', 998)", "select to_json(repeat('x', 998))"} { // 1000 with the quotes
+		if got, _, err := idempotency.QueryRow[string](t.Context(), store, idempotency.Key{Scope: "s", ID: sql}, sql); len(got) != 998 || err != nil {
+			t.Errorf("%s: %d bytes, %v", sql, len(got), err)
+		}
+	}
 }
 
 func TestOwnConstraintHidesNoReplay(t *testing.T) {

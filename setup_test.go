@@ -355,6 +355,16 @@ func (b *bundle) locks(tx pgx.Tx) {
 	}
 }
 
+// unlocked checks that tx holds no key.
+func (b *bundle) unlocked(tx pgx.Tx) {
+	b.Helper()
+	var locks int
+	err := tx.QueryRow(b.Context(), "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()").Scan(&locks)
+	if err != nil || locks != 0 {
+		b.Errorf("the transaction has %d advisory locks, %v", locks, err)
+	}
+}
+
 // The tests here are about what the call that leads for a key makes known to the
 // calls that wait for it in the same process, and when.
 

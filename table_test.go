@@ -771,6 +771,44 @@ func TestAnotherSettingThatIsRefusedIsAnError(t *testing.T) {
 
 const timeoutSettings = `select string_agg(name || '=' || setting, ' ' order by name) || coalesce(current_setting('idempotency.seqscan', true), '') from pg_settings where name in ('idle_in_transaction_session_timeout', 'client_connection_check_interval')`
 
+// A client that is gone or frozen frees what it holds, whatever it was about to do. What
+// deletes looks again at rows that it had to wait for.
+func TestEachTransactionEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	b := setup(t, idempotency.Config{}, param("default_transaction_isolation", "serializable"))
+	const watch, idle = "select setting from pg_settings where name = 'client_connection_check_interval'", "select setting from pg_settings where name = 'idle_in_transaction_session_timeout'"
+	looks := func(ctx context.Context, tx pgx.Tx) (int, error) {
+		for sql, want := range map[string]string{watch: "1000", idle: "60000"} {
+			var got string
+			if err := tx.QueryRow(ctx, sql).Scan(&got); err != nil || got != want {
+				return 0, fmt.Errorf("%s: %q, %w; want %s", sql, got, err, want)
+			}
+		}
+		return 1, nil
+	}
+	_, _, err := b.do(looks)
+	b.wantErr(err, nil)
+	got, _, err := idempotency.QueryRow[string](t.Context(), b.store, idempotency.Key{Scope: "s", ID: "a statement"}, watch)
+	if got != "1000" || err != nil {
+		t.Errorf("a statement: %s, %v", got, err)
+	}
+	step := func(ctx context.Context, op *idempotency.Op) error {
+		_, err := idempotency.Step(ctx, op, "b", looks)
+		return err
+	}
+	b.key.ID = "a procedure"
+	b.wantErr(b.proceed(ok("a"), step), nil)
+	b.trigger("delete", `
+		if (`+watch+`) <> '1000' or (`+idle+`) <> '60000' or current_setting('transaction_isolation') <> 'read committed' then
+			raise 'not as it has to be';
+		end if;`)
+	b.wantErr(b.store.Delete(t.Context(), b.key), nil)
+	b.expiredRows(3)
+	if n, err := b.store.Purge(t.Context()); n != 3 || err != nil {
+		t.Errorf("purged %d, %v", n, err)
+	}
+}
+
 const plannerSettings = `select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name like 'enable\_%'`
 
 func TestNoPlannerSettingOfOursIsInForceInTheFunctionOrAfterTheCall(t *testing.T) {
@@ -887,6 +925,7 @@ var inDoAndDoTx = map[string]func(b *bundle, fn func(context.Context, pgx.Tx) (i
 		tx := b.begin(pgx.TxOptions{})
 		defer tx.Rollback(context.Background())
 		err := b.doTx(tx, fn).err
+		b.unlocked(tx)
 		b.usable(tx)
 		return err
 	},
