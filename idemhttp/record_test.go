@@ -119,24 +119,6 @@ func TestFittingRecordIsNeverLarger(t *testing.T) {
 	}
 }
 
-func TestSizeOfOctetsIsThatOfTheirJSON(t *testing.T) {
-	t.Parallel()
-	check := func(o octets) {
-		stored, err := json.Marshal(o)
-		if err != nil || o.Size() != len(stored) {
-			t.Errorf("size %d of %.50s, %v", o.Size(), stored, err)
-		}
-	}
-	for i := range 1 << 16 {
-		check(octets{byte(i), byte(i >> 8)})
-	}
-	for r := range rune(0x3000) {
-		check(utf8.AppendRune([]byte("a"), r))
-	}
-	check(nil)
-	check(octets("\U0001f600\U0010ffff\ufeff\ufffd"))
-}
-
 func FuzzRecord(f *testing.F) {
 	f.Add(200, "Content-Type", "text/plain", []byte("hello"), "T", "v")
 	f.Add(201, "Location", "/a\xff", []byte{0, 0xff}, "", "")

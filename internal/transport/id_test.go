@@ -34,6 +34,22 @@ func TestIDHasEachBitWhereRFC9562HasIt(t *testing.T) {
 	}
 }
 
+func TestSixtyTwoBitsOfAnIDAreRandom(t *testing.T) {
+	t.Parallel()
+	var ones, zeros uint64
+	for range 200 {
+		id := uuidText(0)
+		n, err := strconv.ParseUint(id[19:23]+id[24:], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ones, zeros = ones|n, zeros|^n
+	}
+	if ones != 1<<64-1-1<<62 || zeros != 1<<63-1 { // the first two are 10
+		t.Errorf("bits that were 1: %x, 0: %x", ones, zeros)
+	}
+}
+
 // The fraction of a millisecond is in 12 bits (RFC 9562, section 6.2, method 3).
 func TestTickIsTheTimeIn4096thsOfAMillisecond(t *testing.T) {
 	t.Parallel()

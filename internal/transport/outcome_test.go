@@ -15,6 +15,14 @@ import (
 
 func TestErrorMeansWhatASenderCanDo(t *testing.T) {
 	t.Parallel()
+	const later = "later, with the same"
+	says := map[string]string{
+		"IN_PROGRESS": later, "UNFINISHED": later, "UNAVAILABLE": later, "OUTCOME_UNKNOWN": "with the same idempotency key", "STUCK": "a new key could execute it twice",
+		"KEY_REUSED": "a new operation needs a new key", "KEY_INVALID": "is not valid", "SCOPE_INVALID": "255 bytes", "FAILED": "nothing was kept",
+	}
+	codes := map[string]uint32{ // of google.rpc.Code
+		"IN_PROGRESS": 10, "UNFINISHED": 14, "UNAVAILABLE": 14, "OUTCOME_UNKNOWN": 14, "STUCK": 13, "KEY_REUSED": 9, "KEY_INVALID": 3, "SCOPE_INVALID": 3, "FAILED": 13,
+	}
 	pg := func(code string) error { return fmt.Errorf("x: %w", &pgconn.PgError{Code: code}) }
 	for _, test := range []struct {
 		scope     string
@@ -56,15 +64,34 @@ func TestErrorMeansWhatASenderCanDo(t *testing.T) {
 	} {
 		got := OutcomeOf(idempotency.Key{Scope: test.scope}, test.err, test.ran)
 		r := RefusalOf(got)
-		if got != test.want || r.Reason != test.reason || (r.RetryAfter > 0) != test.tellsWhen || r.Message == "" {
+		if got != test.want || r.Reason != test.reason || (r.RetryAfter > 0) != test.tellsWhen || !strings.Contains(r.Message, says[r.Reason]) || r.Code != codes[r.Reason] {
 			t.Errorf("%T, ran %v: got %d and %+v", test.err, test.ran, got, r)
 		}
 		// What can be sent again later is UNAVAILABLE or ABORTED, which clients repeat.
-		if repeats := r.Code == unavailable || r.Code == aborted; repeats != test.tellsWhen {
+		if repeats := r.Code == 14 || r.Code == 10; repeats != test.tellsWhen {
 			t.Errorf("%s has the code %d", r.Reason, r.Code)
 		}
-		if r.IsFault() != (r.Code == internal || r.Code == unavailable) {
+		if r.IsFault() != (r.Code == 13 || r.Code == 14) {
 			t.Errorf("%s is a fault: %v", r.Reason, r.IsFault())
+		}
+	}
+}
+
+func TestRefusalBeforeTheCallSaysWhatItLacks(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		r      Refusal
+		reason string
+		code   uint32
+		says   string
+	}{
+		{MissingKey("the metadata k"), "KEY_MISSING", 3, "in the metadata k, and the same one with every retry"},
+		{InvalidKey("it was sent 2 times"), "KEY_INVALID", 3, "is not valid: it was sent 2 times"},
+		{NoScope(), "NO_SCOPE", 7, "names nobody"},
+		{Unrecordable(), "UNRECORDABLE", 13, "nothing was kept"},
+	} {
+		if row.r.Reason != row.reason || row.r.Code != row.code || !strings.Contains(row.r.Message, row.says) || row.r.RetryAfter != 0 || row.r.IsFault() != (row.code == 13) {
+			t.Errorf("%+v, want %s with code %d", row.r, row.reason, row.code)
 		}
 	}
 }

@@ -146,6 +146,9 @@ func TestErrorOfEachUseOfTheTransactionIsSeen(t *testing.T) {
 		if seen := errors.Is(tx.Seen(), errConflict); seen == u.unseen {
 			t.Errorf("%s: seen: %v", u.name, tx.Seen())
 		}
+		if err := tx.Rollback(ctx); errors.Is(err, errBusy) {
+			t.Errorf("%s has ended, and a rollback is refused: %v", u.name, err)
+		}
 	}
 }
 
@@ -196,14 +199,14 @@ func TestEachUseAfterTheEndIsRefused(t *testing.T) {
 	}
 	open := &failing{}
 	tx = Watch(open)
-	opened, results := rows(tx), batch(tx)
+	opened, row, results := rows(tx), tx.QueryRow(ctx, "x"), batch(tx)
 	tx.End()
 	open.in = func() { t.Error("the connection was used") }
 	opened.Close()
 	_, valuesErr := opened.Values()
 	_, execErr := results.Exec()
 	_, queryErr := results.Query()
-	for what, err := range map[string]error{"err": opened.Err(), "scan": opened.Scan(), "values": valuesErr, "exec": execErr, "query": queryErr, "row": results.QueryRow().Scan(), "close": results.Close()} {
+	for what, err := range map[string]error{"err": opened.Err(), "scan": opened.Scan(), "one row": row.Scan(), "values": valuesErr, "exec": execErr, "query": queryErr, "row": results.QueryRow().Scan(), "close": results.Close()} {
 		if !errors.Is(err, pgx.ErrTxClosed) {
 			t.Errorf("%s: %v", what, err)
 		}
