@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
@@ -135,6 +136,27 @@ func TestLockOfATableWhoseSchemaHasGoneSaysThatItIsMissing(t *testing.T) {
 	})
 	if !errors.Is(keytable.LockError(err), keytable.ErrMissing) {
 		t.Error(err)
+	}
+}
+
+func TestWhoMayNotHoldTheTableIsToldSo(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for use, code := range map[keytable.Use]string{keytable.Reading: "", keytable.Writing: "42501"} {
+		err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(t.Context(), "set local role pg_monitor"); err != nil {
+				t.Fatal(err)
+			}
+			_, err := keytable.Hold(t.Context(), tx, "public", keytable.Name, use)
+			return err
+		})
+		got := ""
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+			got = e.Code
+		}
+		if got != code || (err != nil) != (code != "") {
+			t.Errorf("for writing %v: %v", bool(use), err)
+		}
 	}
 }
 

@@ -15,17 +15,16 @@ func Shadowing(ctx context.Context, q Querier, options ...any) (path string, err
 	if err := q.QueryRow(ctx, pathSQL, options...).Scan(&path); err != nil {
 		return "", err
 	}
-	if names := pathNames(path); len(names) > 0 {
-		for _, name := range names[1:] {
-			if name == "pg_catalog" && names[0] != name {
-				return path, nil
-			}
+	names := pathNames(path)
+	for _, name := range names[1:] {
+		if name == "pg_catalog" && names[0] != name {
+			return path, nil
 		}
 	}
 	return "", nil
 }
 
-// pathNames are the schemas of a search_path.
+// pathNames are the schemas of a search_path: of an empty one, a name without a letter.
 func pathNames(path string) (names []string) {
 	for rest, more := path, true; more; {
 		rest = strings.TrimSpace(rest)

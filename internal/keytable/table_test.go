@@ -2,6 +2,7 @@ package keytable
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -163,6 +164,38 @@ func TestEachUseOfTheTableHasItsOwnStrangers(t *testing.T) {
 	several := Table{Strangers: []Stranger{{Kind: "table", Host: true}, {Kind: "trigger", Role: "a"}, {Kind: "trigger", Role: "b"}}}
 	if s := several.Stranger(); s == nil || s.Role != "a" {
 		t.Errorf("the first stranger is %+v", s)
+	}
+}
+
+func TestStrangerSaysWhoItIsAndWhatToDo(t *testing.T) {
+	t.Parallel()
+	on := []string{"s", "t"}
+	const member, there = "who is no superuser, and of whom the current role is no member", "would run with the rights of this role"
+	for _, row := range []struct {
+		s             Stranger
+		found, remedy []string
+	}{
+		{Stranger{Kind: "table", Role: "r"}, []string{`THE belongs to role "r", ` + member, there}, []string{`connect as role "r"`, "else drop or rename the table"}},
+		{Stranger{Kind: "schema", Role: "r"}, []string{`THE can be replaced by role "r", the owner of the schema, ` + member}, []string{`connect as role "r"`, "the owner of the schema"}},
+		{Stranger{Kind: "parent or type", Role: "r"}, []string{`THE has a parent or a type of role "r", ` + member}, []string{"drop it, or make the owner of the table the owner"}},
+		{Stranger{Kind: "trigger", Name: "n", Role: "r"}, []string{`THE has the trigger "n" of role "r", ` + member, there}, []string{"drop it, or make the owner of the table the owner"}},
+		{Stranger{Kind: "right", Name: "t", Role: "r", Privilege: "trigger", On: on}, []string{`THE gives role "r" the right trigger on "t", which has a trigger, ` + member}, []string{`references on table "s"."t" from "r" cascade`}},
+		{Stranger{Kind: "right", Name: "t", Role: "public", Privilege: "trigger", On: on, Later: true}, []string{`role "public" the right trigger on "t", who is`}, []string{`on table "s"."t" from public cascade`}},
+		{Stranger{Kind: "right", Name: "t", Role: "r", Privilege: "trigger", Grantor: "g", On: on}, []string{`role "r"`}, []string{`grant option for trigger, references on table "s"."t" from "g" cascade`}},
+		{Stranger{Kind: "condition", Name: "n", Role: "public", On: on}, []string{`THE has the trigger "n", whose condition or arguments can run SQL`}, []string{`drop trigger "n" on "s"."t"`, `comment on trigger "n" on "s"."t" is 'idempotency: wanted', and again after each change`}},
+		{Stranger{Kind: "table", Role: "r", Login: "l"}, []string{`THE belongs to role "r", to whom the login "l" is a stranger`}, []string{"log in as the role that is to be used"}},
+	} {
+		found, remedy := row.s.Found("THE"), row.s.Remedy()
+		for _, words := range row.found {
+			if !strings.Contains(found, words) {
+				t.Errorf("%+v: found %q, without %q", row.s, found, words)
+			}
+		}
+		for _, words := range row.remedy {
+			if !strings.Contains(remedy, words) {
+				t.Errorf("%+v: remedy %q, without %q", row.s, remedy, words)
+			}
+		}
 	}
 }
 
