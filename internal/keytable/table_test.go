@@ -180,7 +180,7 @@ func TestStrangerSaysWhoItIsAndWhatToDo(t *testing.T) {
 		{Stranger{Kind: "parent or type", Role: "r"}, []string{`THE has a parent or a type of role "r", ` + member}, []string{"drop it, or make the owner of the table the owner"}},
 		{Stranger{Kind: "trigger", Name: "n", Role: "r"}, []string{`THE has the trigger "n" of role "r", ` + member, there}, []string{"drop it, or make the owner of the table the owner"}},
 		{Stranger{Kind: "right", Name: "t", Role: "r", Privilege: "trigger", On: on}, []string{`THE gives role "r" the right trigger on "t", which has a trigger, ` + member}, []string{`references on table "s"."t" from "r" cascade`}},
-		{Stranger{Kind: "right", Name: "t", Role: "public", Privilege: "trigger", On: on, Later: true}, []string{`role "public" the right trigger on "t", who is`}, []string{`on table "s"."t" from public cascade`}},
+		{Stranger{Kind: "right", Name: "t", Role: "public", Privilege: "trigger", On: on, Later: true}, []string{`role "public" the right trigger on "t", who is`}, []string{`on table "s"."t" from "public" cascade`}},
 		{Stranger{Kind: "right", Name: "t", Role: "r", Privilege: "trigger", Grantor: "g", On: on}, []string{`role "r"`}, []string{`grant option for trigger, references on table "s"."t" from "g" cascade`}},
 		{Stranger{Kind: "condition", Name: "n", Role: "public", On: on}, []string{`THE has the trigger "n", whose condition or arguments can run SQL`}, []string{`drop trigger "n" on "s"."t"`, `comment on trigger "n" on "s"."t" is 'idempotency: wanted', and again after each change`}},
 		{Stranger{Kind: "table", Role: "r", Login: "l"}, []string{`THE belongs to role "r", to whom the login "l" is a stranger`}, []string{"log in as the role that is to be used"}},
