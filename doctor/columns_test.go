@@ -72,7 +72,7 @@ func TestTableOfOtherTypesThatComesWhileTheDoctorWaitsIsNotRead(t *testing.T) {
 	}
 	var found []doctor.Finding
 	checked := make(chan error, 1)
-	pool := d.pool("role", "none")
+	pool := d.pool("role", "none", "default_transaction_isolation", "serializable")
 	go func() {
 		var err error
 		found, err = doctor.Check(context.WithoutCancel(t.Context()), pool, idempotency.Config{})

@@ -149,7 +149,12 @@ func TestWhatIsWrongWithTheTableIsFound(t *testing.T) {
 			t.Parallel()
 			d := setup(t)
 			d.exec(row.sql)
-			wants(t, d.check(d.pool(), idempotency.Config{}), row.severity, row.check, row.says)
+			findings := d.check(d.pool(), idempotency.Config{})
+			wants(t, findings, row.severity, row.check, row.says)
+			if sql := statement.FindString(findings[0].Remedy); strings.HasPrefix(sql, "alter table") && !strings.HasPrefix(row.name, "invalid") {
+				d.exec(sql)
+				healthy(t, d.check(d.pool(), idempotency.Config{}))
+			}
 		})
 	}
 }
@@ -164,6 +169,28 @@ func TestTableOfANamedSchemaIsExamined(t *testing.T) {
 	wants(t, d.check(d.pool(), idempotency.Config{Schema: `My "S`}), doctor.Warning, "purge index", `"My ""S"."idempotency_keys"`)
 }
 
+func TestTroubleOfTheTablesOfAnotherSchemaIsNoFinding(t *testing.T) {
+	t.Parallel()
+	for sound, bad := range map[string]string{"public": "twin", "twin": "public"} {
+		d := setup(t)
+		d.exec(`create schema twin; create table twin.idempotency_keys (like idempotency_keys including all); create table twin.idempotency_operations (like idempotency_operations including all);
+			grant usage on schema twin to public; grant select, insert, update, delete on all tables in schema twin to ` + d.role)
+		d.exec("set search_path = " + bad + ", public; " + operation + triggerFunction + `
+			create trigger a after update on idempotency_keys for each row execute function audit();
+			create table kid () inherits (idempotency_keys); create publication p for table idempotency_keys;
+			alter table idempotency_keys set (autovacuum_enabled = off), enable row level security; create policy p on idempotency_keys using (scope <> 's');
+			revoke delete on idempotency_keys, idempotency_operations from ` + d.role + "; reset search_path")
+		healthy(t, d.check(d.pool(), idempotency.Config{Schema: sound}))
+		var checks []string
+		for _, f := range d.check(d.pool(), idempotency.Config{Schema: bad}) {
+			checks = append(checks, f.Check)
+		}
+		if got := strings.Join(checks, ", "); got != "inheritance, privileges, trigger, policy, autovacuum, unfinished, publication, privileges" {
+			t.Errorf("of %s: %s", bad, got)
+		}
+	}
+}
+
 func TestMissingPrivilegesAreNamed(t *testing.T) {
 	t.Parallel()
 	for _, privilege := range []string{"select", "insert", "update", "delete"} {
@@ -176,7 +203,7 @@ func TestMissingPrivilegesAreNamed(t *testing.T) {
 	wants(t, d.check(d.pool(), idempotency.Config{Schema: "billing"}), doctor.Error, "privileges", "may not use schema billing", "grant usage")
 	d = setup(t)
 	d.exec("revoke execute on all functions in schema pg_catalog from public; grant execute on all functions in schema pg_catalog to " + d.role +
-		"; do $$ declare f regprocedure; begin for f in select oid from pg_proc where proname = 'pg_logical_emit_message' loop execute 'revoke execute on function ' || f || ' from " + d.role + "'; end loop; end $$")
+		"; do $$ declare f regprocedure; begin for f in select oid from pg_proc where proname = 'pg_logical_emit_message' and proargtypes[2] = 'text'::regtype loop execute 'revoke execute on function ' || f || ' from " + d.role + "'; end loop; end $$")
 	wants(t, d.check(d.pool(), idempotency.Config{}), doctor.Warning, "privileges", "pg_logical_emit_message")
 	findings, err := doctor.CheckReader(t.Context(), d.pool(), idempotency.Config{})
 	if err != nil {
@@ -210,6 +237,9 @@ func TestReaderIsExaminedAsAReader(t *testing.T) {
 	careless := d.pool("default_transaction_read_only", "on", "idle_in_transaction_session_timeout", "0",
 		"tcp_keepalives_idle", "7200", "default_transaction_isolation", "serializable")
 	healthy(t, check(d, careless))
+	d.exec("revoke all on idempotency_operations from " + d.role)
+	healthy(t, check(d, careless))
+	d.exec("grant select, insert, update, delete on idempotency_operations to " + d.role)
 	d.exec("revoke select on idempotency_keys from " + d.role + "; grant select (id, scope, origin, fingerprint, completed_at, expires_at, purge_after) on idempotency_keys to " + d.role)
 	healthy(t, check(d, d.pool()))
 	d.exec("revoke select (origin) on idempotency_keys from " + d.role + "; grant select (result) on idempotency_keys to " + d.role)
@@ -378,6 +408,14 @@ func TestWorstComesFirst(t *testing.T) {
 	}
 }
 
+func TestFindingDoesNothingToATerminal(t *testing.T) {
+	t.Parallel()
+	f := doctor.Finding{Severity: doctor.Note, Check: "trigger", Found: "the trigger \x1b[2J", Remedy: "drop \r"}
+	if got, want := f.String(), `note: trigger: the trigger \x1b[2J: drop \r`; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestDatabaseThatCannotBeAskedIsAnError(t *testing.T) {
 	t.Parallel()
 	pool, err := pgxpool.New(t.Context(), "postgres://user:s3cret@127.0.0.1:1/none")
@@ -400,6 +438,10 @@ func TestCheckLeavesNoTraceAndNoConnection(t *testing.T) {
 	healthy(t, d.check(pool, idempotency.Config{}))
 	if n := pool.Stat().TotalConns(); n != 1 {
 		t.Errorf("%d connections for one check", n)
+	}
+	var prepared int // a pooler could not keep them
+	if err := pool.QueryRow(t.Context(), "select count(*) from pg_prepared_statements", pgx.QueryExecModeExec).Scan(&prepared); err != nil || prepared != 0 {
+		t.Errorf("%d prepared statements, %v", prepared, err)
 	}
 }
 

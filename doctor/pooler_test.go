@@ -1,0 +1,87 @@
+package doctor_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgidem/idempotency"
+)
+
+// A function plays the pooler, by the process ids that the doctor gets, one after the other:
+// of a connection of the pool; of one that has prepared a statement, of another in a
+// transaction, and of the first again. Then it executes the statement.
+func TestPoolerIsToldByTheSessionsItGives(t *testing.T) {
+	t.Parallel()
+	const session, transaction = "2000000001, 2000000002, 2000000003, 2000000002", "2000000001, 2000000002, 2000000003, 2000000004"
+	for _, row := range []struct {
+		pids, code string // of the error of a statement that the pooler has lost
+		mode       pgx.QueryExecMode
+		found      string
+	}{
+		{session, "", pgx.QueryExecModeCacheStatement, ""},
+		{transaction, "", pgx.QueryExecModeCacheStatement, "note"},
+		{transaction, "26000", pgx.QueryExecModeCacheStatement, "error note"},
+		{transaction, "42P05", pgx.QueryExecModeCacheStatement, "error note"},
+		{transaction, "22012", pgx.QueryExecModeCacheStatement, "note"},
+		{transaction, "", pgx.QueryExecModeDescribeExec, "error note"},
+		{transaction, "26000", pgx.QueryExecModeCacheDescribe, "note"},
+	} {
+		t.Run(fmt.Sprintf("%+v", row), func(t *testing.T) {
+			t.Parallel()
+			d := setup(t)
+			cfg := d.played(`create sequence shim.asked; create function shim.pg_backend_pid() returns int security definer language plpgsql as $$
+				declare n bigint := nextval('shim.asked');
+				begin
+					if n = 5 and '` + row.code + `' <> '' then raise exception using errcode = '` + row.code + `'; end if;
+					return (array[` + row.pids + `])[n];
+				end $$`).Config()
+			cfg.ConnConfig.DefaultQueryExecMode = row.mode
+			cfg.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
+				conn.RuntimeParams["search_path"], conn.RuntimeParams["application_name"] = "shim, pg_catalog, public", "asks the pooler"
+				return nil
+			}
+			var looks atomic.Int32
+			cfg.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+				path := "shim, pg_catalog, public"
+				if looks.Add(1) == 1 { // a doctor that met it at once would look no further
+					path = "public"
+				}
+				_, err := conn.Exec(ctx, "set search_path = "+path, pgx.QueryExecModeExec)
+				return true, err
+			}
+			pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var found []string
+			for _, f := range d.check(pool, idempotency.Config{}) {
+				if f.Check != "pooler" {
+					t.Error(f)
+				}
+				found = append(found, string(f.Severity))
+			}
+			if got := strings.Join(found, " "); got != row.found {
+				t.Errorf("found %q, want %q", got, row.found)
+			}
+			if stat := pool.Stat(); stat.TotalConns() != 1 || stat.AcquiredConns() != 0 {
+				t.Fatalf("%d connections of the pool, of which %d are not given back", stat.TotalConns(), stat.AcquiredConns()) // Close would wait for these
+			}
+			pool.Close()
+			left := 1
+			for begun := time.Now(); left > 0 && time.Since(begun) < time.Minute; { // the server lets go of a session a moment later
+				if err := d.admin.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'asks the pooler'").Scan(&left); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if left > 0 {
+				t.Errorf("%d sessions are left", left)
+			}
+		})
+	}
+}
