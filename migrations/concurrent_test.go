@@ -128,6 +128,44 @@ func TestCancelEndsTheWaitAtOnce(t *testing.T) {
 	}
 }
 
+// golang-migrate passes no context on. Another session is making the very table here.
+func TestCancelEndsAFileThatWaitsForAnotherSession(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }
+	t.Cleanup(release)
+	if _, err := tx.Exec(t.Context(), "create table idempotency_keys ()"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- migrations.Up(ctx, pgtest.Pool(t, pool, param("application_name", "waiting")), "") }()
+	eventually(t, "the wait for a lock", func() bool {
+		return query[int](t, pool, "select count(*) from pg_stat_activity where application_name = 'waiting' and datname = current_database() and wait_event_type = 'Lock' and query like '%create table%'") == 1
+	})
+	cancel()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("goes on to wait")
+		release()
+		<-done
+	}
+	release()
+	if err := migrations.Up(t.Context(), pool, ""); err != nil {
+		t.Error(err)
+	}
+	wantWhole(t, pool, "public")
+}
+
 func TestDeadlineEndsTheWait(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
