@@ -386,7 +386,7 @@ func TestCompleterKeepsItsTurnWhileAnOperationTakesLongerThanMaxIdle(t *testing.
 		})
 		return err
 	}
-	purge := b.begin(pgx.TxOptions{}) // whose turn is another one
+	purge := b.begin(pgx.TxOptions{}) // the turn of a purge is not in the way of a completer
 	if _, err := purge.Exec(t.Context(), "select pg_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)"); err != nil {
 		t.Fatal(err)
 	}

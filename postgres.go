@@ -515,6 +515,15 @@ func idleTimeout(maxIdle time.Duration) string {
 	return strconv.FormatInt(max(maxIdle, 0).Milliseconds(), 10)
 }
 
+// maxIdleWith is Config.MaxIdle for a transaction that holds a turn, and sends nothing while
+// its holder pauses or works elsewhere, for as long as silence.
+func (s *Store) maxIdleWith(silence time.Duration) time.Duration {
+	if s.cfg.MaxIdle < 0 { // no limit
+		return s.cfg.MaxIdle
+	}
+	return min(s.cfg.MaxIdle+silence, maxServerTimeout)
+}
+
 // interval is d, to the microsecond as PostgreSQL has it. As a time.Duration it would
 // be boxed anew for each statement.
 func interval(d time.Duration) pgtype.Interval {

@@ -135,14 +135,6 @@ func (s *Store) purgeBatchInTurn(ctx context.Context, pause time.Duration, from 
 	})
 }
 
-// maxIdleWith is Config.MaxIdle for a transaction that is also silent by intention.
-func (s *Store) maxIdleWith(silence time.Duration) time.Duration {
-	if s.cfg.MaxIdle < 0 { // no limit
-		return s.cfg.MaxIdle
-	}
-	return min(s.cfg.MaxIdle+silence, maxServerTimeout)
-}
-
 func (s *Store) purgeBatchIf(ctx context.Context, maxIdle time.Duration, from *int64, allowed func(pgx.Tx, *statements) error) (done batch, err error) {
 	// A process that freezes here must not keep the keys it has locked, nor the turn.
 	err = s.change(ctx, maxIdle, func(tx pgx.Tx, sql *statements) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -442,38 +441,5 @@ func TestCheckLeavesNoTraceAndNoConnection(t *testing.T) {
 	var prepared int // a pooler could not keep them
 	if err := pool.QueryRow(t.Context(), "select count(*) from pg_prepared_statements", pgx.QueryExecModeExec).Scan(&prepared); err != nil || prepared != 0 {
 		t.Errorf("%d prepared statements, %v", prepared, err)
-	}
-}
-
-func TestPoolerThatBreaksPreparedStatementsIsFound(t *testing.T) {
-	if os.Getenv("DATABASE_URL_DIRECT") == "" {
-		t.Skip("needs a PgBouncer in front of the server: make test-pgbouncer")
-	}
-	t.Parallel()
-	pool := pgtest.New(t)
-	for mode, want := range map[pgx.QueryExecMode]doctor.Severity{
-		pgx.QueryExecModeCacheStatement: doctor.Error,
-		pgx.QueryExecModeDescribeExec:   doctor.Error,
-		pgx.QueryExecModeCacheDescribe:  doctor.Note,
-		pgx.QueryExecModeExec:           doctor.Note,
-		pgx.QueryExecModeSimpleProtocol: doctor.Note,
-	} {
-		for range 3 { // what one check prepares does not mislead the next
-			findings, err := doctor.Check(t.Context(), pgtest.Pool(t, pool, func(cfg *pgxpool.Config) {
-				cfg.ConnConfig.DefaultQueryExecMode = mode
-			}), idempotency.Config{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			var found []doctor.Finding
-			for _, f := range findings {
-				if f.Check == "pooler" && f.Severity == want {
-					found = append(found, f)
-				} else if f.Check == "pooler" && want == doctor.Note {
-					t.Errorf("%v: %s", mode, f)
-				}
-			}
-			wants(t, found, want, "pooler")
-		}
 	}
 }

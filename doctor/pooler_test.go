@@ -3,6 +3,7 @@ package doctor_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgidem/idempotency"
+	"github.com/pgidem/idempotency/doctor"
+	"github.com/pgidem/idempotency/internal/pgtest"
 )
 
 // A function plays the pooler, by the process ids that the doctor gets, one after the other:
@@ -74,7 +77,8 @@ func TestPoolerIsToldByTheSessionsItGives(t *testing.T) {
 			}
 			pool.Close()
 			left := 1
-			for begun := time.Now(); left > 0 && time.Since(begun) < time.Minute; { // the server lets go of a session a moment later
+			// The server lets go of a session a moment later.
+			for start := time.Now(); left > 0 && time.Since(start) < time.Minute; time.Sleep(10 * time.Millisecond) {
 				if err := d.admin.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'asks the pooler'").Scan(&left); err != nil {
 					t.Fatal(err)
 				}
@@ -83,5 +87,38 @@ func TestPoolerIsToldByTheSessionsItGives(t *testing.T) {
 				t.Errorf("%d sessions are left", left)
 			}
 		})
+	}
+}
+
+func TestPoolerThatBreaksPreparedStatementsIsFound(t *testing.T) {
+	if os.Getenv("DATABASE_URL_DIRECT") == "" {
+		t.Skip("needs a PgBouncer in front of the server: make test-pgbouncer")
+	}
+	t.Parallel()
+	pool := pgtest.New(t)
+	for mode, want := range map[pgx.QueryExecMode]doctor.Severity{
+		pgx.QueryExecModeCacheStatement: doctor.Error,
+		pgx.QueryExecModeDescribeExec:   doctor.Error,
+		pgx.QueryExecModeCacheDescribe:  doctor.Note,
+		pgx.QueryExecModeExec:           doctor.Note,
+		pgx.QueryExecModeSimpleProtocol: doctor.Note,
+	} {
+		for range 3 { // what one check prepares does not mislead the next
+			findings, err := doctor.Check(t.Context(), pgtest.Pool(t, pool, func(cfg *pgxpool.Config) {
+				cfg.ConnConfig.DefaultQueryExecMode = mode
+			}), idempotency.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var found []doctor.Finding
+			for _, f := range findings {
+				if f.Check == "pooler" && f.Severity == want {
+					found = append(found, f)
+				} else if f.Check == "pooler" && want == doctor.Note {
+					t.Errorf("%v: %s", mode, f)
+				}
+			}
+			wants(t, found, want, "pooler")
+		}
 	}
 }

@@ -214,3 +214,40 @@ func TestFirstSchemaOfThePathThatHasTheTableIsFound(t *testing.T) {
 		}
 	}
 }
+
+// What the migrations make is what the package needs, by name and type.
+func TestEachColumnThatTheMigrationsMakeIsNeeded(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t)
+	for _, name := range []string{keytable.Name, keytable.Operations, keytable.Migrations} {
+		table, err := keytable.Describe(t.Context(), pool, "public", name)
+		if err != nil || !table.Fits() {
+			t.Fatalf("%s: %v; %s", name, err, table.Unfit())
+		}
+		for _, column := range table.Columns {
+			for _, row := range []struct {
+				change string
+				look   func(keytable.Table) []string
+				want   string
+			}{
+				{"rename " + column.Name + " to other", keytable.Table.Missing, column.Name},
+				{"drop " + column.Name + ", add " + column.Name + " point", keytable.Table.Mistyped, column.Name + " " + column.Type},
+			} {
+				tx, err := pool.Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := tx.Exec(t.Context(), "alter table "+name+" "+row.change, pgx.QueryExecModeExec); err != nil {
+					t.Fatal(err)
+				}
+				changed, err := keytable.Describe(t.Context(), tx, "public", name)
+				if got := row.look(changed); err != nil || !slices.Equal(got, []string{row.want}) {
+					t.Errorf("%s, %s: %q, %v", name, row.change, got, err)
+				}
+				if err := tx.Rollback(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}

@@ -24,7 +24,7 @@ func Shadowing(ctx context.Context, q Querier, options ...any) (path string, err
 	return "", nil
 }
 
-// pathNames are the schemas of a search_path: of an empty one, a name without a letter.
+// pathNames are the schemas of a search_path. An empty one has one, whose name is empty.
 func pathNames(path string) (names []string) {
 	for rest, more := path, true; more; {
 		rest = strings.TrimSpace(rest)

@@ -3,11 +3,9 @@ package keytable_test
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/pgidem/idempotency/internal/keytable"
 	"github.com/pgidem/idempotency/internal/pgtest"
 )
@@ -15,17 +13,17 @@ import (
 func TestSchemaInWhichStrangersCanPlantSomethingIsOpen(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	name := pool.Config().ConnConfig.Database
 	for what, row := range map[string]struct {
 		sql        string
 		role, root string // what each finds: of the schema, its owner or else who may create in it
 	}{
 		"of a superuser":                     {"", "", ""},
 		"of who cannot have made it":         {"alter schema s owner to NAME_stranger", "", ""},
-		"of a stranger":                      {"alter schema s owner to NAME_stranger; grant create on database NAME to NAME_stranger", "owner NAME_stranger", "owner NAME_stranger"},
-		"of a schema's owner, and the other": {"alter schema s owner to NAME_stranger; grant create on database NAME to NAME_team", "owner NAME_stranger", "owner NAME_stranger"},
-		"of the role itself":                 {"alter schema s owner to NAME_me; grant create on database NAME to NAME_stranger", "", "owner NAME_me"},
-		"of the owner of the database":       {"alter schema s owner to NAME_stranger; alter database NAME owner to NAME_stranger", "", ""},
+		"of a stranger":                      {"alter schema s owner to NAME_stranger; grant create on database DATABASE to NAME_stranger", "owner NAME_stranger", "owner NAME_stranger"},
+		"of a schema's owner, and the other": {"alter schema s owner to NAME_stranger; grant create on database DATABASE to NAME_team", "owner NAME_stranger", "owner NAME_stranger"},
+		"of a role that it can become":       {"alter schema s owner to NAME_stranger; grant create on database DATABASE to NAME_team; grant NAME_stranger to current_user, NAME_me; alter role NAME_me noinherit", "", "owner NAME_stranger"},
+		"of the role itself":                 {"alter schema s owner to NAME_me; grant create on database DATABASE to NAME_stranger", "", "owner NAME_me"},
+		"of the owner of the database":       {"alter schema s owner to NAME_stranger; alter database DATABASE owner to NAME_stranger", "", ""},
 		"a right to use it":                  {"grant usage on schema s to NAME_stranger", "", ""},
 		"a right to create":                  {"grant create on schema s to NAME_stranger", "NAME_stranger", "NAME_stranger"},
 		"everybody's right":                  {"grant create on schema s to public, NAME_stranger", "NAME_stranger, public", "NAME_stranger, public"},
@@ -37,15 +35,8 @@ func TestSchemaInWhichStrangersCanPlantSomethingIsOpen(t *testing.T) {
 		"of a superuser's":                   {"alter role NAME_stranger superuser; grant create on schema s to NAME_stranger", "", ""},
 	} {
 		for role, want := range map[string]string{"NAME_me": row.role, "none": row.root} {
-			tx, err := pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			sql := "create role NAME_me; create role NAME_stranger; create role NAME_team; revoke create on schema public from public; create schema s; create schema t; " + row.sql +
-				"; grant usage on schema s, t to public; set local search_path = public, s, none; set local role " + role
-			if _, err := tx.Exec(t.Context(), strings.ReplaceAll(sql, "NAME", name), pgx.QueryExecModeSimpleProtocol); err != nil {
-				t.Fatalf("%s: %v", what, err)
-			}
+			tx, in := session(t, pool, "create role NAME_me; create role NAME_stranger; create role NAME_team; revoke create on schema public from public; create schema s; create schema t; "+row.sql+
+				"; grant usage on schema s, t to public; set local search_path = public, s, none", role)
 			open, err := keytable.OpenInPath(t.Context(), tx)
 			if err != nil {
 				t.Fatal(err)
@@ -60,7 +51,7 @@ func TestSchemaInWhichStrangersCanPlantSomethingIsOpen(t *testing.T) {
 					t.Errorf("%s: %+v", what, o)
 				}
 			}
-			if want := strings.ReplaceAll(want, "NAME", name); got != want {
+			if want := in(want); got != want {
 				t.Errorf("%s, to %s: %q, want %q", what, role, got, want)
 			}
 			owner, err := keytable.StrangerOfSchema(t.Context(), tx, "s")
@@ -77,14 +68,8 @@ func TestSchemaInWhichStrangersCanPlantSomethingIsOpen(t *testing.T) {
 func TestOpenSchemasAreInTheOrderOfThePath(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t)
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	tx, _ := session(t, pool, "create schema a; create schema b; grant usage, create on schema a, b, public to public; set local search_path = b, public, a", "none")
 	defer tx.Rollback(context.Background())
-	if _, err := tx.Exec(t.Context(), "create schema a; create schema b; grant usage, create on schema a, b, public to public; set local search_path = b, public, a", pgx.QueryExecModeSimpleProtocol); err != nil {
-		t.Fatal(err)
-	}
 	open, err := keytable.OpenInPath(t.Context(), tx)
 	if got := fmt.Sprint(open); got != "[{b  public} {public  public} {a  public}]" || err != nil {
 		t.Errorf("%s, %v", got, err)
@@ -108,42 +93,5 @@ func TestSchemaHoldsARelationOfAnyKind(t *testing.T) {
 	cancel()
 	if got, err := keytable.Holds(ended, pool, "public", keytable.Name); got || err == nil {
 		t.Errorf("%v without an error", got)
-	}
-}
-
-// What the migrations make is what the package needs, by name and type.
-func TestEachColumnThatTheMigrationsMakeIsNeeded(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.New(t)
-	for _, name := range []string{keytable.Name, keytable.Operations, keytable.Migrations} {
-		table, err := keytable.Describe(t.Context(), pool, "public", name)
-		if err != nil || !table.Fits() {
-			t.Fatalf("%s: %v; %s", name, err, table.Unfit())
-		}
-		for _, column := range table.Columns {
-			for _, row := range []struct {
-				change string
-				look   func(keytable.Table) []string
-				want   string
-			}{
-				{"rename " + column.Name + " to other", keytable.Table.Missing, column.Name},
-				{"drop " + column.Name + ", add " + column.Name + " point", keytable.Table.Mistyped, column.Name + " " + column.Type},
-			} {
-				tx, err := pool.Begin(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := tx.Exec(t.Context(), "alter table "+name+" "+row.change, pgx.QueryExecModeExec); err != nil {
-					t.Fatal(err)
-				}
-				changed, err := keytable.Describe(t.Context(), tx, "public", name)
-				if got := row.look(changed); err != nil || !slices.Equal(got, []string{row.want}) {
-					t.Errorf("%s, %s: %q, %v", name, row.change, got, err)
-				}
-				if err := tx.Rollback(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
 	}
 }

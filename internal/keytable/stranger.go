@@ -124,7 +124,7 @@ func (s *Stranger) Remedy() string {
 		if s.Grantor != "" { // what was passed on is taken away with the option to do so
 			return fmt.Sprintf("drop the triggers that are not yours, and revoke grant option for trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Grantor}.Sanitize())
 		}
-		// In quotes, too, public is everybody.
+		// PostgreSQL takes "public" for everybody, also in quotes.
 		return fmt.Sprintf("drop the triggers that are not yours, and revoke trigger, references on table %s from %s cascade", on, pgx.Identifier{s.Role}.Sanitize())
 	}
 	return "drop it, or make the owner of the table the owner of the function, the type or the table behind it"
