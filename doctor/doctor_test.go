@@ -63,9 +63,11 @@ func (d *database) pool(params ...string) *pgxpool.Pool {
 
 func (d *database) check(pool *pgxpool.Pool, cfg idempotency.Config) []doctor.Finding {
 	d.Helper()
-	findings, err := doctor.Check(d.Context(), pool, cfg)
+	ctx, cancel := context.WithTimeout(d.Context(), 30*time.Second) // a check that keeps its connection leaves none for the next
+	defer cancel()
+	findings, err := doctor.Check(ctx, pool, cfg)
 	if err != nil {
-		d.Error(err)
+		d.Fatal(err)
 	}
 	return findings
 }
